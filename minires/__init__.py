@@ -1,0 +1,1 @@
+"""ResNet-50 inference from scratch: NumPy for the definitions, Numba for the speed."""

@@ -1,0 +1,332 @@
+"""ResNet-50 v1.5 on one page: the list of layers, and the walk through it.
+
+He et al., "Deep Residual Learning for Image Recognition" (2015), table 1; v1.5 moves a
+block's stride from its first 1x1 to its 3x3 convolution, as torchvision does.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minires import layers as ops
+from minires.errors import MiniresError
+from minires.layers import Array, FloatParams, Layer, Shape
+from minires.reference import fold_batchnorm
+
+BATCHNORM = ("weight", "bias", "running_mean", "running_var")
+
+# Which function computes which operator, precision by precision.
+OPERATORS: dict[str, dict[str, Any]] = {
+    "fp32": {
+        "input": ops.input_f32,
+        "conv": ops.conv_f32,
+        "maxpool": ops.maxpool,
+        "avgpool": ops.avgpool_f32,
+        "linear": ops.linear_f32,
+        "batchnorm": ops.batchnorm_f32,
+        "add": ops.add_f32,
+        "relu": ops.relu_f32,
+    },
+}
+
+
+def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
+    """List the layers in the order they run."""
+
+    def conv(name: str, x: str, in_c: int, out_c: int, kernel: int, stride: int = 1,
+             relu: bool = True, residual: tuple[str, ...] = ()) -> Layer:  # fmt: skip
+        bn = name[:-1] + "1" if "downsample" in name else name.replace("conv", "bn")
+        return Layer(name, "conv", (x, *residual), in_c, out_c, kernel, stride, kernel // 2, bn,
+                     relu)  # fmt: skip
+
+    layers = [
+        Layer("input", "input", (), 3, 3),
+        conv("conv1", "input", 3, 64, kernel=7, stride=2),
+        Layer("maxpool", "maxpool", ("conv1",), 64, 64, kernel=3, stride=2, padding=1),
+    ]
+    x, in_c = "maxpool", 64
+    for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)], start=1):
+        for block in range(blocks):
+            name, out_c = f"layer{stage}.{block}", 4 * width
+            stride = 2 if block == 0 and stage > 1 else 1
+            shortcut = x
+            layers.append(conv(f"{name}.conv1", x, in_c, width, kernel=1))
+            layers.append(conv(f"{name}.conv2", f"{name}.conv1", width, width, 3, stride))
+            if block == 0:  # the shapes change: the shortcut needs a convolution too
+                shortcut = f"{name}.downsample.0"
+                layers.append(conv(shortcut, x, in_c, out_c, 1, stride, relu=False))
+            x = f"{name}.conv3"
+            layers.append(conv(x, f"{name}.conv2", width, out_c, 1, residual=(shortcut,)))
+            in_c = out_c
+    layers.append(Layer("avgpool", "avgpool", (x,), in_c, in_c))
+    layers.append(Layer("fc", "linear", ("avgpool",), in_c, num_classes))
+    return layers
+
+
+def take_apart(layers: list[Layer]) -> list[Layer]:
+    """Split each fused step into convolution, batchnorm, add and relu, as in torchvision."""
+    parts: list[Layer] = []
+    ends: dict[str, str] = {}  # a fused step's name -> the part that holds its output
+    for layer in layers:
+        x, *residual = [ends.get(name, name) for name in layer.inputs] or [""]
+        if layer.op != "conv":
+            parts.append(replace(layer, inputs=(x,) if x else ()))
+            ends[layer.name] = layer.name
+            continue
+        c = layer.out_c
+        parts.append(replace(layer, inputs=(x,), bn="", relu=False))
+        parts.append(Layer(layer.bn, "batchnorm", (layer.name,), c, c))
+        if residual:
+            add = layer.name.replace("conv3", "add")
+            parts.append(Layer(add, "add", (parts[-1].name, *residual), c, c))
+        if layer.relu:
+            relu = layer.name.replace("conv", "relu")
+            parts.append(Layer(relu, "relu", (parts[-1].name,), c, c))
+        ends[layer.name] = parts[-1].name
+    return parts
+
+
+def state_dict_shapes(layers: list[Layer]) -> dict[str, Shape]:
+    """Name every tensor that the layers need from torchvision's state_dict, with its shape."""
+    shapes: dict[str, Shape] = {}
+    for layer in layers:
+        if layer.op == "conv":
+            shapes[f"{layer.name}.weight"] = (layer.out_c, layer.in_c, layer.kernel, layer.kernel)
+            shapes |= {f"{layer.bn}.{field}": (layer.out_c,) for field in BATCHNORM}
+        elif layer.op == "linear":
+            shapes[f"{layer.name}.weight"] = (layer.out_c, layer.in_c)
+            shapes[f"{layer.name}.bias"] = (layer.out_c,)
+    return shapes
+
+
+def fp32_params(layers: list[Layer], state: Mapping[str, Array]) -> dict[str, Any]:
+    """Fold BatchNorms into their convolutions and lay the weights out as GEMM reads them."""
+    params: dict[str, Any] = {}
+    for layer in layers:
+        if layer.op == "conv":
+            weight = state[f"{layer.name}.weight"].transpose(0, 2, 3, 1)  # OIHW to OHWI
+            bias = np.zeros(layer.out_c, np.float32)
+            if layer.bn:
+                weight, bias = fold_batchnorm(weight, *_batchnorm(state, layer.bn))
+            params[layer.name] = FloatParams(weight.reshape(layer.out_c, -1), bias)  # (N, K)
+        elif layer.op == "linear":
+            params[layer.name] = FloatParams(state["fc.weight"], state["fc.bias"])
+        elif layer.op == "batchnorm":
+            params[layer.name] = _batchnorm(state, layer.name)
+    return params
+
+
+def _batchnorm(state: Mapping[str, Array], name: str) -> tuple[Array, ...]:
+    return tuple(state[f"{name}.{field}"] for field in BATCHNORM)
+
+
+class Step(NamedTuple):
+    """One layer that has run: what went in, what came out."""
+
+    layer: Layer
+    inputs: tuple[Array, ...]
+    output: Array
+
+    @property
+    def name(self) -> str:
+        """The layer's name, as in torchvision."""
+        return self.layer.name
+
+    @property
+    def op(self) -> str:
+        """The operator: input, conv, maxpool, avgpool, linear."""
+        return self.layer.op
+
+    @property
+    def input_shapes(self) -> tuple[Shape, ...]:
+        """The inputs' shapes, NHWC."""
+        return tuple(x.shape for x in self.inputs)
+
+    @property
+    def output_shape(self) -> Shape:
+        """The output's shape, NHWC."""
+        return self.output.shape
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds behind the output."""
+        return self.layer.macs(self.output.shape)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(map(str, self.input_shapes))
+        return f"Step({self.name}, {self.op}: {shapes} -> {self.output_shape}, {self.macs:,} MACs)"
+
+
+class SummaryRow(NamedTuple):
+    """One layer of `ResNet50.summary`."""
+
+    name: str
+    op: str
+    output_shape: Shape
+    parameters: int
+    macs: int
+
+
+class ResNet50:
+    """ResNet-50 that can be called, stepped through, hooked and printed.
+
+    Parameters
+    ----------
+    layers : list of Layer
+        What runs, in order: `resnet50_layers`.
+    params : mapping
+        Each layer's parameters, by its name, in the form its operators take.
+    precision : str
+        A key of `OPERATORS`.
+    meta : mapping, optional
+        What is known about the weights: name, categories, preset, accuracy, source, licence.
+    """
+
+    def __init__(
+        self,
+        layers: list[Layer],
+        params: Mapping[str, Any],
+        precision: str = "fp32",
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.layers = layers
+        self.params = params
+        self.precision = precision
+        self.meta = dict(meta or {})
+        self.apart = take_apart(layers)
+        self.apart_params: Mapping[str, Any] = {}
+
+    @classmethod
+    def from_state_dict(
+        cls, state: Mapping[str, Array], meta: Mapping[str, Any] | None = None
+    ) -> "ResNet50":
+        """Build the float32 network.
+
+        Parameters
+        ----------
+        state : mapping
+            torchvision's state_dict as arrays: OIHW float32 under the keys that
+            `state_dict_shapes` names. The number of classes is that of ``fc.bias``.
+        meta : mapping, optional
+            As for the class.
+
+        Returns
+        -------
+        ResNet50
+            With precision "fp32".
+        """
+        layers = resnet50_layers(num_classes=len(state["fc.bias"]))
+        model = cls(layers, fp32_params(layers, state), meta=meta)
+        model.apart_params = fp32_params(model.apart, state)
+        return model
+
+    def __call__(self, x: Array, fused: bool = True) -> Array:
+        """Classify a batch.
+
+        Parameters
+        ----------
+        x : ndarray
+            (N, 3, H, W) float32, normalized as `minires.preprocess` does; H and W at least 32.
+        fused : bool
+            False runs convolution, batchnorm, add and relu as layers of their own.
+
+        Returns
+        -------
+        ndarray
+            Logits, (N, num_classes) float32.
+        """
+        *_, last = self.steps(x, fused)
+        return last.output
+
+    def steps(self, x: Array, fused: bool = True) -> Iterator[Step]:
+        """Walk through the network, stopping after each layer.
+
+        Parameters
+        ----------
+        x, fused
+            As in `__call__`.
+
+        Yields
+        ------
+        Step
+            The layer with its inputs and its output, NHWC; the last output is the logits.
+        """
+        check_input(x)
+        layers, params = (self.layers, self.params) if fused else (self.apart, self.apart_params)
+        operators = OPERATORS[self.precision]
+        last_reader = {name: layer for layer in layers for name in layer.inputs}
+        outputs: dict[str, Array] = {}
+        for layer in layers:
+            inputs = tuple(outputs[name] for name in layer.inputs) or (x,)
+            output = operators[layer.op](layer, params.get(layer.name), *inputs)
+            for hook in list(layer.hooks):
+                replacement = hook(layer, inputs, output)
+                output = output if replacement is None else replacement
+            outputs[layer.name] = output
+            for name in layer.inputs:  # keep no activation longer than a layer reads it
+                if last_reader[name] is layer:
+                    del outputs[name]
+            yield Step(layer, inputs, output)
+
+    def __getitem__(self, name: str) -> Layer:
+        """Find the layer to hook by its name: a fused one, else a part of one."""
+        layers = {layer.name: layer for layer in self.apart + self.layers}
+        if name not in layers:
+            raise KeyError(f"no layer is called {name!r}; print(model) lists them")
+        return layers[name]
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def summary(self, height: int = 224, width: int = 224, batch: int = 1) -> list[SummaryRow]:
+        """List output shape, parameters and multiply-adds of each layer, without running any.
+
+        Parameters
+        ----------
+        height, width, batch : int
+            The input's pixels, and how many images.
+
+        Returns
+        -------
+        list of SummaryRow
+            In the order the layers run.
+        """
+        shapes: dict[str, Shape] = {}
+        rows = []
+        for layer in self.layers:
+            x = shapes[layer.inputs[0]] if layer.inputs else (batch, height, width, 3)
+            shape = shapes[layer.name] = layer.output_shape(x)
+            rows.append(
+                SummaryRow(layer.name, layer.op, shape, layer.parameters, layer.macs(shape))
+            )
+        return rows
+
+    def __str__(self) -> str:
+        return format_summary(self.summary())
+
+
+def format_summary(rows: list[SummaryRow]) -> str:
+    """Lay `ResNet50.summary` out as a table with its totals."""
+    total = SummaryRow("total", "", (), sum(r.parameters for r in rows), sum(r.macs for r in rows))
+    lines = [f"{'name':<22}{'operator':<10}{'output (NHWC)':<22}{'parameters':>12}{'MACs':>16}"]
+    for name, op, shape, parameters, macs in [*rows, total]:
+        sizes = " x ".join(map(str, shape))
+        lines.append(f"{name:<22}{op:<10}{sizes:<22}{parameters:>12,}{macs:>16,}")
+    return "\n".join(lines)
+
+
+def check_input(x: Array) -> None:
+    """Raise `MiniresError` unless `x` is a batch that the network can take."""
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        kind = f"a {x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
+        raise MiniresError(f"x is {kind}; wanted a float32 array, as minires.preprocess makes it")
+    if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] != 3 or min(x.shape[2:]) < 32:
+        raise MiniresError(f"x has shape {x.shape}; wanted (N, 3, H, W), H and W at least 32")
+    largest = np.abs(x).max()
+    if not largest < 100:  # so that NaN fails too
+        raise MiniresError(
+            f"x holds values up to {largest:g}; wanted normalized pixels (about -3 to 3), "
+            "as minires.preprocess makes them"
+        )

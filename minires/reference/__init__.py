@@ -1,0 +1,24 @@
+"""The definitions: every operator of the network in plain NumPy.
+
+Nothing here is tuned beyond what NumPy's BLAS gives. Fast kernels are checked against these
+functions, so a definition is written to be read and to be right. Activations are NHWC,
+weights OHWI. This folder imports NumPy alone.
+"""
+
+from minires.reference.activation import relu_ref, softmax_ref
+from minires.reference.batchnorm import batchnorm_ref, fold_batchnorm
+from minires.reference.gemm import gemm_f32_ref
+from minires.reference.im2col import im2col_ref, output_size
+from minires.reference.pool import global_avgpool_ref, maxpool_ref
+
+__all__ = [
+    "batchnorm_ref",
+    "fold_batchnorm",
+    "gemm_f32_ref",
+    "global_avgpool_ref",
+    "im2col_ref",
+    "maxpool_ref",
+    "output_size",
+    "relu_ref",
+    "softmax_ref",
+]

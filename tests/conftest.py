@@ -1,0 +1,24 @@
+"""Fixtures shared by all tests, and where the optional test data lies."""
+
+import os
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real weights and photographs, which are not part of the project."""
+    if "MINIRES_TEST_DATA" not in os.environ:
+        pytest.skip("MINIRES_TEST_DATA is not set: no real weights, no photographs")
+    return Path(os.environ["MINIRES_TEST_DATA"])
+
+
+@pytest.fixture(scope="session")
+def real_state_dict(test_data: Path) -> dict[str, Any]:
+    """A real ImageNet ResNet-50 under torchvision's key names, float32."""
+    unpack = runpy.run_path(str(test_data / "weights" / "unpack.py"))
+    return {key: np.ascontiguousarray(value) for key, value in unpack["state_dict"]().items()}
