@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from minires import reference as ref
+from minires.reference import QParams
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
+Operator = Callable[..., Array]
 Hook = Callable[["Layer", tuple[Array, ...], Array], Array | None]
 
 
@@ -38,6 +40,8 @@ class Layer:
         torchvision's name of the BatchNorm fused into a convolution.
     relu : bool
         Whether negative outputs become zero.
+    qparams : QParams or None
+        Scale and zero point of the output, where it is in eight bits.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Layer:
     padding: int = 0
     bn: str = ""
     relu: bool = False
+    qparams: QParams | None = None
     hooks: list[Hook] = field(default_factory=list, repr=False)
 
     def output_shape(self, x: Shape) -> Shape:
@@ -106,10 +111,29 @@ class HookHandle(NamedTuple):
 
 
 class FloatParams(NamedTuple):
-    """A convolution's or linear layer's float32 parameters."""
+    """What a convolution or the linear layer knows in float32."""
 
     weight: Array  # (N, K): OHWI, a row per output channel
     bias: Array  # (N,)
+
+
+class Int8Params(NamedTuple):
+    """What a convolution or the linear layer knows in INT8."""
+
+    x: QParams  # the input's
+    w_s8: Array  # (N, K)
+    w_scale: Array  # (N,) float32
+    bias_s32: Array  # (N,) in steps of x.scale * w_scale, with x.zero_point folded in
+    residual: QParams | None = None  # the residual's
+
+    def dequantize(self) -> FloatParams:
+        """Turn weights and bias back into the real numbers that they stand for."""
+        bias_s32 = self.bias_s32 + self.x.zero_point * self.w_s8.sum(axis=1, dtype=np.int32)
+        bias = bias_s32 * (np.float64(self.x.scale) * self.w_scale)
+        return FloatParams(self.w_s8 * self.w_scale[:, np.newaxis], bias.astype(np.float32))
+
+
+# FP32: the definition. Each INT8 operator below it is a small difference of it.
 
 
 def input_f32(layer: Layer, _: None, x: Array) -> Array:
@@ -118,7 +142,7 @@ def input_f32(layer: Layer, _: None, x: Array) -> Array:
 
 
 def conv_f32(layer: Layer, p: FloatParams, x: Array, residual: Array | None = None) -> Array:
-    """Convolve: im2col, GEMM, and an epilogue on the accumulators before they are stored."""
+    """Convolve: im2col, a GEMM, and an epilogue of bias, residual and ReLU."""
     columns = ref.im2col_ref(x, layer.kernel, layer.kernel, layer.stride, layer.padding)  # (M, K)
     y = ref.gemm_f32_ref(columns, p.weight.T)  # (M, N)
     y += p.bias
@@ -130,7 +154,7 @@ def conv_f32(layer: Layer, p: FloatParams, x: Array, residual: Array | None = No
 
 
 def maxpool(layer: Layer, _: None, x: Array) -> Array:
-    """Max-pool; the same for floats and for quantized values."""
+    """Max-pool, the same for real numbers and for steps."""
     return ref.maxpool_ref(x, layer.kernel, layer.stride, layer.padding)
 
 
@@ -140,23 +164,60 @@ def avgpool_f32(layer: Layer, _: None, x: Array) -> Array:
 
 
 def linear_f32(layer: Layer, p: FloatParams, x: Array) -> Array:
-    """Classify: the GEMM without an im2col."""
+    """Classify: a GEMM without im2col."""
     return ref.gemm_f32_ref(x, p.weight.T) + p.bias  # (batch, num_classes)
 
 
-# Taken apart, a fused step's parts are layers of their own.
+# Real INT8: u8 activations, s8 weights, s32 accumulators, u8 out.
 
 
-def batchnorm_f32(layer: Layer, p: tuple[Array, ...], x: Array) -> Array:
-    """Normalize by gamma, beta, mean and var, in this order."""
-    return ref.batchnorm_ref(x, *p)
+def y_qparams(layer: Layer) -> QParams:
+    """Scale and zero point of the output; quantize/ has given them to every INT8 layer."""
+    assert layer.qparams is not None
+    return layer.qparams
 
 
-def add_f32(layer: Layer, _: None, x: Array, residual: Array) -> Array:
-    """Add the block's input to its output."""
-    return x + residual
+def input_int8(layer: Layer, _: None, x: Array) -> Array:
+    """Turn NCHW into NHWC and quantize."""
+    return ref.quantize_ref(input_f32(layer, None, x), *y_qparams(layer))
 
 
-def relu_f32(layer: Layer, _: None, x: Array) -> Array:
-    """Clip at zero."""
-    return ref.relu_ref(x)
+def conv_int8(layer: Layer, p: Int8Params, x: Array, residual: Array | None = None) -> Array:
+    """Convolve as in FP32, but in integers, with the requantization as the epilogue."""
+    kernel, y = layer.kernel, y_qparams(layer)
+    columns = ref.im2col_ref(x, kernel, kernel, layer.stride, layer.padding, p.x.zero_point)
+    acc_s32 = ref.gemm_u8s8_ref(columns, p.w_s8.T) + p.bias_s32  # (M, N)
+    m = p.x.scale * p.w_scale / y.scale
+    shortcut = None
+    if residual is not None and p.residual is not None:
+        steps = residual.reshape(acc_s32.shape).astype(np.int32) - p.residual.zero_point
+        shortcut = steps.astype(np.float32) * (p.residual.scale / y.scale)  # (M, N)
+    y_u8 = ref.requantize_ref(acc_s32, m, y.zero_point, shortcut)  # its clip is the ReLU
+    return y_u8.reshape(layer.output_shape(x.shape))  # (batch, out_h, out_w, out_c)
+
+
+def avgpool_int8(layer: Layer, p: QParams, x: Array) -> Array:
+    """Sum over all pixels; the division by their number is part of the requantization."""
+    pixels, y = x.shape[1] * x.shape[2], y_qparams(layer)
+    acc_s32 = x.sum(axis=(1, 2), dtype=np.int32) - pixels * p.zero_point  # (batch, in_c)
+    m = p.scale / (y.scale * np.float32(pixels))
+    return ref.requantize_ref(acc_s32, m, y.zero_point)
+
+
+def linear_int8(layer: Layer, p: Int8Params, x: Array) -> Array:
+    """Classify in integers; the logits leave as float32."""
+    acc_s32 = ref.gemm_u8s8_ref(x, p.w_s8.T) + p.bias_s32  # (batch, num_classes)
+    return acc_s32.astype(np.float32) * (p.x.scale * p.w_scale)
+
+
+# Simulated INT8: what eight bits keep of weights and activations, computed in FP32.
+
+
+def simulated(operator: Operator) -> Operator:
+    """Have an FP32 operator use dequantized weights and round its output to eight bits."""
+
+    def run(layer: Layer, p: Any, *inputs: Array) -> Array:
+        y = operator(layer, p.dequantize() if isinstance(p, Int8Params) else None, *inputs)
+        return ref.fake_quantize_ref(y, *layer.qparams) if layer.qparams else y
+
+    return run

@@ -5,29 +5,40 @@ block's stride from its first 1x1 to its 3x3 convolution, as torchvision does.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minires import layers as ops
+from minires.apart import OPERATORS_APART, take_apart
 from minires.errors import MiniresError
-from minires.layers import Array, FloatParams, Layer, Shape
-from minires.reference import fold_batchnorm
+from minires.layers import Array, Layer, Operator, Shape
+from minires.state_dict import fp32_params
+from minires.summary import format_summary, summarize
 
-BATCHNORM = ("weight", "bias", "running_mean", "running_var")
-
-# Which function computes which operator, precision by precision.
-OPERATORS: dict[str, dict[str, Any]] = {
+# Which function computes an operator, precision by precision.
+OPERATORS: dict[str, dict[str, Operator]] = {
     "fp32": {
         "input": ops.input_f32,
         "conv": ops.conv_f32,
         "maxpool": ops.maxpool,
         "avgpool": ops.avgpool_f32,
         "linear": ops.linear_f32,
-        "batchnorm": ops.batchnorm_f32,
-        "add": ops.add_f32,
-        "relu": ops.relu_f32,
+        **OPERATORS_APART,
+    },
+    "int8-simulated": {
+        "input": ops.simulated(ops.input_f32),
+        "conv": ops.simulated(ops.conv_f32),
+        "maxpool": ops.maxpool,
+        "avgpool": ops.simulated(ops.avgpool_f32),
+        "linear": ops.simulated(ops.linear_f32),
+    },
+    "int8": {
+        "input": ops.input_int8,
+        "conv": ops.conv_int8,
+        "maxpool": ops.maxpool,
+        "avgpool": ops.avgpool_int8,
+        "linear": ops.linear_int8,
     },
 }
 
@@ -65,63 +76,6 @@ def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
     return layers
 
 
-def take_apart(layers: list[Layer]) -> list[Layer]:
-    """Split each fused step into convolution, batchnorm, add and relu, as in torchvision."""
-    parts: list[Layer] = []
-    ends: dict[str, str] = {}  # a fused step's name -> the part that holds its output
-    for layer in layers:
-        x, *residual = [ends.get(name, name) for name in layer.inputs] or [""]
-        if layer.op != "conv":
-            parts.append(replace(layer, inputs=(x,) if x else ()))
-            ends[layer.name] = layer.name
-            continue
-        c = layer.out_c
-        parts.append(replace(layer, inputs=(x,), bn="", relu=False))
-        parts.append(Layer(layer.bn, "batchnorm", (layer.name,), c, c))
-        if residual:
-            add = layer.name.replace("conv3", "add")
-            parts.append(Layer(add, "add", (parts[-1].name, *residual), c, c))
-        if layer.relu:
-            relu = layer.name.replace("conv", "relu")
-            parts.append(Layer(relu, "relu", (parts[-1].name,), c, c))
-        ends[layer.name] = parts[-1].name
-    return parts
-
-
-def state_dict_shapes(layers: list[Layer]) -> dict[str, Shape]:
-    """Name every tensor that the layers need from torchvision's state_dict, with its shape."""
-    shapes: dict[str, Shape] = {}
-    for layer in layers:
-        if layer.op == "conv":
-            shapes[f"{layer.name}.weight"] = (layer.out_c, layer.in_c, layer.kernel, layer.kernel)
-            shapes |= {f"{layer.bn}.{field}": (layer.out_c,) for field in BATCHNORM}
-        elif layer.op == "linear":
-            shapes[f"{layer.name}.weight"] = (layer.out_c, layer.in_c)
-            shapes[f"{layer.name}.bias"] = (layer.out_c,)
-    return shapes
-
-
-def fp32_params(layers: list[Layer], state: Mapping[str, Array]) -> dict[str, Any]:
-    """Fold BatchNorms into their convolutions and lay the weights out as GEMM reads them."""
-    params: dict[str, Any] = {}
-    for layer in layers:
-        if layer.op == "conv":
-            weight = state[f"{layer.name}.weight"].transpose(0, 2, 3, 1)  # OIHW to OHWI
-            bias = np.zeros(layer.out_c, np.float32)
-            if layer.bn:
-                weight, bias = fold_batchnorm(weight, *_batchnorm(state, layer.bn))
-            params[layer.name] = FloatParams(weight.reshape(layer.out_c, -1), bias)  # (N, K)
-        elif layer.op == "linear":
-            params[layer.name] = FloatParams(state["fc.weight"], state["fc.bias"])
-        elif layer.op == "batchnorm":
-            params[layer.name] = _batchnorm(state, layer.name)
-    return params
-
-
-def _batchnorm(state: Mapping[str, Array], name: str) -> tuple[Array, ...]:
-    return tuple(state[f"{name}.{field}"] for field in BATCHNORM)
-
-
 class Step(NamedTuple):
     """One layer that has run: what went in, what came out."""
 
@@ -157,16 +111,6 @@ class Step(NamedTuple):
     def __repr__(self) -> str:
         shapes = ", ".join(map(str, self.input_shapes))
         return f"Step({self.name}, {self.op}: {shapes} -> {self.output_shape}, {self.macs:,} MACs)"
-
-
-class SummaryRow(NamedTuple):
-    """One layer of `ResNet50.summary`."""
-
-    name: str
-    op: str
-    output_shape: Shape
-    parameters: int
-    macs: int
 
 
 class ResNet50:
@@ -237,8 +181,10 @@ class ResNet50:
         ndarray
             Logits, (N, num_classes) float32.
         """
-        *_, last = self.steps(x, fused)
-        return last.output
+        output = x
+        for step in self.steps(x, fused):
+            output = step.output
+        return output
 
     def steps(self, x: Array, fused: bool = True) -> Iterator[Step]:
         """Walk through the network, stopping after each layer.
@@ -254,6 +200,8 @@ class ResNet50:
             The layer with its inputs and its output, NHWC; the last output is the logits.
         """
         check_input(x)
+        if not fused and not self.apart_params:
+            raise MiniresError(f"fused=False walks an fp32 network; this one is {self.precision}")
         layers, params = (self.layers, self.params) if fused else (self.apart, self.apart_params)
         operators = OPERATORS[self.precision]
         last_reader = {name: layer for layer in layers for name in layer.inputs}
@@ -280,41 +228,8 @@ class ResNet50:
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
 
-    def summary(self, height: int = 224, width: int = 224, batch: int = 1) -> list[SummaryRow]:
-        """List output shape, parameters and multiply-adds of each layer, without running any.
-
-        Parameters
-        ----------
-        height, width, batch : int
-            The input's pixels, and how many images.
-
-        Returns
-        -------
-        list of SummaryRow
-            In the order the layers run.
-        """
-        shapes: dict[str, Shape] = {}
-        rows = []
-        for layer in self.layers:
-            x = shapes[layer.inputs[0]] if layer.inputs else (batch, height, width, 3)
-            shape = shapes[layer.name] = layer.output_shape(x)
-            rows.append(
-                SummaryRow(layer.name, layer.op, shape, layer.parameters, layer.macs(shape))
-            )
-        return rows
-
     def __str__(self) -> str:
-        return format_summary(self.summary())
-
-
-def format_summary(rows: list[SummaryRow]) -> str:
-    """Lay `ResNet50.summary` out as a table with its totals."""
-    total = SummaryRow("total", "", (), sum(r.parameters for r in rows), sum(r.macs for r in rows))
-    lines = [f"{'name':<22}{'operator':<10}{'output (NHWC)':<22}{'parameters':>12}{'MACs':>16}"]
-    for name, op, shape, parameters, macs in [*rows, total]:
-        sizes = " x ".join(map(str, shape))
-        lines.append(f"{name:<22}{op:<10}{sizes:<22}{parameters:>12,}{macs:>16,}")
-    return "\n".join(lines)
+        return format_summary(summarize(self.layers))
 
 
 def check_input(x: Array) -> None:

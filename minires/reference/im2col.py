@@ -4,12 +4,10 @@ Chellapilla, Puri and Simard, "High Performance Convolutional Neural Networks fo
 Processing" (2006), section 2.1: once every patch is a row, a convolution is one matrix product.
 """
 
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-T = TypeVar("T", bound=np.generic)
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -31,8 +29,8 @@ def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
 
 
 def im2col_ref(
-    x: npt.NDArray[T], k_h: int, k_w: int, stride: int, padding: int, fill: float = 0
-) -> npt.NDArray[T]:
+    x: npt.NDArray[Any], k_h: int, k_w: int, stride: int, padding: int, fill: float = 0
+) -> npt.NDArray[Any]:
     """Copy every patch that the kernel visits into one row.
 
     Parameters

@@ -1,16 +1,14 @@
 """Max-pool and global average pool."""
 
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from minires.reference.im2col import output_size
 
-T = TypeVar("T", bound=np.generic)
 
-
-def maxpool_ref(x: npt.NDArray[T], kernel: int, stride: int, padding: int) -> npt.NDArray[T]:
+def maxpool_ref(x: npt.NDArray[Any], kernel: int, stride: int, padding: int) -> npt.NDArray[Any]:
     """Take the largest value under a square window, channel by channel.
 
     Parameters
@@ -28,7 +26,7 @@ def maxpool_ref(x: npt.NDArray[T], kernel: int, stride: int, padding: int) -> np
     """
     out_h = output_size(x.shape[1], kernel, stride, padding)
     out_w = output_size(x.shape[2], kernel, stride, padding)
-    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(str(x.dtype)).min  # never wins
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min  # never wins
     border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = np.pad(x, border, constant_values=lowest)
 

@@ -1,0 +1,7 @@
+"""Make ``python -m minires`` the same as ``minires``."""
+
+import sys
+
+from minires.cli import main
+
+sys.exit(main())

@@ -1,0 +1,155 @@
+"""What a user calls: weights in, model out; image in, labels out."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minires import checkpoint, download
+from minires.errors import MiniresError, WeightsError
+from minires.layers import Array
+from minires.model import OPERATORS, ResNet50, resnet50_layers
+from minires.preprocess import IMAGENET_V1, ImageSource, preprocess
+from minires.quantize.default import default_int8
+from minires.quantize.int8_file import FORMAT, load_int8
+from minires.reference import softmax_ref
+from minires.state_dict import state_dict_shapes
+
+BACKENDS = ("numpy",)
+
+
+class Prediction(NamedTuple):
+    """One label for an image."""
+
+    label: str
+    probability: float  # softmax of the logits, 0 to 1
+    index: int  # type: ignore[assignment]  # the class's number, in place of tuple.index
+
+
+def resnet50(
+    weights: str | os.PathLike[str] | None = None,
+    precision: str = "fp32",
+    backend: str = "numpy",
+    *,
+    progress: bool = True,
+) -> ResNet50:
+    """Load a ResNet-50 that is ready to run.
+
+    Parameters
+    ----------
+    weights : str or path-like, optional
+        A name that `minires.available_weights` lists, fetched and cached where needed; or the
+        path of a .pth or .safetensors file. IMAGENET1K_V2 unless given.
+    precision : str
+        "fp32", "int8" or "int8-simulated" (INT8's numbers, computed in float32). Float weights
+        are calibrated once for INT8, on photographs that come with the package.
+    backend : str
+        "numpy".
+    progress : bool
+        Whether downloading and calibrating show a bar on stderr.
+
+    Returns
+    -------
+    ResNet50
+        Its ``meta`` tells categories, preset, accuracy, source and licence, as far as known.
+
+    Raises
+    ------
+    MiniresError
+        For a precision or backend that is not there.
+    WeightsError
+        For weights that cannot be found, fetched or read, or that are another network's.
+    """
+    for name, value, known in [("precision", precision, OPERATORS), ("backend", backend, BACKENDS)]:
+        if value not in known:
+            raise MiniresError(f"there is no {name} {value!r}; there is {', '.join(known)}")
+    path, entry = download.resolve(weights or download.DEFAULT, progress)
+    load_fp32 = functools.partial(_load_fp32, path, entry)
+    if checkpoint.read_metadata(path).get("format") == FORMAT:
+        model = load_int8(path)
+        if precision not in ("int8", "int8-simulated"):
+            raise WeightsError(f"{path} holds INT8 weights, which cannot run in {precision}")
+    elif precision == "fp32":
+        return load_fp32()
+    else:
+        status = path.stat()
+        key = entry.sha256 if entry else f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        model = default_int8(load_fp32, key, progress)
+    model.precision = precision
+    return model
+
+
+def _load_fp32(path: Path, entry: download.Weights | None) -> ResNet50:
+    state = checkpoint.read_checkpoint(path)
+    classes = state["fc.bias"].shape[0] if state.get("fc.bias", np.array(0)).ndim == 1 else 1000
+    shapes = state_dict_shapes(resnet50_layers(classes))
+    try:
+        state = checkpoint.check_state_dict(state, shapes)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return ResNet50.from_state_dict(state, entry.meta if entry else _guess_meta(path, classes))
+
+
+def _guess_meta(path: Path, classes: int) -> dict[str, Any]:
+    """Assume of an unknown file: ImageNet's names where the number fits, and V1's preset."""
+    names = download.imagenet_categories()
+    return {
+        "name": path.name,
+        "categories": names if classes == len(names) else [f"class {i}" for i in range(classes)],
+        "preset": IMAGENET_V1,
+    }
+
+
+def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
+    """Name the likeliest classes of each image in a batch.
+
+    Parameters
+    ----------
+    model : ResNet50
+        From `resnet50`.
+    x : ndarray
+        (N, 3, H, W) float32, from `preprocess` with the model's preset.
+    top : int
+        How many classes; all of them where there are fewer.
+
+    Returns
+    -------
+    list of list of Prediction
+        A list for each image, the likeliest class first.
+    """
+    if top < 1:
+        raise MiniresError(f"top is {top}; wanted at least 1")
+    categories = model.meta["categories"]
+    answers = []
+    for probabilities in softmax_ref(model(x)):
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        answers.append([Prediction(categories[i], float(probabilities[i]), int(i)) for i in order])
+    return answers
+
+
+def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) -> list[Prediction]:
+    """Name what a photograph shows.
+
+    Parameters
+    ----------
+    image : path-like, bytes, binary file, PIL image or ndarray
+        What `preprocess` takes.
+    top : int
+        How many labels.
+    model : ResNet50, optional
+        From `resnet50`; its default, loaded at the first call, unless given.
+
+    Returns
+    -------
+    list of Prediction
+        The likeliest label first.
+    """
+    model = model or _default_model()
+    return predict(model, preprocess(image, model.meta["preset"]), top)[0]
+
+
+@functools.cache
+def _default_model() -> ResNet50:
+    return resnet50()

@@ -1,0 +1,378 @@
+"""Weights by name: what is known of them, where they lie, and how they come here.
+
+``weights/manifest.toml`` has the facts. A file is looked for in minires's cache and in torch's,
+and downloaded into minires's where neither has it.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from minires.errors import DownloadError, WeightsError
+from minires.preprocess import Preset
+
+DEFAULT = "IMAGENET1K_V2"
+ATTEMPTS = 3  # for each file
+TIMEOUTS = (5.0, 30.0)  # seconds: to be connected, and between two pieces of the file
+PARTIAL = ".download-"  # how the folders are called in which files arrive
+STALE_SECONDS = 24 * 60 * 60  # such a folder is no longer in use
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file that can be downloaded.
+
+    Parameters
+    ----------
+    url : str
+        Where it is.
+    sha256 : str
+        Its checksum, in hexadecimal.
+    size : int, optional
+        In bytes, where it is known.
+    """
+
+    url: str
+    sha256: str
+    size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name on its server, and in torch's cache."""
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What is known of weights.
+
+    Parameters
+    ----------
+    name : str
+        As `available_weights` lists it.
+    files : tuple of WeightsFile
+        Each has all of the weights; the first is preferred.
+    meta : dict
+        In torchvision's manner: name, categories, preset, accuracy (in percent), num_params,
+        source, recipe and licence.
+    """
+
+    name: str
+    files: tuple[WeightsFile, ...]
+    meta: dict[str, Any]
+
+    @property
+    def preset(self) -> Preset:
+        """How the network wants its images."""
+        preset: Preset = self.meta["preset"]
+        return preset
+
+    @property
+    def sha256(self) -> str:
+        """What tells these weights from all others: the preferred file's checksum."""
+        return self.files[0].sha256
+
+
+def weights_dir() -> Path:
+    """Find the folder of weights: in the installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "weights"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "weights"
+
+
+def cache_dir() -> Path:
+    """Find minires's cache: MINIRES_CACHE, or where the platform has such; it may not exist."""
+    cache = os.environ.get("MINIRES_CACHE") or platformdirs.user_cache_dir("minires", False)
+    return Path(cache).expanduser()
+
+
+def torch_cache_dir() -> Path:
+    """Find where torch keeps what torchvision downloads; it may not exist."""
+    torch_home = os.environ.get("TORCH_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch"
+    )
+    return Path(torch_home).expanduser() / "hub" / "checkpoints"
+
+
+def imagenet_categories() -> list[str]:
+    """List the names of ImageNet's 1000 classes, in the order of the outputs."""
+    return _categories("imagenet_categories.txt")
+
+
+def _categories(file_name: str) -> list[str]:
+    return (weights_dir() / file_name).read_text(encoding="utf-8").splitlines()
+
+
+def _manifest() -> dict[str, Any]:
+    return tomllib.loads((weights_dir() / "manifest.toml").read_text(encoding="utf-8"))
+
+
+def available_weights() -> list[str]:
+    """List the names that `get_weights` and `fetch` take, sorted."""
+    return sorted(_manifest())
+
+
+def get_weights(name: str) -> Weights:
+    """Look up what the manifest says of weights.
+
+    Parameters
+    ----------
+    name : str
+        One of `available_weights`.
+
+    Returns
+    -------
+    Weights
+        Whether or not the file is here.
+
+    Raises
+    ------
+    WeightsError
+        For a name that is not known.
+    """
+    manifest = _manifest()
+    if name not in manifest:
+        close = difflib.get_close_matches(name.upper(), manifest, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        known = ", ".join(sorted(manifest))
+        raise WeightsError(f"no weights are called {name!r}; known are {known}{hint}")
+    meta = {"name": name, **manifest[name]}
+    files = tuple(WeightsFile(**file) for file in meta.pop("files"))
+    meta["categories"] = _categories(meta["categories"])
+    preset = meta["preset"] | {key: tuple(meta["preset"][key]) for key in ("mean", "std")}
+    meta["preset"] = Preset(**preset)
+    return Weights(name, files, meta)
+
+
+def resolve(weights: str | os.PathLike[str], progress: bool = True) -> tuple[Path, Weights | None]:
+    """Turn what a user asked for into a file that is here.
+
+    Parameters
+    ----------
+    weights : str or path-like
+        A path, or a name of `available_weights`; what exists as a path is one.
+    progress : bool
+        As for `fetch`.
+
+    Returns
+    -------
+    Path
+        The file.
+    Weights or None
+        What is known of it, where it was asked for by name.
+
+    Raises
+    ------
+    WeightsError
+        For what is neither.
+    DownloadError
+        As for `fetch`.
+    """
+    if os.path.exists(weights):
+        return Path(weights), None
+    try:
+        entry = get_weights(os.fspath(weights))
+    except WeightsError as error:
+        raise WeightsError(f"{os.fspath(weights)}: no such file, and {error}") from error
+    return fetch(entry.name, progress), entry
+
+
+def locate(name: str) -> Path | None:
+    """Look for weights on this machine: in minires's cache, then in torch's.
+
+    Parameters
+    ----------
+    name : str
+        One of `available_weights`.
+
+    Returns
+    -------
+    Path or None
+        A file whose checksum was right when minires first met it, and whose size still is.
+
+    Raises
+    ------
+    WeightsError
+        For a name that is not known.
+    """
+    found = _find(get_weights(name))
+    return found[0] if found else None
+
+
+def _find(entry: Weights) -> tuple[Path, WeightsFile] | None:
+    for file in entry.files:
+        path = _path_in_cache(entry, file)
+        if _has_size(path, file):  # what lies there was checked when it was put there
+            return path, file
+    for file in entry.files:
+        path = torch_cache_dir() / file.name
+        with contextlib.suppress(OSError):  # a file that may not be read is as good as none
+            if _has_size(path, file) and _was_right(path, file):
+                return path, file
+    return None
+
+
+def _path_in_cache(entry: Weights, file: WeightsFile) -> Path:
+    # The checksum is part of the name, so that no other version can be taken for this one.
+    return cache_dir() / f"{entry.name}-{file.sha256[:16]}{Path(file.name).suffix}"
+
+
+def _has_size(path: Path, file: WeightsFile) -> bool:
+    return path.is_file() and file.size in (None, path.stat().st_size)
+
+
+def _was_right(path: Path, file: WeightsFile) -> bool:
+    """Compare the checksum of a file that another program wrote, once for as long as it stays."""
+    status = path.stat()
+    seen = f"{path} {status.st_size} {status.st_mtime_ns}"
+    note = cache_dir() / f"{file.sha256[:16]}.verified"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if note.read_text(encoding="utf-8") == seen:
+            return True
+    if _sha256(path) != file.sha256:
+        return False
+    with contextlib.suppress(OSError):  # without a note it is compared again
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(seen, encoding="utf-8")
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(name: str) -> Path:
+    """Compare the whole checksum of weights that are here.
+
+    Parameters
+    ----------
+    name : str
+        One of `available_weights`.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    WeightsError
+        Where the weights are not here, or the checksum is wrong.
+    """
+    found = _find(get_weights(name))
+    if found is None:
+        raise WeightsError(
+            f"{name} is not here, or not whole; minires weights fetch {name} gets it"
+        )
+    path, file = found
+    if (sha256 := _sha256(path)) != file.sha256:
+        raise WeightsError(
+            f"{path} has the sha256 {sha256}, wanted {file.sha256}; "
+            f"delete it, and minires weights fetch {name} gets it anew"
+        )
+    return path
+
+
+def fetch(name: str, progress: bool = True) -> Path:
+    """Return the file of weights, downloading it where it is not on this machine.
+
+    The file appears in the cache when it is whole and its checksum is right, not before, so that
+    neither an interruption nor another process doing the same can spoil it.
+
+    Parameters
+    ----------
+    name : str
+        One of `available_weights`.
+    progress : bool
+        Whether a download shows a bar on stderr, on a terminal.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    WeightsError
+        For a name that is not known.
+    DownloadError
+        Where no server gave the file, or where MINIRES_OFFLINE is set to 1.
+    """
+    entry = get_weights(name)
+    if found := _find(entry):
+        return found[0]
+    failures = []
+    if os.environ.get("MINIRES_OFFLINE") == "1":
+        failures.append("MINIRES_OFFLINE is set")
+    else:
+        for file in entry.files:
+            try:
+                return _download_patiently(file, _path_in_cache(entry, file), progress)
+            except (OSError, ValueError) as error:  # those of requests are OSErrors
+                # Where no connection came about, requests wraps the reason twice.
+                reason = getattr(error.args[0], "reason", error) if error.args else repr(error)
+                failures.append(f"{file.url}: {reason}")
+    raise DownloadError(
+        f"{name} is not on this machine and could not be downloaded ({'; '.join(failures)}); "
+        f"get {entry.files[0].url} by other means, and give its path (--weights PATH)"
+    )
+
+
+def _download_patiently(file: WeightsFile, target: Path, progress: bool) -> Path:
+    """Begin anew when the connection is cut or stalls, or when something else arrives."""
+    from requests import ConnectTimeout
+
+    for attempts_left in reversed(range(ATTEMPTS)):
+        try:
+            _download(file, target, progress)
+            break
+        except (OSError, ValueError) as error:
+            # Nobody there: each of a server's addresses may have used up the whole time-out.
+            if isinstance(error, ConnectTimeout) or not attempts_left:
+                raise
+    return target
+
+
+def _download(file: WeightsFile, target: Path, progress: bool) -> None:
+    """Let a file arrive in a folder of its own, and move it to its place if it is the right one."""
+    import requests  # here, because it takes long and is seldom needed
+    from tqdm import tqdm
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for old in target.parent.glob(f"{PARTIAL}*"):
+        with contextlib.suppress(OSError):  # another process may be first
+            if time.time() - old.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(old)
+    with (
+        tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as folder,
+        requests.get(file.url, stream=True, timeout=TIMEOUTS) as response,
+    ):
+        response.raise_for_status()
+        arrived = Path(folder) / target.name
+        with (
+            arrived.open("wb") as output,
+            tqdm(
+                desc=target.name,
+                total=file.size,
+                unit="B",
+                unit_scale=True,
+                leave=False,
+                disable=None if progress else True,
+            ) as bar,
+        ):
+            for piece in response.iter_content(2**16):
+                output.write(piece)
+                bar.update(len(piece))
+        if (sha256 := _sha256(arrived)) != file.sha256:
+            raise DownloadError(f"what arrived has the sha256 {sha256}, wanted {file.sha256}")
+        os.replace(arrived, target)

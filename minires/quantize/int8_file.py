@@ -1,0 +1,121 @@
+"""The INT8 network as one .safetensors file: 26 MB that load without the FP32 weights."""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from minires.errors import WeightsError
+from minires.layers import Int8Params
+from minires.model import ResNet50, resnet50_layers
+from minires.preprocess import Preset
+from minires.reference import QParams
+
+FORMAT, VERSION = "minires-int8", "1"
+TENSORS = {"w_s8": np.int8, "w_scale": np.float32, "bias_s32": np.int32}
+
+
+def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
+    """Write an INT8 network; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    model : ResNet50
+        With precision "int8".
+    path : path-like
+        Where to; an existing file is replaced.
+    """
+    tensors = {
+        f"{name}.{field}": np.ascontiguousarray(getattr(p, field))
+        for name, p in model.params.items()
+        if isinstance(p, Int8Params)
+        for field in TENSORS
+    }
+    qparams = {layer.name: layer.qparams for layer in model.layers if layer.qparams}
+    meta = {**model.meta}
+    if "preset" in meta:
+        meta["preset"] = asdict(meta["preset"])
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "qparams": json.dumps(
+            {name: (float(q.scale), q.zero_point) for name, q in qparams.items()}
+        ),
+        "meta": json.dumps(meta),
+    }
+    path = Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        save_file(tensors, Path(folder) / path.name, metadata)
+        os.replace(Path(folder) / path.name, path)
+
+
+def load_int8(path: str | os.PathLike[str]) -> ResNet50:
+    """Read what `save_int8` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+
+    Returns
+    -------
+    ResNet50
+        With precision "int8", bit for bit the one saved.
+
+    Raises
+    ------
+    WeightsError
+        For a file that is truncated, of another format or version, or of another network.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
+    found = metadata.get("format"), metadata.get("version")
+    if found != (FORMAT, VERSION):
+        raise WeightsError(
+            f"{path}: format {found[0]} version {found[1]}, wanted {FORMAT} version {VERSION}; "
+            "make it anew with minires quantize"
+        )
+    try:
+        return _build(metadata, tensors)
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: not an INT8 ResNet-50 of minires ({error})") from error
+
+
+def _build(metadata: dict[str, str], tensors: dict[str, Any]) -> ResNet50:
+    meta = json.loads(metadata["meta"])
+    if "preset" in meta:
+        preset = meta["preset"]
+        meta["preset"] = Preset(**preset | {key: tuple(preset[key]) for key in ("mean", "std")})
+    qparams = {
+        name: QParams(np.float32(scale), int(zero_point))
+        for name, (scale, zero_point) in json.loads(metadata["qparams"]).items()
+    }
+    layers = resnet50_layers(num_classes=len(tensors["fc.bias_s32"]))
+    params: dict[str, Any] = {}
+    for layer in layers:
+        layer.qparams = qparams.get(layer.name)
+        inputs = [qparams[name] for name in layer.inputs]
+        if layer.op in ("conv", "linear"):
+            shapes = {"w_s8": (layer.out_c, layer.kernel**2 * layer.in_c)}
+            for field, dtype in TENSORS.items():
+                tensor, shape = tensors[f"{layer.name}.{field}"], shapes.get(field, (layer.out_c,))
+                if tensor.shape != shape or tensor.dtype != dtype:
+                    raise ValueError(
+                        f"{layer.name}.{field} is {tensor.dtype} {tensor.shape}, "
+                        f"wanted {np.dtype(dtype)} {shape}"
+                    )
+            weights = [tensors[f"{layer.name}.{field}"] for field in TENSORS]
+            params[layer.name] = Int8Params(inputs[0], *weights, *inputs[1:])
+        elif layer.op == "avgpool":
+            params[layer.name] = inputs[0]
+    return ResNet50(layers, params, "int8", meta)

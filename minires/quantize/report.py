@@ -1,0 +1,83 @@
+"""What quantization cost: noise layer by layer, saturation, and labels that changed."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from minires.layers import Array
+from minires.model import ResNet50
+from minires.reference import dequantize_ref
+
+
+class LayerReport(NamedTuple):
+    """One quantized edge."""
+
+    name: str
+    sqnr_db: float  # signal-to-quantization-noise ratio, 10 log10(sum x^2 / sum (x - q)^2)
+    saturated: float  # share of the float values beyond what 0 to 255 can stand for
+
+
+class Report(NamedTuple):
+    """The INT8 network against the FP32 one, on the same images."""
+
+    layers: list[LayerReport]
+    agreement: float  # share of the images that get the same label
+    images: int
+
+
+def report(fp32: ResNet50, int8: ResNet50, batches: Iterable[Array]) -> Report:
+    """Walk both networks side by side.
+
+    Parameters
+    ----------
+    fp32, int8 : ResNet50
+        The float network and the one made from it. The noise of a layer holds what the layers
+        before it have passed on.
+    batches : iterable of ndarray
+        What the models take, (N, 3, H, W) float32.
+
+    Returns
+    -------
+    Report
+        A row for each quantized edge, in the order they run.
+    """
+    sums: dict[str, Array] = {}  # signal, noise, values beyond the range, values
+    images = same = 0
+    for x in batches:
+        for real, quantized in zip(fp32.steps(x), int8.steps(x), strict=True):
+            if quantized.layer.qparams is None:
+                images += len(x)
+                same += int(np.sum(real.output.argmax(axis=1) == quantized.output.argmax(axis=1)))
+                continue
+            scale, zero_point = quantized.layer.qparams
+            steps = np.rint(real.output / scale) + zero_point
+            noise = real.output - dequantize_ref(quantized.output, scale, zero_point)
+            beyond = np.count_nonzero((steps < 0) | (steps > 255))
+            row = np.array([np.sum(np.square(a, dtype=np.float64)) for a in (real.output, noise)])
+            row = np.concatenate([row, [beyond, steps.size]])
+            sums[real.name] = sums.get(real.name, 0) + row
+    layers = []
+    for name, (signal, noise_power, beyond_count, count) in sums.items():
+        sqnr = 10 * np.log10(signal / noise_power) if noise_power else np.inf
+        layers.append(LayerReport(name, float(sqnr), float(beyond_count / count)))
+    return Report(layers, same / images, images)
+
+
+def format_report(result: Report) -> str:
+    """Lay a report out as text.
+
+    Parameters
+    ----------
+    result : Report
+        From `report`.
+
+    Returns
+    -------
+    str
+        A line for each edge, and one on the labels.
+    """
+    lines = [f"{'edge':<22}{'SQNR (dB)':>10}{'saturated':>12}"]
+    lines += [f"{r.name:<22}{r.sqnr_db:>10.1f}{r.saturated:>12.4%}" for r in result.layers]
+    lines.append(f"FP32 and INT8 agree on {result.agreement:.1%} of {result.images} images")
+    return "\n".join(lines)

@@ -1,0 +1,110 @@
+"""Requantization without floats, as gemmlowp and TFLite do it. Not what minires ships.
+
+The multiplier m < 1 becomes a 32-bit fraction q31 / 2**31 in [1/2, 1) and a right shift:
+m = q31 * 2**-31 * 2**-shift. Jacob et al. (2017), section 2.2; gemmlowp's doc/quantization.md.
+It needs no floating-point unit, and rounds twice where `requantize_ref` rounds a product, a
+conversion and the result: the two differ now and then by one step (docs measure how often).
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+
+
+def quantize_multiplier(m: float) -> tuple[int, int]:
+    """Write a positive real multiplier as a Q31 fraction and a shift.
+
+    Parameters
+    ----------
+    m : float
+        The multiplier, positive and finite.
+
+    Returns
+    -------
+    q31 : int
+        2**30 to 2**31 - 1.
+    shift : int
+        Bits to shift right; negative means left. m is q31 * 2**(-31 - shift) within half a unit
+        of q31.
+    """
+    fraction, exponent = np.frexp(m)  # m = fraction * 2**exponent, 1/2 <= fraction < 1
+    q31 = round(float(fraction) * 2**31)
+    if q31 == 2**31:  # the fraction rounded up to one
+        q31, exponent = 2**30, exponent + 1
+    return q31, -int(exponent)
+
+
+def rounding_doubling_high_multiply(a: npt.NDArray[np.int32], b: int) -> npt.NDArray[np.int32]:
+    """Take the high half of 2 * a * b, rounded to nearest, ties away from zero.
+
+    Parameters
+    ----------
+    a : ndarray
+        Any shape, int32.
+    b : int
+        A 32-bit fraction in units of 2**-31.
+
+    Returns
+    -------
+    ndarray
+        The shape of a, int32. The one product that does not fit, that of the two smallest
+        values, saturates.
+    """
+    product = a.astype(np.int64) * b
+    # The quotient truncates towards zero; the nudge half a unit beforehand makes it round.
+    nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
+    quotient = np.sign(nudged) * (np.abs(nudged) >> 31)
+    high: npt.NDArray[np.int32] = np.minimum(quotient, INT32_MAX).astype(np.int32)
+    return high
+
+
+def rounding_divide_by_power_of_two(x: npt.NDArray[np.int32], shift: int) -> npt.NDArray[np.int32]:
+    """Shift right, rounded to nearest, ties away from zero.
+
+    (x + half) >> shift would round ties towards plus infinity, so that -1.5 became -1 instead
+    of -2: a bias that a network's negative sums would collect.
+
+    Parameters
+    ----------
+    x : ndarray
+        Any shape, int32.
+    shift : int
+        0 to 31.
+
+    Returns
+    -------
+    ndarray
+        The shape of x, int32.
+    """
+    mask = (1 << shift) - 1
+    remainder = x & np.int32(mask)
+    threshold = (mask >> 1) + (x < 0)
+    rounded: npt.NDArray[np.int32] = (x >> shift) + (remainder > threshold)
+    return rounded
+
+
+def requantize_integer_ref(
+    acc_s32: npt.NDArray[np.int32], q31: int, shift: int, y_zero_point: int
+) -> npt.NDArray[np.uint8]:
+    """Bring accumulators to the output's scale in integer arithmetic alone.
+
+    Parameters
+    ----------
+    acc_s32 : ndarray
+        Products summed, with bias and zero point in, any shape, int32.
+    q31, shift : int
+        The multiplier, from `quantize_multiplier`.
+    y_zero_point : int
+        What stands for zero in the output, 0 to 255.
+
+    Returns
+    -------
+    ndarray
+        The shape of acc_s32, uint8.
+    """
+    left = np.int64(1) << max(-shift, 0)
+    widened = np.clip(acc_s32.astype(np.int64) * left, INT32_MIN, INT32_MAX).astype(np.int32)
+    scaled = rounding_doubling_high_multiply(widened, q31)
+    y = rounding_divide_by_power_of_two(scaled, max(shift, 0)).astype(np.int64) + y_zero_point
+    return np.clip(y, 0, 255).astype(np.uint8)

@@ -1,0 +1,62 @@
+"""The network as a table: shapes, parameters and multiply-adds, without running it."""
+
+from typing import NamedTuple
+
+from minires.layers import Layer, Shape
+
+
+class SummaryRow(NamedTuple):
+    """One layer of `summarize`."""
+
+    name: str
+    op: str
+    output_shape: Shape
+    parameters: int
+    macs: int
+
+
+def summarize(
+    layers: list[Layer], height: int = 224, width: int = 224, batch: int = 1
+) -> list[SummaryRow]:
+    """Work out each layer's output shape, parameters and multiply-adds.
+
+    Parameters
+    ----------
+    layers : list of Layer
+        The network, in the order it runs.
+    height, width, batch : int
+        The input's pixels, and how many images.
+
+    Returns
+    -------
+    list of SummaryRow
+        One for each layer.
+    """
+    shapes: dict[str, Shape] = {}
+    rows = []
+    for layer in layers:
+        x = shapes[layer.inputs[0]] if layer.inputs else (batch, height, width, 3)
+        y = shapes[layer.name] = layer.output_shape(x)
+        rows.append(SummaryRow(layer.name, layer.op, y, layer.parameters, layer.macs(y)))
+    return rows
+
+
+def format_summary(rows: list[SummaryRow]) -> str:
+    """Lay the rows out as text, the totals at the end.
+
+    Parameters
+    ----------
+    rows : list of SummaryRow
+        From `summarize`.
+
+    Returns
+    -------
+    str
+        A line for each row, and a line of names above.
+    """
+    total = SummaryRow("total", "", (), sum(r.parameters for r in rows), sum(r.macs for r in rows))
+    lines = [f"{'name':<22}{'operator':<10}{'output (NHWC)':<22}{'parameters':>12}{'MACs':>16}"]
+    for name, op, shape, parameters, macs in [*rows, total]:
+        sizes = " x ".join(map(str, shape))
+        lines.append(f"{name:<22}{op:<10}{sizes:<22}{parameters:>12,}{macs:>16,}")
+    return "\n".join(lines)

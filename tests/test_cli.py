@@ -1,0 +1,317 @@
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from minires import api
+from minires.cli import main
+from tests.making_files import BAD_IMAGES, save_once, save_photograph
+from tests.seeded_weights import seeded_state_dict
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def seeded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_once(tmp_path_factory, "seeded.safetensors", seeded_state_dict)
+
+
+@pytest.fixture(scope="module")
+def model(seeded_file: Path) -> api.ResNet50:
+    return api.resnet50(seeded_file)
+
+
+@pytest.fixture
+def loaded(model: api.ResNet50, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests that are not about weights the reading of 100 MB each."""
+    monkeypatch.setattr(api, "resnet50", lambda *_: model)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder of three photographs, and a file that is none."""
+    for seed, name in enumerate(["b.png", "a.JPG", "c.bmp"]):
+        save_photograph(tmp_path / name, seed)
+    (tmp_path / "labels.csv").write_text("file,label\n")
+    return tmp_path
+
+
+def complaint(capture: Capture) -> str:
+    """Return the one line on stderr, with nothing on stdout."""
+    out, err = capture.readouterr()
+    assert out == ""
+    assert err.startswith("minires: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_photograph_gets_five_labels(photographs: Path, capsys: Capture) -> None:
+    file = str(photographs / "b.png")
+    assert main(["classify", file]) == 0
+    out, err = capsys.readouterr()
+    name, *answers = out.splitlines()
+    assert name == file
+    assert len(answers) == 5
+    shares = [float(answer.split("%")[0]) for answer in answers]
+    assert shares == sorted(shares, reverse=True)
+    assert len({answer.index("%") for answer in answers}) == 1
+    assert err == ""
+
+
+@pytest.mark.usefixtures("loaded")
+def test_json_says_what_answered_and_what_it_answered(photographs: Path, capsys: Capture) -> None:
+    broken = photographs / "broken.png"
+    broken.write_bytes(b"no image")
+    good = str(photographs / "b.png")
+    assert main(["classify", "--json", "--top", "1000", good, str(broken)]) == 1
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert document["model"] == {
+        "name": "seeded.safetensors",
+        "precision": "fp32",
+        "backend": "numpy",
+    }
+    answered, failed = document["images"]
+    assert answered.keys() == {"file", "predictions"}
+    assert answered["file"] == good
+    probabilities = [p["probability"] for p in answered["predictions"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert abs(sum(probabilities) - 1) <= 1e-5
+    assert sorted(p["index"] for p in answered["predictions"]) == list(range(1000))
+    assert all(isinstance(p["label"], str) for p in answered["predictions"])
+    assert failed == {"file": str(broken), "error": err.removeprefix("minires: ").rstrip("\n")}
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_folder_is_its_images_by_name(photographs: Path, capsys: Capture) -> None:
+    (photographs / "folder.png").mkdir()
+    save_photograph(photographs / "folder.png" / "inside.png", 9)
+    single = str(photographs / "c.bmp")
+    assert main(["classify", "--top", "1", single, str(photographs)]) == 1  # for folder.png
+    files = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert files == [single, *(str(photographs / name) for name in ["a.JPG", "b.png", "c.bmp"])]
+
+
+@pytest.mark.usefixtures("loaded")
+def test_batches_and_bad_files_change_no_answer(photographs: Path, capsys: Capture) -> None:
+    assert main(["classify", str(photographs), "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)["images"]
+    BAD_IMAGES["truncated"](photographs / "aa.png")
+    for batch_size in "1", "3":
+        assert main(["classify", str(photographs), "--json", "--batch-size", batch_size]) == 1
+        out, err = capsys.readouterr()
+        images = json.loads(out)["images"]
+        assert [image["file"] for image in images if "error" in image] == [f"{photographs}/aa.png"]
+        assert "aa.png" in err
+        for image, expected in zip([i for i in images if "error" not in i], alone, strict=True):
+            assert image["file"] == expected["file"]
+            for ours, theirs in zip(image["predictions"], expected["predictions"], strict=True):
+                assert ours["label"] == theirs["label"]
+                assert abs(ours["probability"] - theirs["probability"]) <= 1e-5
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize("kind", [*BAD_IMAGES, "missing"])
+def test_a_bad_image_is_named(kind: str, tmp_path: Path, capsys: Capture) -> None:
+    if kind != "missing":
+        BAD_IMAGES[kind](tmp_path / "bad.png")
+    assert main(["classify", str(tmp_path / "bad.png")]) == 1
+    assert "bad.png" in complaint(capsys)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_good_images_are_answered_beside_all_the_bad_ones(
+    photographs: Path, capsys: Capture
+) -> None:
+    for name, make in BAD_IMAGES.items():
+        make(photographs / f"bad {name}.png")
+    assert main(["classify", str(photographs), str(photographs / "not there.png")]) == 1
+    out, err = capsys.readouterr()
+    assert sum(not line.startswith(" ") for line in out.splitlines()) == 3
+    assert "Traceback" not in err
+    for line, name in zip(err.splitlines(), [*sorted(BAD_IMAGES), "not there"], strict=True):
+        assert line.startswith("minires: ")
+        assert name in line
+
+
+@pytest.mark.usefixtures("loaded")
+def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["classify", str(tmp_path)]) == 1
+    assert f"{tmp_path}: no image lies in this folder" in complaint(capsys)
+
+
+def other_network(path: Path) -> None:
+    save_file({"fc.weight": np.zeros((10, 4), np.float32)}, path)
+
+
+def truncated_weights(path: Path) -> None:
+    other_network(path)
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def no_weights(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("make", [other_network, truncated_weights, no_weights, lambda _: None])
+def test_unusable_weights_are_named(
+    make: Callable[[Path], None], photographs: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    make(weights)
+    command = ["classify", str(photographs / "b.png"), "--weights", str(weights)]
+    assert main([*command, "--json"]) == 1
+    assert "weights.safetensors" in complaint(capsys)
+    assert main([*command, "--debug"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("minires: ")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_debug_shows_the_traceback_and_goes_on(photographs: Path, capsys: Capture) -> None:
+    command = ["classify", "--debug", str(photographs / "nothing.png"), str(photographs / "b.png")]
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    assert "Traceback" in err
+    assert "b.png" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (ZeroDivisionError("a\nb"), 1, "minires: unexpected ZeroDivisionError: a b (--debug"),
+    ],
+)
+def test_other_ends(
+    error: BaseException, status: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(api, "resnet50", fail)
+    assert main(["classify", "cat.jpg"]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(text)
+    assert err.count("\n") == bool(text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "clasify cat.jpg",
+        "classify",
+        "classify cat.jpg --top 0",
+        "classify cat.jpg --top many",
+        "classify cat.jpg --batch-size -1",
+        "classify cat.jpg --precision fp8",
+        "classify cat.jpg --backend abacus",
+        "summary --classes 10 --weights a.pth",
+        "summary --size 31 64",
+        "weights",
+        "weights lose",
+    ],
+)
+def test_a_command_line_without_sense_is_a_usage_error(words: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words.split())
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "usage: minires" in err
+
+
+def test_summary_counts_the_network(capsys: Capture) -> None:
+    assert main(["summary"]) == 0
+    total = capsys.readouterr().out.splitlines()[-1]
+    assert "25,557,032" in total
+    assert "4,089" in total
+    assert main(["summary", "--classes", "10", "--size", "64", "32", "--batch", "2"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert "2 x 32 x 16 x 64" in rows[2]
+    assert "2 x 10" in rows[-2]
+
+
+@pytest.mark.usefixtures("loaded")
+def test_summary_of_weights(model: api.ResNet50, capsys: Capture) -> None:
+    assert main(["summary", "--weights", "seeded.safetensors"]) == 0
+    assert capsys.readouterr().out == f"{model}\n"
+
+
+def test_weights_that_are_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    for variable in "MINIRES_CACHE", "TORCH_HOME":
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert main(["weights", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(api.download.available_weights())
+    assert all("not here" in line for line in lines)
+    assert main(["weights", "path", "IMAGENET1K_V1"]) == 1
+    assert "minires weights fetch IMAGENET1K_V1" in complaint(capsys)
+    assert main(["weights", "verify"]) == 1
+    assert api.download.DEFAULT in complaint(capsys)
+    assert main(["weights", "path", "IMAGENET22K"]) == 1
+    assert "IMAGENET22K" in complaint(capsys)
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_bar_shows_only_on_a_terminal_and_only_where_it_takes_long(
+    terminal: bool, slow: bool, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    if slow:
+        monkeypatch.setattr("tqdm.std.time", itertools.count(step=3).__next__)
+    assert main(["classify", str(photographs / "b.png")]) == 0
+    assert ("1/1" in stderr.getvalue()) == (terminal and slow)
+
+
+def run(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "minires", *words]
+    return subprocess.run(command, text=True, check=False, **more)  # type: ignore[call-overload, no-any-return]
+
+
+def test_a_process_of_its_own_says_the_same(
+    photographs: Path, seeded_file: Path, capsys: Capture
+) -> None:
+    words = ["classify", str(photographs), "--weights", str(seeded_file)]
+    assert main(words) == 0
+    process = run(*words, capture_output=True)
+    assert process.returncode == 0
+    assert process.stdout == capsys.readouterr().out
+    assert process.stderr == ""
+
+
+def test_a_reader_who_leaves_ends_it_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = run("summary", stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (141, "")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_names_that_stdout_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_photograph(tmp_path / "katze ü.png", 0)
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["classify", str(tmp_path)]) == 0
+    stdout.seek(0)
+    assert "katze \\xfc.png" in stdout.read()

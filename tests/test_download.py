@@ -1,0 +1,474 @@
+import hashlib
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import requests
+
+from minires import download
+from minires.errors import DownloadError, WeightsError
+from minires.preprocess import IMAGENET_V1, IMAGENET_V2, Preset
+
+CONTENT = bytes(range(256)) * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+PRESET = "preset = { resize = 40, crop = 32, mean = [0.1, 0.2, 0.3], std = [1.0, 2.0, 3.0] }"
+CACHED = f"SMALL-{SHA256[:16]}.pth"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Give CONTENT away, once it has misbehaved as `plan` says, a request a word.
+
+    A path that begins with /missing is never found.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.plan: list[str] = []
+        self.requests: list[str] = []
+        self.stop_stalling = threading.Event()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        manner = self.server.plan.pop(0) if self.server.plan else "good"
+        if self.path.startswith("/missing"):
+            manner = "404"
+        if manner == "silent":
+            self.server.stop_stalling.wait(20)
+            return
+        if manner.isdecimal():
+            self.send_error(int(manner))
+            return
+        content = CONTENT[::-1] if manner == "wrong" else CONTENT
+        half = len(content) // 2
+        self.send_response(200)
+        if manner != "cut unnoticed":
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:half])
+        if manner == "stalled":
+            self.wfile.flush()
+            self.server.stop_stalling.wait(20)
+        elif not manner.startswith("cut"):
+            time.sleep(0.2 if manner == "slow" else 0)
+            self.wfile.write(content[half:])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.stop_stalling.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of minires; torch's is empty too."""
+    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("MINIRES_OFFLINE", raising=False)
+    monkeypatch.setattr(download, "TIMEOUTS", (2.0, 0.3))
+    return tmp_path / "cache"
+
+
+def write_manifest(folder: Path, *urls: str, size: str = f"size = {len(CONTENT)}") -> None:
+    """Make weights called SMALL known, to be had at `urls`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "names.txt").write_text("cat\ndog\n")
+    lines = ["[SMALL]", 'categories = "names.txt"', 'licence = "none"', PRESET]
+    for url in urls:
+        lines += ["[[SMALL.files]]", f'url = "{url}"', f'sha256 = "{SHA256}"', size]
+    (folder / "manifest.toml").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for `write_manifest`."""
+    monkeypatch.setattr(download, "weights_dir", lambda: tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def small(server: Server, manifest: Path) -> Server:
+    """The server from which SMALL can be had."""
+    write_manifest(manifest, server.url("/models/small.pth"))
+    return server
+
+
+def torch_file(tmp_path: Path, content: bytes = CONTENT) -> Path:
+    path = tmp_path / "torch" / "hub" / "checkpoints" / "small.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_what_arrives_is_kept(small: Server, cache: Path) -> None:
+    assert download.locate("SMALL") is None
+    path = download.fetch("SMALL")
+    assert path == cache / CACHED
+    assert path.read_bytes() == CONTENT
+    assert download.fetch("SMALL") == download.locate("SMALL") == download.verify("SMALL") == path
+    assert small.requests == ["/models/small.pth"]
+
+
+FAILURES = {
+    "cut": "",
+    "cut unnoticed": "sha256",
+    "stalled": "timed out",
+    "silent": "timed out",
+    "wrong": "sha256",
+    "404": "404",
+    "503": "503",
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failure_is_followed_by_another_try(failure: str, small: Server, cache: Path) -> None:
+    small.plan += [failure] * (download.ATTEMPTS - 1)
+    assert download.fetch("SMALL").read_bytes() == CONTENT
+    assert len(small.requests) == download.ATTEMPTS
+    assert os.listdir(cache) == [CACHED]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_failures_without_end_are_told(failure: str, small: Server, cache: Path) -> None:
+    small.plan += [failure] * 9
+    with pytest.raises(DownloadError) as caught:
+        download.fetch("SMALL")
+    text = str(caught.value)
+    for part in "SMALL", f"{small.url('/models/small.pth')}: ", "--weights PATH", FAILURES[failure]:
+        assert part in text
+    assert "\n" not in text
+    assert len(small.requests) == download.ATTEMPTS
+    assert os.listdir(cache) == []
+    assert download.locate("SMALL") is None
+    small.plan.clear()
+    assert download.fetch("SMALL").read_bytes() == CONTENT
+
+
+def test_the_mirror_is_asked_when_the_first_fails(server: Server, manifest: Path) -> None:
+    write_manifest(manifest, server.url("/missing/small.pth"), server.url("/mirror.safetensors"))
+    path = download.fetch("SMALL")
+    assert path.read_bytes() == CONTENT
+    assert path.suffix == ".safetensors"
+    assert server.requests == ["/missing/small.pth"] * download.ATTEMPTS + ["/mirror.safetensors"]
+    assert download.fetch("SMALL") == path
+
+
+def test_all_that_was_tried_is_told(server: Server, manifest: Path) -> None:
+    urls = [server.url("/missing/a.pth"), "http://127.0.0.1:1/b.pth"]
+    write_manifest(manifest, *urls)
+    with pytest.raises(DownloadError) as caught:
+        download.fetch("SMALL")
+    assert f"{urls[0]}: 404" in str(caught.value)
+    assert re.search(rf"{urls[1]}: .*[Cc]onnection", str(caught.value))
+    assert f"get {urls[0]} " in str(caught.value)
+
+
+def test_a_server_that_does_not_answer_is_asked_once(
+    server: Server, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody_answers(url: str, **_: object) -> None:
+        asked.append(url)
+        raise requests.ConnectTimeout("nobody answers")
+
+    asked: list[str] = []
+    urls = [server.url("/a.pth"), server.url("/b.pth")]
+    write_manifest(manifest, *urls)
+    monkeypatch.setattr(requests, "get", nobody_answers)
+    with pytest.raises(DownloadError, match=r"a\.pth: nobody answers; .*b\.pth: nobody answers"):
+        download.fetch("SMALL")
+    assert asked == urls
+
+
+@pytest.mark.parametrize("failure", ["", "wrong"])
+def test_a_size_that_is_not_known(failure: str, server: Server, manifest: Path) -> None:
+    server.plan.append(failure or "good")
+    write_manifest(manifest, server.url("/small.pth"), size="")
+    assert download.fetch("SMALL").read_bytes() == CONTENT
+
+
+def test_offline_nothing_is_asked(
+    small: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINIRES_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=r"MINIRES_OFFLINE.*small\.pth .*--weights PATH"):
+        download.fetch("SMALL")
+    assert small.requests == []
+    cache.mkdir()
+    (cache / CACHED).write_bytes(CONTENT)
+    assert download.fetch("SMALL") == cache / CACHED
+
+
+def test_a_cache_that_cannot_be_made(small: Server, cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(DownloadError, match=re.escape(str(cache))):
+        download.fetch("SMALL")
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from minires import download
+download.weights_dir = lambda: Path(sys.argv[1])
+print(download.fetch("SMALL"))
+"""
+
+
+def fetch_elsewhere(manifest: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", FETCH, str(manifest)],
+        env={**os.environ, "PYTHONPATH": str(Path(download.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_at_once(small: Server, manifest: Path, cache: Path) -> None:
+    small.plan += ["slow", "slow"]
+    processes = [fetch_elsewhere(manifest) for _ in range(2)]
+    answers = [process.communicate()[0] for process in processes]
+    assert answers == [f"{cache / CACHED}\n"] * 2
+    assert (cache / CACHED).read_bytes() == CONTENT
+    assert os.listdir(cache) == [CACHED]
+
+
+def test_a_killed_download_leaves_nothing_that_counts(
+    small: Server, manifest: Path, cache: Path
+) -> None:
+    small.plan.append("stalled")
+    process = fetch_elsewhere(manifest)
+    with process:
+        while not list(cache.glob(f"{download.PARTIAL}*/*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    [left] = cache.iterdir()
+    assert download.locate("SMALL") is None
+    assert download.fetch("SMALL").read_bytes() == CONTENT
+    assert left.exists()  # it might be another process's, which is at work
+    (cache / CACHED).unlink()
+    os.utime(left, (0, 0))
+    download.fetch("SMALL")
+    assert os.listdir(cache) == [CACHED]
+
+
+def test_minires_looks_in_its_own_cache_first(small: Server, tmp_path: Path, cache: Path) -> None:
+    of_torch = torch_file(tmp_path)
+    assert download.locate("SMALL") == download.fetch("SMALL") == of_torch
+    (cache / CACHED).write_bytes(CONTENT)
+    assert download.locate("SMALL") == cache / CACHED
+    (cache / CACHED).write_bytes(CONTENT[:-1])
+    assert download.locate("SMALL") == of_torch
+    assert small.requests == []
+    assert of_torch.read_bytes() == CONTENT
+
+
+def test_a_damaged_file_is_replaced(small: Server, cache: Path) -> None:
+    cache.mkdir()
+    (cache / CACHED).write_bytes(CONTENT[:-1])
+    assert download.fetch("SMALL").read_bytes() == CONTENT
+    assert len(small.requests) == 1
+
+
+@pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT[::-1], b""])
+def test_a_wrong_file_of_torch_is_passed_over(
+    content: bytes, small: Server, tmp_path: Path, cache: Path
+) -> None:
+    of_torch = torch_file(tmp_path, content)
+    assert download.locate("SMALL") is None
+    assert download.fetch("SMALL") == cache / CACHED
+    assert of_torch.read_bytes() == content
+
+
+def test_a_file_of_torch_is_hashed_once(
+    small: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_torch = torch_file(tmp_path)
+    assert download.locate("SMALL") == of_torch
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "_sha256", lambda path: pytest.fail("hashed again"))
+        assert download.locate("SMALL") == of_torch
+    of_torch.write_bytes(CONTENT[::-1])
+    os.utime(of_torch, (1, 1))
+    assert download.locate("SMALL") is None
+
+
+def test_a_file_of_torch_that_may_not_be_read_is_passed_over(
+    small: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    torch_file(tmp_path)
+    monkeypatch.setattr(download, "_sha256", refuse)
+    assert download.locate("SMALL") is None
+
+
+def test_a_file_of_torch_does_without_a_cache(small: Server, tmp_path: Path, cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    of_torch = torch_file(tmp_path)
+    assert download.locate("SMALL") == of_torch
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"TORCH_HOME": "/a"}, "/a/hub/checkpoints"),
+        ({"TORCH_HOME": "/a", "XDG_CACHE_HOME": "/b"}, "/a/hub/checkpoints"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/torch/hub/checkpoints"),
+        ({"TORCH_HOME": "~/a"}, "/home/me/a/hub/checkpoints"),
+        ({}, "/home/me/.cache/torch/hub/checkpoints"),
+    ],
+)
+def test_where_torch_keeps_its_files(
+    variables: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "TORCH_HOME", "XDG_CACHE_HOME":
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**variables, "HOME": "/home/me", "USERPROFILE": "/home/me"}.items():
+        monkeypatch.setenv(name, value)
+    assert download.torch_cache_dir() == Path(folder)
+
+
+def test_where_minires_keeps_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIRES_CACHE", "~/somewhere")
+    assert download.cache_dir() == Path.home() / "somewhere"
+    monkeypatch.delenv("MINIRES_CACHE")
+    assert download.cache_dir().name == "minires"
+
+
+def test_verify_reads_the_whole_file(small: Server, cache: Path) -> None:
+    with pytest.raises(WeightsError, match=r"SMALL is not here.*minires weights fetch SMALL"):
+        download.verify("SMALL")
+    path = download.fetch("SMALL")
+    path.write_bytes(CONTENT[::-1])
+    assert download.locate("SMALL") == path
+    with pytest.raises(WeightsError, match=f"{re.escape(str(path))} has.*wanted {SHA256}"):
+        download.verify("SMALL")
+
+
+def test_a_path_comes_before_a_name(
+    small: Server, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert download.resolve("SMALL", progress=False) == (
+        cache / CACHED,
+        download.get_weights("SMALL"),
+    )
+    Path("SMALL").write_text("a file of that name")
+    assert download.resolve("SMALL") == (Path("SMALL"), None)
+    assert download.resolve(tmp_path) == (tmp_path, None)
+
+
+@pytest.mark.parametrize("wanted", ["nothing/here.pth", Path("nothing/here.pth"), "IMAGENET22K"])
+def test_neither_a_path_nor_a_name(wanted: str | Path) -> None:
+    with pytest.raises(WeightsError, match=r"no such file, and.*IMAGENET1K_V1, IMAGENET1K_V2"):
+        download.resolve(wanted)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_shows_on_a_terminal(
+    terminal: bool,
+    progress: bool,
+    small: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    small.plan += ["slow"]
+    download.fetch("SMALL", progress)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert (CACHED in err) == (terminal and progress)
+
+
+def test_what_is_known_by_name(small: Server) -> None:
+    assert download.available_weights() == ["SMALL"]
+    weights = download.get_weights("SMALL")
+    assert weights.preset == Preset(40, 32, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert weights.sha256 == SHA256
+    assert weights.meta == {
+        "name": "SMALL",
+        "categories": ["cat", "dog"],
+        "licence": "none",
+        "preset": weights.preset,
+    }
+
+
+@pytest.mark.parametrize("name", ["imagenet1k_v2", "IMAGENET1K-V2", "IMAGENETV2"])
+def test_a_slip_gets_a_hint(name: str) -> None:
+    with pytest.raises(WeightsError, match=rf"'{name}'.*did you mean IMAGENET1K_V2\?"):
+        download.get_weights(name)
+
+
+def test_no_hint_without_a_resemblance() -> None:
+    with pytest.raises(WeightsError) as caught:
+        download.get_weights("vgg")
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "accuracy"),
+    [
+        ("IMAGENET1K_V1", IMAGENET_V1, {"acc@1": 76.130, "acc@5": 92.862}),
+        ("IMAGENET1K_V2", IMAGENET_V2, {"acc@1": 80.858, "acc@5": 95.434}),
+    ],
+)
+def test_the_real_manifest(name: str, preset: Preset, accuracy: dict[str, float]) -> None:
+    weights = download.get_weights(name)
+    assert weights.preset == preset
+    assert weights.meta["accuracy"] == accuracy
+    assert weights.meta["num_params"] == 25_557_032
+    assert weights.meta["categories"] == download.imagenet_categories()
+    assert "BSD-3-Clause" in weights.meta["licence"]
+    json.dumps(weights.meta | {"preset": asdict(weights.preset)})  # it travels in INT8 files
+    for file in weights.files:
+        assert file.url.startswith("https://")
+        assert re.fullmatch("[0-9a-f]{64}", file.sha256)
+        assert file.url.endswith((f"-{file.sha256[:8]}.pth", ".safetensors"))
+
+
+def test_the_default_is_known() -> None:
+    assert download.DEFAULT in download.available_weights()
+
+
+def test_the_categories_are_in_torchvisions_order() -> None:
+    names = download.imagenet_categories()
+    assert len(names) == len(set(names)) == 1000
+    assert all(name == name.strip() and name for name in names)
+    picked = {0: "tench", 1: "goldfish", 281: "tabby", 285: "Egyptian cat", 999: "toilet tissue"}
+    assert {index: names[index] for index in picked} == picked
+
+
+def test_the_wheel_has_them_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout, installed = tmp_path / "weights", tmp_path / "minires" / "weights"
+    monkeypatch.setattr(download, "__file__", str(tmp_path / "minires" / "download.py"))
+    checkout.mkdir()
+    assert download.weights_dir() == checkout
+    installed.mkdir(parents=True)
+    assert download.weights_dir() == installed

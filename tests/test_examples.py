@@ -1,0 +1,64 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.making_files import save_once, save_photograph
+from tests.seeded_weights import seeded_state_dict
+
+ROOT = Path(__file__).parents[1]
+CAT = str(ROOT / "examples" / "images" / "cat.jpg")
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "examples" / "classify.py"), *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+
+
+def test_every_example_is_short() -> None:
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 90
+
+
+def test_classify_answers_what_it_can(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    weights = save_once(tmp_path_factory, "seeded.safetensors", seeded_state_dict)
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    save_photograph(good, 0)
+    bad.write_bytes(b"")
+    process = run(str(good), str(bad), CAT, "--weights", str(weights))
+    lines = process.stdout.splitlines()
+    assert [lines[0], lines[6]] == [str(good), CAT]
+    assert all("%  " in line for line in lines[1:6] + lines[7:])
+    assert len(lines) == 12
+    assert process.stderr.startswith("classify.py: ")
+    assert "bad.png" in process.stderr
+    assert process.stderr.count("\n") == 1
+    assert process.returncode == 1
+
+
+def test_classify_names_weights_that_are_not_there() -> None:
+    process = run(CAT, "--weights", "nowhere.pth")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert "nowhere.pth" in process.stderr
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_cat_is_called_a_cat(
+    precision: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    real_state_dict: dict[str, Any],
+) -> None:
+    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path))
+    weights = save_once(tmp_path_factory, "imagenet.safetensors", lambda: real_state_dict)
+    process = run(CAT, "--weights", str(weights), "--precision", precision)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "cat" in process.stdout.splitlines()[1].split()

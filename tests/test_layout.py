@@ -1,0 +1,113 @@
+"""The rules that keep the package readable: who imports whom, and how long it may get."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import minires
+
+PACKAGE = Path(minires.__file__).parent
+FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+REFERENCE = [name for name in FILES if name.startswith("reference/")]
+READING_PATH = [
+    name
+    for name in FILES
+    if name in ("model.py", "layers.py", "errors.py", "preprocess.py") or name in REFERENCE
+]
+FRAMEWORKS = {"torch", "torchvision", "onnx", "onnxruntime", "openvino", "tensorflow", "scipy"}
+
+
+def imports(source: str) -> Iterator[str]:
+    """Name every module that `source` imports, wherever in it; names from modules as a.b."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here, so that they can be read"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_by(name: str) -> set[str]:
+    return set(imports(FILES[name].read_text(encoding="utf-8")))
+
+
+def is_part_of(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = """
+import os.path as path, json
+if path:
+    from torch import nn as layers, Tensor
+def late():
+    import llvmlite.ir
+"""
+    assert set(imports(source)) == {"os.path", "json", "torch.nn", "torch.Tensor", "llvmlite.ir"}
+    assert is_part_of("torch.nn", "onnx", "torch")
+    assert not is_part_of("torchvision", "torch")
+
+
+def test_the_rules_have_files_to_look_at() -> None:
+    assert {"model.py", "layers.py", "errors.py", "reference/im2col.py"} <= set(READING_PATH)
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_reference_imports_numpy_alone(name: str) -> None:
+    allowed = ("numpy", "typing", "collections.abc", "minires.reference")
+    assert [module for module in imported_by(name) if not is_part_of(module, *allowed)] == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_framework_is_imported(name: str) -> None:
+    assert [module for module in imported_by(name) if is_part_of(module, *FRAMEWORKS)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "kernels/simd.py"])
+def test_only_simd_imports_llvmlite(name: str) -> None:
+    assert [module for module in imported_by(name) if is_part_of(module, "llvmlite")] == []
+
+
+def reached_from(name: str) -> set[str]:
+    """Follow the package's own imports; the answer has every file of minires that is read."""
+    reached, waiting = set(), [name]
+    while waiting:
+        file = waiting.pop()
+        if file in reached:
+            continue
+        reached.add(file)
+        for module in imported_by(file):
+            if is_part_of(module, "minires"):
+                # minires.a.b is a/b.py, or b in a.py, or a/b/__init__.py, or b in a/__init__.py
+                path = "/".join(module.split(".")[1:])
+                parent = path.rpartition("/")[0]
+                candidates = [f"{path}.py", f"{path}/__init__.py", f"{parent}.py",
+                              f"{parent}/__init__.py".lstrip("/")]  # fmt: skip
+                waiting.append(next(c for c in candidates if c in FILES))
+    return reached
+
+
+def test_imports_are_followed() -> None:
+    reached = reached_from("model.py")
+    assert {"layers.py", "errors.py", "reference/im2col.py", "reference/__init__.py"} <= reached
+
+
+@pytest.mark.parametrize("name", READING_PATH)
+def test_the_reading_path_is_self_contained(name: str) -> None:
+    tools = ("cli", "download", "profile", "plots", "quantize")
+    assert [file for file in reached_from(name) if file.startswith(tools)] == []
+
+
+def lines(*names: str) -> int:
+    return sum(len(FILES[name].read_text(encoding="utf-8").splitlines()) for name in names)
+
+
+def test_model_and_layers_can_be_read_in_one_sitting() -> None:
+    """500 lines, less what the kernel that belongs to them takes, once there is one."""
+    assert lines("model.py", "layers.py") <= 500
+
+
+def test_the_package_can_be_read_in_one_afternoon() -> None:
+    assert lines(*FILES) <= 4500

@@ -1,0 +1,28 @@
+"""What an installed minires must have beside its code; .ci/run builds the wheel and the sdist."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+from minires import cli, download
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_command_is_the_module() -> None:
+    assert PROJECT["scripts"] == {"minires": f"{cli.main.__module__}:{cli.main.__name__}"}
+
+
+def test_type_checkers_see_the_hints() -> None:
+    assert (resources.files("minires") / "py.typed").is_file()
+
+
+def test_weights_are_found_wherever_minires_is_installed() -> None:
+    assert (download.weights_dir() / "manifest.toml").is_file()
+
+
+def test_the_changelog_starts_with_what_is_next() -> None:
+    headings = [line for line in (ROOT / "CHANGELOG.md").read_text("utf-8").splitlines()
+                if line.startswith("## ")]  # fmt: skip
+    assert headings[0] in ("## [Unreleased]", f"## [{PROJECT['version']}]")

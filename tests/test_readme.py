@@ -1,0 +1,96 @@
+"""The README is held to be true: its files, its commands, its snippet and its pasted output."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minires import cli
+from tests.making_files import save_once
+from tests.seeded_weights import seeded_state_dict
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILES = re.findall(r"`([\w./-]+/|[\w./-]+\.(?:py|md|toml|jpg)|LICENSE)`", README)
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CONSOLE = re.findall(r"```console\n\$ (.*?)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [command for command, _ in CONSOLE] + re.findall(r"`(minires [^`]+)`", README)
+SET_UP = """
+    pip install -e . && python examples/classify.py examples/images/cat.jpg
+    pip install -e ".[test]" && pytest
+"""
+
+
+def workplace(folder: Path, weights: Path) -> Path:
+    """Make a folder in which the README's relative paths are right."""
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    (folder / "imagenet.safetensors").symlink_to(weights)
+    return folder
+
+
+def test_the_set_up_is_two_commands() -> None:
+    assert SET_UP in README
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(FILES) >= 10
+    assert len(SNIPPETS) == 1
+    assert len(CONSOLE) >= 2
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_that_is_named_exists(name: str) -> None:
+    assert (ROOT / name).exists()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("minires ")])
+def test_every_command_is_one_that_minires_takes(command: str) -> None:
+    words = shlex.split(command)[1:]
+    if words == ["classify"]:
+        words.append("cat.jpg")
+    assert cli.build_parser().parse_args(words).command == words[0]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_the_snippet_runs(
+    snippet: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = save_once(tmp_path_factory, "seeded.safetensors", seeded_state_dict)
+    monkeypatch.chdir(workplace(tmp_path, weights))
+    exec(compile(snippet, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "layer4.2.conv3" in out
+    assert out.splitlines()[-1].startswith("layer1.0.conv1 ")
+
+
+@pytest.mark.parametrize(("command", "pasted"), CONSOLE, ids=[command for command, _ in CONSOLE])
+def test_pasted_output_is_the_output(
+    command: str,
+    pasted: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    real_state_dict: dict[str, Any],
+) -> None:
+    weights = save_once(tmp_path_factory, "imagenet.safetensors", lambda: real_state_dict)
+    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    words = shlex.split(command)
+    words[:1] = [sys.executable, *(["-m", "minires"] if words[0] == "minires" else [])]
+    process = subprocess.run(
+        words, cwd=workplace(tmp_path, weights), text=True, capture_output=True, check=True
+    )
+    seen, shown = ([line.split("%") for line in t.splitlines()] for t in (process.stdout, pasted))
+    assert [line[-1] for line in seen] == [line[-1] for line in shown]  # file and labels
+    for ours, theirs in zip(seen[1:], shown[1:], strict=True):
+        assert abs(float(ours[0]) - float(theirs[0])) <= 0.02  # points: BLAS sums as it likes
