@@ -1,4 +1,4 @@
-"""ResNet-50 inference from scratch: NumPy for the definitions, Numba for the speed."""
+"""ResNet-50 inference from scratch, in FP32 and INT8, every operator in plain NumPy."""
 
 from minires.api import Prediction, classify, predict, resnet50
 from minires.download import available_weights, get_weights

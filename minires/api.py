@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires import checkpoint, download
-from minires.errors import MiniresError, WeightsError
+from minires.errors import ImageError, MiniresError, WeightsError
 from minires.layers import Array
 from minires.model import OPERATORS, ResNet50, resnet50_layers
 from minires.preprocess import IMAGENET_V1, ImageSource, preprocess
@@ -65,12 +65,15 @@ def resnet50(
     for name, value, known in [("precision", precision, OPERATORS), ("backend", backend, BACKENDS)]:
         if value not in known:
             raise MiniresError(f"there is no {name} {value!r}; there is {', '.join(known)}")
-    path, entry = download.resolve(weights or download.DEFAULT, progress)
+    path, entry = download.resolve(download.DEFAULT if weights is None else weights, progress)
     load_fp32 = functools.partial(_load_fp32, path, entry)
     if checkpoint.read_metadata(path).get("format") == FORMAT:
         model = load_int8(path)
         if precision not in ("int8", "int8-simulated"):
-            raise WeightsError(f"{path} holds INT8 weights, which cannot run in {precision}")
+            raise WeightsError(
+                f"{path} holds INT8 weights, which cannot run in {precision}; "
+                "ask for precision int8 or int8-simulated"
+            )
     elif precision == "fp32":
         return load_fp32()
     else:
@@ -119,11 +122,14 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
     list of list of Prediction
         A list for each image, the likeliest class first.
     """
-    if top < 1:
-        raise MiniresError(f"top is {top}; wanted at least 1")
+    if not isinstance(top, int) or top < 1:
+        raise MiniresError(f"top is {top!r}; wanted a whole number of at least 1")
     categories = model.meta["categories"]
     answers = []
-    for probabilities in softmax_ref(model(x)):
+    logits = model(x)
+    if not np.isfinite(logits).all():
+        raise MiniresError("the network computed NaN or infinity; its weights must be broken")
+    for probabilities in softmax_ref(logits):
         order = np.argsort(-probabilities, kind="stable")[:top]
         answers.append([Prediction(categories[i], float(probabilities[i]), int(i)) for i in order])
     return answers
@@ -146,6 +152,8 @@ def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) ->
     list of Prediction
         The likeliest label first.
     """
+    if isinstance(image, list | tuple):
+        raise ImageError("classify takes one image; for several, preprocess and predict")
     model = model or _default_model()
     return predict(model, preprocess(image, model.meta["preset"]), top)[0]
 

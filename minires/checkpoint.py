@@ -107,7 +107,8 @@ def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) ->
     Raises
     ------
     WeightsError
-        Naming every tensor that is missing, unexpected, of a wrong shape or type, or not finite.
+        For tensors that are missing, unexpected, of a wrong shape or type, or not finite, and
+        for a negative variance: naming the first few of each kind, and counting the others.
     """
     found = {k: v for k, v in state.items() if not k.endswith(".num_batches_tracked")}
     common = {key: found[key] for key in shapes if key in found}
@@ -124,6 +125,7 @@ def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) ->
             f"{key} {value.dtype}" for key, value in common.items() if key not in floats
         ],
         "holding NaN or infinity": [k for k, v in floats.items() if not np.isfinite(v).all()],
+        "below 0": [k for k, v in floats.items() if k.endswith("running_var") and (v < 0).any()],
     }
     if any(problems.values()):
         told = (f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names)

@@ -6,13 +6,16 @@ the weights could not be used, and 2 for a command line that makes no sense.
 """
 
 import argparse
+import contextlib
+import functools
 import io
 import json
 import os
 import sys
 import traceback
+import warnings
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from minires.layers import Array
     from minires.model import ResNet50
 
+PRECISIONS = ("fp32", "int8", "int8-simulated")
 CTRL_C, CLOSED_PIPE = 130, 141  # 128 and the signal's number, as shells have it
 
 
@@ -45,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what stdout cannot
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = COMMANDS[arguments.command].run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"minires: {message}", file=sys.stderr)
+            status = COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return CTRL_C
@@ -64,8 +70,10 @@ def classify(arguments: Namespace) -> int:
 
     from minires.api import resnet50
 
-    model = resnet50(arguments.weights, arguments.precision, arguments.backend)
     files = _find_images(arguments.images)
+    if not any(map(os.path.exists, files)):  # told before 100 MB are fetched in vain
+        raise ImageError(f"{', '.join(map(str, files))}: no such file or folder")
+    model = resnet50(arguments.weights, arguments.precision, arguments.backend)
     images: list[dict[str, Any]] = []
     # A short run shows no bar, nor does one whose stderr is not a terminal.
     with tqdm(total=len(files), delay=2, leave=False, disable=None) as bar:
@@ -97,8 +105,14 @@ def _find_images(sources: Sequence[Path]) -> list[Path]:
     suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files = []
     for source in sources:
-        inside = sorted(source.iterdir()) if source.is_dir() else []
-        files += [path for path in inside if path.suffix.lower() in suffixes] or [source]
+        inside: list[Path] = []
+        with contextlib.suppress(OSError):  # what cannot be looked into is told of when opened
+            inside = sorted(source.iterdir())
+        files += [
+            path
+            for path in inside
+            if path.suffix.lower() in suffixes and path.name[0] != "." and path.is_file()
+        ] or [source]
     return files
 
 
@@ -114,7 +128,7 @@ def _answer(
     images: list[Array | ImageError] = []
     for file in files:
         try:
-            if file.is_dir():
+            if os.path.isdir(file):
                 raise ImageError(f"{file}: no image lies in this folder")
             images.append(preprocess(file, model.meta["preset"]))  # (1, 3, H, W)
         except ImageError as error:
@@ -124,13 +138,121 @@ def _answer(
     return [image if isinstance(image, ImageError) else next(predictions) for image in images]
 
 
+def quantize(arguments: Namespace) -> int:
+    """Turn float32 weights into an INT8 file, and report what that cost."""
+    from tqdm import tqdm
+
+    from minires.api import resnet50
+    from minires.preprocess import preprocess
+    from minires.quantize import calibrate, quantize_model, save_int8
+    from minires.quantize.default import OBSERVER, default_batches
+    from minires.quantize.report import format_report, report
+
+    if not arguments.output.absolute().parent.is_dir():
+        raise MiniresError(f"{arguments.output}: its folder is not there; make it first")
+    fp32 = resnet50(arguments.weights)
+    preset = fp32.meta["preset"]
+    bad: list[Path] = []
+
+    def batches() -> Iterator["Array"]:
+        for file in files:
+            if file not in bad:
+                try:
+                    yield preprocess(file, preset)  # (1, 3, H, W)
+                except ImageError as error:
+                    bad.append(file)
+                    _complain(error, arguments.debug)
+
+    if arguments.calibrate:
+        files = _find_images([arguments.calibrate])
+        if arguments.calibrate.is_dir() and files == [arguments.calibrate]:
+            raise MiniresError(f"{arguments.calibrate}: no image lies in this folder")
+        step = max(1, len(files) / arguments.images)  # evenly spread: folders are often sorted
+        files = [files[int(i * step)] for i in range(min(len(files), arguments.images))]
+        source = batches
+    else:
+        files = []
+        source = functools.partial(default_batches, preset)
+
+    def shown(text: str) -> Iterator["Array"]:
+        with tqdm(source(), text, len(files) or None, leave=False, disable=None) as bar:
+            yield from bar
+
+    calibration = calibrate(fp32, shown("calibrating"), arguments.observer or OBSERVER)
+    int8 = quantize_model(fp32, calibration)
+    save_int8(int8, arguments.output)
+    print(format_report(report(fp32, int8, shown("comparing with FP32"))))
+    size = arguments.output.stat().st_size / 1e6
+    print(f"{arguments.output}: {size:.1f} MB, calibrated on {calibration.images} images or crops")
+    return int(bool(bad))
+
+
+def evaluate(arguments: Namespace) -> int:
+    """Measure accuracy on labelled photographs, and compare two precisions."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from minires.api import resnet50
+    from minires.evaluate import accuracy, compare, logits_of, read_labels
+
+    rows = read_labels(arguments.labels)
+    asked = [(arguments.precision, arguments.weights)]
+    other = (arguments.against, arguments.against_weights or arguments.weights)
+    if arguments.against != "none" and other not in asked:
+        asked.append(other)
+    models = [resnet50(weights, precision) for precision, weights in asked]
+    classes = len(models[0].meta["categories"])
+    labels: list[int] = []
+    logits: list[list[Array]] = []  # an image's, from each model
+    for file, label in tqdm(rows, "evaluating", leave=False, disable=None):
+        if not 0 <= label < classes:
+            raise MiniresError(
+                f"{arguments.labels}: {file} has the label {label}; wanted 0 to {classes - 1}"
+            )
+        try:
+            logits += logits_of(models, arguments.folder, [file])
+            labels.append(label)
+        except ImageError as error:
+            _complain(error, arguments.debug)
+    if not labels:
+        raise MiniresError(f"{arguments.labels} names no usable image in {arguments.folder}")
+    truth = np.array(labels)
+    answers = [np.concatenate(of_model) for of_model in zip(*logits, strict=True)]
+    result: dict[str, Any] = {"images": len(labels), "unusable": len(rows) - len(labels)}
+    result["models"] = [
+        {"name": model.meta["name"], "precision": precision, **accuracy(y, truth)._asdict()}
+        for model, (precision, _), y in zip(models, asked, answers, strict=True)
+    ]
+    if len(answers) == 2:
+        result["comparison"] = compare(answers[0], answers[1], truth)._asdict()
+    print(json.dumps(result, indent=2) if arguments.json else _tell_accuracy(result))
+    return int(result["unusable"] > 0)
+
+
+def _tell_accuracy(result: dict[str, Any]) -> str:
+    lines = [f"{result['images']} images"]
+    for m in result["models"]:
+        lines.append(
+            f"  {m['precision']:<16}top-1 {m['top1']:7.2%}   top-5 {m['top5']:7.2%}   {m['name']}"
+        )
+    if "comparison" in result:
+        c = result["comparison"]
+        points, low, high = (f"{100 * c[key]:+.2f}" for key in ("difference", "low", "high"))
+        lines += [
+            f"the same label first on {c['agreement']:.2%}, right or wrong",
+            f"top-1 differs by {points} points (95%: {low} to {high})",
+            f"a logit differs by at most {c['largest_logit_difference']:.3g}",
+        ]
+    return "\n".join(lines)
+
+
 def summary(arguments: Namespace) -> int:
     """Print the network's layers: shapes, parameters and multiply-adds."""
     from minires import api, model
     from minires.summary import format_summary, summarize
 
     if arguments.weights:
-        layers = api.resnet50(arguments.weights).layers
+        layers = api.resnet50(arguments.weights, arguments.precision).layers
     else:
         layers = model.resnet50_layers(arguments.classes)
     height, width = arguments.size
@@ -163,6 +285,8 @@ def _complain(error: Exception, debug: bool) -> None:
     text = str(error)
     if not isinstance(error, MiniresError):
         text = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+    if isinstance(error, OSError) and error.filename and error.strerror:  # a full disk, say
+        text = f"{error.filename}: {error.strerror}"
     if debug:
         traceback.print_exception(error)
     print(f"minires: {' '.join(text.split())}", file=sys.stderr)
@@ -188,7 +312,7 @@ def _at_least(minimum: int, default: Any, names: Any, text: str, **more: Any) ->
 
 
 class Command(NamedTuple):
-    """What a command runs, and what it takes: names in `OPTIONS`, ``|`` between alternatives."""
+    """What a command runs, and what it takes: keys of `OPTIONS`, ``|`` between alternatives."""
 
     run: Callable[[Namespace], int]
     options: tuple[str, ...]
@@ -199,19 +323,49 @@ COMMANDS = {
         classify,
         ("images", "--weights", "--precision", "--backend", "--top", "--batch-size", "--json"),
     ),
-    "summary": Command(summary, ("--weights|--classes", "--size", "--batch")),
+    "quantize": Command(
+        quantize, ("--weights", "--calibrate", "--observer", "--images", "-o, --output")
+    ),
+    "evaluate": Command(
+        evaluate,
+        (
+            "folder",
+            "--labels",
+            "--weights",
+            "--precision",
+            "--against",
+            "--against-weights",
+            "--json",
+        ),
+    ),
+    "summary": Command(summary, ("--weights|--classes", "--precision", "--size", "--batch")),
     "weights": Command(weights, ("action", "name")),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "images": {"nargs": "+", "type": Path, "metavar": "IMAGE|FOLDER"},
+    "images": {"nargs": "+", "type": Path, "metavar": "IMAGE|FOLDER",
+               "help": "photographs, or folders of them"},
     "--weights": {"metavar": "NAME|PATH", "help": "a name that 'minires weights list' shows, or "
                   "a .pth or .safetensors file"},
-    "--precision": {"default": "fp32", "choices": ("fp32", "int8", "int8-simulated")},
-    "--backend": {"default": "numpy", "choices": ("numpy",)},
+    "--precision": {"default": "fp32", "choices": PRECISIONS, "help": "%(default)s unless given"},
+    "--backend": {"default": "numpy", "choices": ("numpy",), "help": "%(default)s, the only one"},
     "--top": _at_least(1, 5, "K", "how many labels an image gets: %(default)s unless given"),
     "--batch-size": _at_least(1, 8, "N", "how many images are computed, and held, at once: "
                               "%(default)s unless given"),
     "--json": {"action": "store_true", "help": "answer with one JSON document"},
+    "folder": {"type": Path, "help": "where the photographs lie"},
+    "--labels": {"type": Path, "required": True, "metavar": "CSV",
+                 "help": "with the columns file and label, labels being class numbers"},
+    "--against": {"default": "fp32", "choices": (*PRECISIONS, "none"),
+                  "help": "the precision to compare with: %(default)s unless given"},
+    "--against-weights": {"metavar": "NAME|PATH", "help": "those of --weights unless given"},
+    "--calibrate": {"type": Path, "metavar": "FOLDER", "help": "photographs like those to come; "
+                    "the few that come with the package unless given"},
+    "--observer": {"choices": ("minmax", "percentile", "entropy", "mse"),
+                   "help": "how a range is chosen: as classify does it unless given"},
+    "--images": _at_least(1, 128, "N", "how many of the folder, evenly spread over it: "
+                          "%(default)s unless given"),
+    "-o, --output": {"type": Path, "required": True, "metavar": "FILE",
+                     "help": "the .safetensors file to write"},
     "--classes": _at_least(1, 1000, "N", "how many classes: %(default)s unless given"),
     "--size": _at_least(32, (224, 224), ("HEIGHT", "WIDTH"), "pixels: 224 224 unless given",
                         nargs=2),
@@ -234,5 +388,5 @@ def build_parser() -> argparse.ArgumentParser:
             names = option.split("|")
             group = subparser.add_mutually_exclusive_group() if len(names) > 1 else subparser
             for alternative in names:
-                group.add_argument(alternative, **OPTIONS[alternative])
+                group.add_argument(*alternative.split(", "), **OPTIONS[alternative])
     return parser

@@ -168,7 +168,7 @@ def resolve(weights: str | os.PathLike[str], progress: bool = True) -> tuple[Pat
     Path
         The file.
     Weights or None
-        What is known of it, where it was asked for by name.
+        What is known of it; a file given by path is known by its size and checksum.
 
     Raises
     ------
@@ -178,12 +178,21 @@ def resolve(weights: str | os.PathLike[str], progress: bool = True) -> tuple[Pat
         As for `fetch`.
     """
     if os.path.exists(weights):
-        return Path(weights), None
+        return Path(weights), _recognize(Path(weights))
     try:
         entry = get_weights(os.fspath(weights))
     except WeightsError as error:
         raise WeightsError(f"{os.fspath(weights)}: no such file, and {error}") from error
     return fetch(entry.name, progress), entry
+
+
+def _recognize(path: Path) -> Weights | None:
+    """Find the entry of the manifest whose file this is, wherever it came from."""
+    for entry in map(get_weights, available_weights()):
+        for file in entry.files:
+            if file.size and _has_size(path, file) and _was_right(path, file):
+                return entry
+    return None
 
 
 def locate(name: str) -> Path | None:
@@ -304,21 +313,21 @@ def fetch(name: str, progress: bool = True) -> Path:
     Raises
     ------
     WeightsError
-        For a name that is not known.
+        For a name that is not known, or a cache that cannot be written.
     DownloadError
-        Where no server gave the file, or where MINIRES_OFFLINE is set to 1.
+        Where no server gave the file, or where MINIRES_OFFLINE is set.
     """
     entry = get_weights(name)
     if found := _find(entry):
         return found[0]
     failures = []
-    if os.environ.get("MINIRES_OFFLINE") == "1":
+    if os.environ.get("MINIRES_OFFLINE", "0") not in ("", "0"):
         failures.append("MINIRES_OFFLINE is set")
     else:
         for file in entry.files:
             try:
                 return _download_patiently(file, _path_in_cache(entry, file), progress)
-            except (OSError, ValueError) as error:  # those of requests are OSErrors
+            except (OSError, DownloadError) as error:  # those of requests are OSErrors
                 # Where no connection came about, requests wraps the reason twice.
                 reason = getattr(error.args[0], "reason", error) if error.args else repr(error)
                 failures.append(f"{file.url}: {reason}")
@@ -330,13 +339,18 @@ def fetch(name: str, progress: bool = True) -> Path:
 
 def _download_patiently(file: WeightsFile, target: Path, progress: bool) -> Path:
     """Begin anew when the connection is cut or stalls, or when something else arrives."""
-    from requests import ConnectTimeout
+    from requests import ConnectTimeout, RequestException
 
     for attempts_left in reversed(range(ATTEMPTS)):
         try:
             _download(file, target, progress)
             break
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and not isinstance(error, RequestException):
+                raise WeightsError(
+                    f"{target} could not be written ({error.strerror or error}); make room, or "
+                    "set MINIRES_CACHE to another folder"
+                ) from error
             # Nobody there: each of a server's addresses may have used up the whole time-out.
             if isinstance(error, ConnectTimeout) or not attempts_left:
                 raise

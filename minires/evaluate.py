@@ -51,11 +51,14 @@ def read_labels(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
         For a missing file or column, or a label that is not a whole number.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [(row["file"], int(row["label"])) for row in csv.DictReader(file)]
+        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes a mark
+            reader = csv.DictReader(file)
+            if not {"file", "label"} <= set(reader.fieldnames or ()):
+                raise ValueError("a column is missing")
+            return [(os.fspath(row["file"]), int(row["label"])) for row in reader]
     except OSError as error:
         raise MiniresError(f"{path}: cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, csv.Error) as error:
         raise MiniresError(
             f"{path}: wanted a CSV with the columns file and label, labels being class indices"
         ) from error

@@ -55,7 +55,7 @@ class Layer:
     bn: str = ""
     relu: bool = False
     qparams: QParams | None = None
-    hooks: list[Hook] = field(default_factory=list, repr=False)
+    hooks: list["HookHandle"] = field(default_factory=list, repr=False)
 
     def output_shape(self, x: Shape) -> Shape:
         """Tell the shape that comes out where one of shape `x` goes in."""
@@ -89,19 +89,20 @@ class Layer:
         HookHandle
             Takes the hook off again, by ``remove()`` or at the end of a with statement.
         """
-        self.hooks.append(hook)
-        return HookHandle(self.hooks, hook)
+        self.hooks.append(HookHandle(self.hooks, hook))
+        return self.hooks[-1]
 
 
-class HookHandle(NamedTuple):
+@dataclass(eq=False)
+class HookHandle:
     """What `Layer.register_forward_hook` returns."""
 
-    hooks: list[Hook]
+    hooks: list["HookHandle"] = field(repr=False)
     hook: Hook
 
     def remove(self) -> None:
         """Take the hook off; a second time does nothing."""
-        self.hooks[:] = [other for other in self.hooks if other is not self.hook]
+        self.hooks[:] = [other for other in self.hooks if other is not self]
 
     def __enter__(self) -> "HookHandle":
         return self

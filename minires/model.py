@@ -14,7 +14,7 @@ from minires.apart import OPERATORS_APART, take_apart
 from minires.errors import MiniresError
 from minires.layers import Array, Layer, Operator, Shape
 from minires.state_dict import fp32_params
-from minires.summary import format_summary, summarize
+from minires.summary import format_edges, format_summary, summarize
 
 # Which function computes an operator, precision by precision.
 OPERATORS: dict[str, dict[str, Operator]] = {
@@ -95,7 +95,7 @@ class Step(NamedTuple):
 
     @property
     def input_shapes(self) -> tuple[Shape, ...]:
-        """The inputs' shapes, NHWC."""
+        """The inputs' shapes, NHWC; that of the first step is what was handed in, NCHW."""
         return tuple(x.shape for x in self.inputs)
 
     @property
@@ -209,8 +209,8 @@ class ResNet50:
         for layer in layers:
             inputs = tuple(outputs[name] for name in layer.inputs) or (x,)
             output = operators[layer.op](layer, params.get(layer.name), *inputs)
-            for hook in list(layer.hooks):
-                replacement = hook(layer, inputs, output)
+            for handle in list(layer.hooks):
+                replacement = handle.hook(layer, inputs, output)
                 output = output if replacement is None else replacement
             outputs[layer.name] = output
             for name in layer.inputs:  # keep no activation longer than a layer reads it
@@ -220,7 +220,8 @@ class ResNet50:
 
     def __getitem__(self, name: str) -> Layer:
         """Find the layer to hook by its name: a fused one, else a part of one."""
-        layers = {layer.name: layer for layer in self.apart + self.layers}
+        parts = self.apart if self.apart_params else []  # those that never run take no hooks
+        layers = {layer.name: layer for layer in parts + self.layers}
         if name not in layers:
             raise KeyError(f"no layer is called {name!r}; print(model) lists them")
         return layers[name]
@@ -229,7 +230,10 @@ class ResNet50:
         return iter(self.layers)
 
     def __str__(self) -> str:
-        return format_summary(summarize(self.layers))
+        table = format_summary(summarize(self.layers))
+        if self.precision == "fp32":
+            return table
+        return f"{table}\n\n{format_edges(self.layers, self.meta.get('saturated', {}))}"
 
 
 def check_input(x: Array) -> None:

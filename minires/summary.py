@@ -1,5 +1,6 @@
 """The network as a table: shapes, parameters and multiply-adds, without running it."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from minires.layers import Layer, Shape
@@ -59,4 +60,29 @@ def format_summary(rows: list[SummaryRow]) -> str:
     for name, op, shape, parameters, macs in [*rows, total]:
         sizes = " x ".join(map(str, shape))
         lines.append(f"{name:<22}{op:<10}{sizes:<22}{parameters:>12,}{macs:>16,}")
+    return "\n".join(lines)
+
+
+def format_edges(layers: list[Layer], saturated: Mapping[str, float]) -> str:
+    """Lay out as text how each edge of an INT8 network stands for real numbers.
+
+    Parameters
+    ----------
+    layers : list of Layer
+        The network; layers whose output stays float32 have no line.
+    saturated : mapping of str to float
+        The share of an edge's values that lay outside its range in calibration, where known.
+
+    Returns
+    -------
+    str
+        A line for each edge, and a line of names above.
+    """
+    lines = [f"{'edge':<22}{'range':<24}{'scale':>12}{'zero point':>12}{'saturated':>12}"]
+    for layer in layers:
+        if layer.qparams:
+            scale, zero_point = layer.qparams
+            ends = f"{-zero_point * scale:.4g} to {(255 - zero_point) * scale:.4g}"
+            share = f"{saturated[layer.name]:.4%}" if layer.name in saturated else ""
+            lines.append(f"{layer.name:<22}{ends:<24}{scale:>12.5g}{zero_point:>12}{share:>12}")
     return "\n".join(lines)

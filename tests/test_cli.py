@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 
 from minires import api
 from minires.cli import main
+from minires.preprocess import Preset
+from minires.quantize import calibrate, quantize_model, save_int8
 from tests.making_files import BAD_IMAGES, save_once, save_photograph
 from tests.seeded_weights import seeded_state_dict
 
@@ -96,7 +98,7 @@ def test_a_folder_is_its_images_by_name(photographs: Path, capsys: Capture) -> N
     (photographs / "folder.png").mkdir()
     save_photograph(photographs / "folder.png" / "inside.png", 9)
     single = str(photographs / "c.bmp")
-    assert main(["classify", "--top", "1", single, str(photographs)]) == 1  # for folder.png
+    assert main(["classify", "--top", "1", single, str(photographs)]) == 0
     files = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     assert files == [single, *(str(photographs / name) for name in ["a.JPG", "b.png", "c.bmp"])]
 
@@ -195,13 +197,18 @@ def test_debug_shows_the_traceback_and_goes_on(photographs: Path, capsys: Captur
     ],
 )
 def test_other_ends(
-    error: BaseException, status: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    error: BaseException,
+    status: int,
+    text: str,
+    photographs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(api, "resnet50", fail)
-    assert main(["classify", "cat.jpg"]) == status
+    assert main(["classify", str(photographs)]) == status
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(text)
@@ -315,3 +322,145 @@ def test_names_that_stdout_cannot_hold(tmp_path: Path, monkeypatch: pytest.Monke
     assert main(["classify", str(tmp_path)]) == 0
     stdout.seek(0)
     assert "katze \\xfc.png" in stdout.read()
+
+
+# quantize and evaluate
+
+
+@pytest.fixture
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let networks see 32x32 pixels: what these tests are about does not need more."""
+    monkeypatch.setattr(
+        "minires.api.IMAGENET_V1", Preset(32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+
+
+@pytest.mark.usefixtures("small_images")
+def test_quantize_writes_a_file_that_the_other_commands_take(
+    photographs: Path, seeded_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    output = tmp_path / "int8.safetensors"
+    words = ["quantize", "--weights", str(seeded_file), "--calibrate", str(photographs)]
+    assert main([*words, "--observer", "percentile", "--images", "2", "-o", str(output)]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["input", "conv1", "maxpool"]
+    assert all(float(line.split()[1]) > 3 for line in lines[1:-2])  # SQNR in dB
+    assert "of 2 images" in lines[-2]
+    assert lines[-1].startswith(f"{output}: 25.8 MB, calibrated on 2 images")
+    assert err == ""
+    assert api.resnet50(output, "int8").meta["calibration"] == {
+        "observer": "percentile",
+        "images": 2,
+    }
+    words = ["--weights", str(output), "--precision", "int8"]
+    assert main(["classify", str(photographs / "b.png"), *words]) == 0
+    (photographs / "labels.csv").write_text("file,label\nb.png,3\na.JPG,999\n")
+    capsys.readouterr()
+    words += ["--labels", str(photographs / "labels.csv"), "--against-weights", str(seeded_file)]
+    assert main(["evaluate", str(photographs), *words, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["images"], answer["unusable"]) == (2, 0)
+    assert [model["precision"] for model in answer["models"]] == ["int8", "fp32"]
+    assert 0 < answer["comparison"]["largest_logit_difference"] < np.inf
+
+
+@pytest.mark.usefixtures("small_images")
+def test_quantize_names_a_bad_image_once_and_does_without_it(
+    photographs: Path, seeded_file: Path, capsys: Capture
+) -> None:
+    (photographs / "aa.png").write_bytes(b"")
+    output = photographs / "int8.safetensors"
+    words = ["quantize", "--weights", str(seeded_file), "--calibrate", str(photographs)]
+    assert main([*words, "--output", str(output)]) == 1
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert "aa.png" in err
+    assert "calibrated on 3 images" in out
+    assert output.exists()
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "no folder", "bad images", "no output folder"])
+def test_quantize_without_usable_images_writes_nothing(
+    kind: str, seeded_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder, output = tmp_path / "images", tmp_path / "int8.safetensors"
+    if kind != "no folder":
+        folder.mkdir()
+    if kind == "bad images":
+        (folder / "a.png").write_bytes(b"")
+    if kind == "no output folder":
+        output = tmp_path / "nowhere" / "int8.safetensors"
+    words = ["quantize", "--weights", str(seeded_file), "--calibrate", str(folder)]
+    assert main([*words, "-o", str(output)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(line.startswith("minires: ") for line in err.splitlines())
+    assert "nowhere" in err if kind == "no output folder" else "images" in err
+    assert not output.exists()
+
+
+@pytest.mark.usefixtures("loaded")
+def test_evaluate_counts_what_it_can(photographs: Path, capsys: Capture) -> None:
+    labels = photographs / "labels.csv"
+    words = ["evaluate", str(photographs), "--labels", str(labels)]
+    labels.write_text("file,label\nb.png,3\ngone.png,4\n")
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("1 images\n  fp32")
+    assert "agree" not in out  # there is nothing to compare fp32 with
+    assert "gone.png" in err
+    for text, word in [("file,label\nb.png,1000\n", "1000"), ("file,label\ngone.png,1\n", "usable"),
+                       ("name\nb.png\n", "columns")]:  # fmt: skip
+        labels.write_text(text)
+        assert main(words) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert word in err.splitlines()[-1]
+
+
+def test_int8_weights_are_not_asked_for_fp32(
+    photographs: Path, tmp_path: Path, seeded_file: Path, capsys: Capture
+) -> None:
+    model = api.resnet50(seeded_file)
+    output = tmp_path / "int8.safetensors"
+    x = np.random.RandomState(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    save_int8(quantize_model(model, calibrate(model, [x])), output)
+    assert main(["classify", str(photographs), "--weights", str(output)]) == 1
+    assert "ask for precision int8" in complaint(capsys)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_odd_arguments_do_not_keep_good_ones_from_an_answer(
+    photographs: Path, capsys: Capture
+) -> None:
+    (photographs / "folder.jpg").mkdir()
+    (photographs / "._a.jpg").write_bytes(b"what macOS leaves beside a file")
+    assert main(["classify", str(photographs)]) == 0
+    capsys.readouterr()
+    assert main(["classify", str(photographs / "b.png"), "x" * 300 + ".jpg"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(str(photographs / "b.png"))
+    assert "File name too long" in err
+
+
+def test_a_mistyped_name_is_told_before_weights_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(api, "resnet50", lambda *_: pytest.fail("weights were looked for"))
+    assert main(["classify", str(tmp_path / "kat.jpg")]) == 1
+    assert "kat.jpg: no such file" in complaint(capsys)
+
+
+@pytest.mark.filterwarnings("always")
+def test_warnings_are_one_line(
+    photographs: Path, seeded_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("MINIRES_CACHE", str(photographs / "b.png"))  # a file, not a folder
+    monkeypatch.setattr("minires.quantize.default.calibration_photographs",
+                        lambda: [photographs / "b.png"])  # fmt: skip
+    words = ["--weights", str(seeded_file), "--precision", "int8"]
+    status, err = main(["classify", str(photographs / "a.JPG"), *words]), capsys.readouterr().err
+    assert status == 0, err
+    assert err.startswith("minires: the INT8 network is not cached")
+    assert err.count("\n") == 1

@@ -225,7 +225,7 @@ def test_offline_nothing_is_asked(
 
 def test_a_cache_that_cannot_be_made(small: Server, cache: Path) -> None:
     cache.write_text("a file where the folder should be")
-    with pytest.raises(DownloadError, match=re.escape(str(cache))):
+    with pytest.raises(WeightsError, match=re.escape(str(cache))):
         download.fetch("SMALL")
 
 

@@ -94,10 +94,21 @@ def test_a_handle_removes_its_own_hook_alone() -> None:
     layer.register_forward_hook(second)
     handle.remove()
     handle.remove()
-    assert layer.hooks == [second]
+    assert [handle.hook for handle in layer.hooks] == [second]
     with layer.register_forward_hook(first):
-        assert layer.hooks == [second, first]
-    assert layer.hooks == [second]
+        assert [handle.hook for handle in layer.hooks] == [second, first]
+    assert [handle.hook for handle in layer.hooks] == [second]
+
+
+def test_a_hook_registered_twice_is_removed_once() -> None:
+    layer = conv_layer(1, 1, True)
+
+    def hook(layer: Layer, inputs: tuple[Array, ...], y: Array) -> None: ...
+
+    once, twice = layer.register_forward_hook(hook), layer.register_forward_hook(hook)
+    once.remove()
+    once.remove()
+    assert layer.hooks == [twice]
 
 
 def test_a_with_statement_removes_its_hook_after_an_error() -> None:

@@ -19,7 +19,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = re.findall(r"`([\w./-]+/|[\w./-]+\.(?:py|md|toml|jpg)|LICENSE)`", README)
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CONSOLE = re.findall(r"```console\n\$ (.*?)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [command for command, _ in CONSOLE] + re.findall(r"`(minires [^`]+)`", README)
+COMMANDS = [command for command, _ in CONSOLE]
+COMMANDS += re.findall(r"`(minires [^`]+)`", README) + re.findall(r"^    (minires .+)$", README, re.M)
 SET_UP = """
     pip install -e . && python examples/classify.py examples/images/cat.jpg
     pip install -e ".[test]" && pytest
@@ -41,7 +42,7 @@ def test_there_is_something_to_check() -> None:
     assert len(FILES) >= 10
     assert len(SNIPPETS) == 1
     assert len(CONSOLE) >= 2
-    assert len(COMMANDS) >= 5
+    assert len(COMMANDS) >= 7
 
 
 @pytest.mark.parametrize("name", FILES)

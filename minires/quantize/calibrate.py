@@ -70,8 +70,11 @@ def calibrate(model: ResNet50, batches: Iterable[Array], observer: str = "mse") 
     Raises
     ------
     MiniresError
-        For an unknown observer, no images, or NaN or infinity on an edge.
+        For a network that is quantized already, an unknown observer, no images, or NaN or infinity
+        on an edge.
     """
+    if model.precision != "fp32":
+        raise MiniresError(f"calibration wants a network in fp32; this one is {model.precision}")
     if observer not in OBSERVERS:
         raise MiniresError(f"there is no observer {observer!r}; there are {', '.join(OBSERVERS)}")
     edges = {name: OBSERVERS[observer]() for name in quantized_edges(model.layers)}

@@ -72,4 +72,5 @@ def quantize_model(model: ResNet50, calibration: Calibration) -> ResNet50:
             params[layer.name] = inputs[0]
     recipe = {"observer": calibration.observer, "images": calibration.images}
     meta = {**model.meta, "calibration": recipe, "saturated": calibration.saturated}
+    meta.pop("accuracy", None)  # it was measured in fp32
     return ResNet50(layers, params, "int8", meta)

@@ -17,7 +17,7 @@ from minires.quantize.calibrate import calibrate
 from minires.quantize.convert import quantize_model
 from minires.quantize.int8_file import load_int8, save_int8
 
-OBSERVER = "minmax"
+OBSERVER = "mse"
 RECIPE = f"{OBSERVER}-crops-1"  # a part of the cached file's name: change it with the recipe
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from minires.errors import WeightsError
 from minires.layers import Int8Params
@@ -51,7 +51,8 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
     }
     path = Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        save_file(tensors, Path(folder) / path.name, metadata)
+        # Not save_file, which lets only the owner read what it writes.
+        (Path(folder) / path.name).write_bytes(save(tensors, metadata))
         os.replace(Path(folder) / path.name, path)
 
 
@@ -101,6 +102,17 @@ def _build(metadata: dict[str, str], tensors: dict[str, Any]) -> ResNet50:
         for name, (scale, zero_point) in json.loads(metadata["qparams"]).items()
     }
     layers = resnet50_layers(num_classes=len(tensors["fc.bias_s32"]))
+    known = {f"{layer.name}.{field}" for layer in layers for field in TENSORS}
+    if unexpected := sorted(tensors.keys() - known):
+        raise ValueError(f"unexpected {unexpected[0]}")
+    scales = {name: q.scale for name, q in qparams.items()}
+    scales |= {key: value for key, value in tensors.items() if key.endswith("w_scale")}
+    for name, scale in scales.items():
+        if not (np.all(scale > 0) and np.all(np.isfinite(scale))):
+            raise ValueError(f"{name} has a scale that is not a positive number")
+    for name, q in qparams.items():
+        if not 0 <= q.zero_point <= 255:
+            raise ValueError(f"{name} has the zero point {q.zero_point}, wanted 0 to 255")
     params: dict[str, Any] = {}
     for layer in layers:
         layer.qparams = qparams.get(layer.name)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minires.errors import MiniresError
 from minires.layers import Array
 from minires.model import ResNet50
 from minires.reference import dequantize_ref
@@ -57,9 +58,12 @@ def report(fp32: ResNet50, int8: ResNet50, batches: Iterable[Array]) -> Report:
             row = np.array([np.sum(np.square(a, dtype=np.float64)) for a in (real.output, noise)])
             row = np.concatenate([row, [beyond, steps.size]])
             sums[real.name] = sums.get(real.name, 0) + row
+    if not images:
+        raise MiniresError("no images to compare on; at least one is needed")
     layers = []
     for name, (signal, noise_power, beyond_count, count) in sums.items():
-        sqnr = 10 * np.log10(signal / noise_power) if noise_power else np.inf
+        with np.errstate(divide="ignore"):  # no signal at all: minus infinity
+            sqnr = 10 * np.log10(signal / noise_power) if noise_power else np.inf
         layers.append(LayerReport(name, float(sqnr), float(beyond_count / count)))
     return Report(layers, same / images, images)
 

@@ -13,7 +13,6 @@ from minires.errors import WeightsError
 from minires.layers import Int8Params
 from minires.model import ResNet50
 from minires.preprocess import IMAGENET_V2
-from minires.quantize import int8_file
 from minires.quantize.calibrate import calibrate
 from minires.quantize.convert import quantize_model
 from minires.quantize.int8_file import load_int8, save_int8
@@ -185,6 +184,22 @@ def qparams_as_list(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
     metadata["qparams"] = "[1, 2]"
 
 
+def odd_tensor(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    tensors["layer5.w_s8"] = np.zeros((1, 1), np.int8)
+
+
+def nan_scale(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    tensors["conv1.w_scale"][3] = np.nan
+
+
+def zero_scale(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["qparams"] = json.dumps(json.loads(metadata["qparams"]) | {"conv1": [0.0, 0]})
+
+
+def far_zero_point(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["qparams"] = json.dumps(json.loads(metadata["qparams"]) | {"conv1": [0.1, 999]})
+
+
 def broken_json(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
     metadata["meta"] = "{"
 
@@ -192,7 +207,8 @@ def broken_json(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "change",
     [drop_layer, widen_layer, other_dtype, short_bias, scalar_classes, no_classifier, no_qparams,
-     one_edge_less, last_edge_less, qparams_as_list, broken_json],
+     one_edge_less, last_edge_less, qparams_as_list, broken_json,
+     odd_tensor, nan_scale, zero_scale, far_zero_point],
 )  # fmt: skip
 def test_another_architecture_or_broken_metadata_is_an_error(
     saved: Path, tmp_path: Path, change: Callable[[dict[str, Any], dict[str, str]], None]
@@ -221,11 +237,18 @@ def test_saving_that_fails_leaves_nothing_half_written(
     if before is not None:
         path.write_bytes(before)
 
-    def full_disk(tensors: Any, path: Path, metadata: Any) -> None:
-        path.write_bytes(b"half")
+    def full_disk(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(int8_file, "save_file", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_int8(model, path)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
+
+
+def test_others_may_read_the_file_if_the_user_lets_them(model: ResNet50, tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    save_int8(model, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode

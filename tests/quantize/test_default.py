@@ -1,0 +1,275 @@
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from minires.download import weights_dir
+from minires.model import ResNet50
+from minires.preprocess import IMAGENET_V2, Preset, load_image, preprocess
+from minires.quantize import default
+from minires.quantize.calibrate import calibrate
+from minires.quantize.convert import quantize_model
+from minires.quantize.default import calibration_photographs, default_batches, default_int8
+from minires.quantize.int8_file import load_int8
+from tests.comparing import Array, assert_same
+from tests.making_files import save_photograph
+from tests.seeded_weights import seeded_input, seeded_state_dict
+
+SMALL = Preset(32, 32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+X = seeded_input((2, 3, 32, 32), 9)
+KEY = "some weights"
+
+# Photographs
+
+
+def credits() -> dict[str, list[str]]:
+    """Read the table of credits: a file's title, author, licence and source."""
+    text = (weights_dir() / "calibration" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", text, re.MULTILINE)
+    return {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in rows}
+
+
+def test_every_photograph_has_its_credits_and_there_is_no_other_file() -> None:
+    folder = weights_dir() / "calibration"
+    photographs = [path.name for path in calibration_photographs()]
+    assert sorted(credits()) == photographs
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", *photographs]
+    for name, cells in credits().items():
+        assert len(cells) == 4, name
+        assert all(cells), name
+        assert re.search(r"Public domain|CC0|CC BY 2\.0\]\(https://", cells[2]), name
+        assert "](https://" in cells[3], name
+
+
+def test_the_photographs_come_in_a_fixed_order_and_are_as_the_credits_say() -> None:
+    paths = calibration_photographs()
+    assert [path.name for path in paths] == sorted(path.name for path in paths)
+    assert len(paths) == 8
+    for path in paths:
+        with Image.open(path) as image:
+            assert (image.format, image.mode, min(image.size)) == ("JPEG", "RGB", 384)
+
+
+# Crops
+
+
+@pytest.fixture
+def two_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Calibrate on these instead of the package's; the second one is upright."""
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for seed, path in enumerate(paths):
+        save_photograph(path, seed)
+    Image.open(paths[1]).transpose(Image.Transpose.ROTATE_90).save(paths[1])
+    monkeypatch.setattr(default, "calibration_photographs", lambda: paths)
+    return paths
+
+
+def test_each_photograph_gives_four_crops_of_the_size_the_network_wants(
+    two_photographs: list[Path],
+) -> None:
+    for preset in SMALL, IMAGENET_V2:
+        batches = list(default_batches(preset))
+        sides = (preset.crop, preset.crop)
+        assert [x.shape for x in batches] == [(4, 3, *sides)] * 2
+        for path, x in zip(two_photographs, batches, strict=True):
+            assert_same(x[:1], preprocess(path, preset))  # the whole photograph comes first
+
+
+def test_the_other_crops_are_two_ends_and_the_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two thirds of the shorter side; a pixel's red and green say where it was."""
+    width, height, side = 90, 60, 40
+    where = np.zeros((height, width, 3), np.uint8)
+    where[..., 0], where[..., 1] = np.arange(width), np.arange(height)[:, np.newaxis]
+    Image.fromarray(where).save(tmp_path / "where.png")
+    monkeypatch.setattr(default, "calibration_photographs", lambda: [tmp_path / "where.png"])
+    plain = Preset(side, side, mean=(0, 0, 0), std=(1, 1, 1))  # crops stay as they are
+    (crops,) = default_batches(plain)
+    pixels = np.rint(255 * crops[1:]).astype(np.uint8).transpose(0, 2, 3, 1)
+    for crop, (x, y) in zip(pixels, [(0, 0), (50, 20), (25, 10)], strict=True):
+        assert_same(crop, where[y : y + side, x : x + side])
+
+
+def test_the_packages_photographs_are_seen_one_after_the_other() -> None:
+    """And no crop twice: it would count for nothing."""
+    batches = list(default_batches(SMALL))
+    assert len(batches) == len(calibration_photographs())
+    for path, x in zip(calibration_photographs(), batches, strict=True):
+        assert_same(x[:1], preprocess(load_image(path), SMALL))
+    crops = np.concatenate(batches)
+    assert np.isfinite(crops).all()
+    assert len(np.unique(crops.reshape(len(crops), -1), axis=0)) == len(crops) == 32
+
+
+# The cache
+
+
+class Asked(Exception):  # noqa: N818 (no error: load_fp32 raises it to say that it was called)
+    """The network in fp32 is wanted."""
+
+
+def ask() -> ResNet50:
+    raise Asked
+
+
+@pytest.fixture(scope="module")
+def fp32() -> ResNet50:
+    return ResNet50.from_state_dict(seeded_state_dict(), {"name": "seeded", "preset": SMALL})
+
+
+def one_crop(preset: Preset) -> Iterator[Array]:
+    yield seeded_input((1, 3, preset.crop, preset.crop))
+
+
+@pytest.fixture(scope="module")
+def expected(fp32: ResNet50) -> Array:
+    """What the recipe's network makes of X, by its parts."""
+    return quantize_model(fp32, calibrate(fp32, one_crop(SMALL), "minmax"))(X)
+
+
+@pytest.fixture(scope="module")
+def filled(
+    fp32: ResNet50, expected: Array, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Fill a cache, in a folder that is made for it; calibration sees a single crop."""
+    folder = tmp_path_factory.mktemp("cache") / "not" / "there yet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIRES_CACHE", str(folder))
+        patch.setattr(default, "default_batches", one_crop)
+        assert_same(default_int8(lambda: fp32, KEY)(X), expected)
+        yield folder
+
+
+@pytest.fixture
+def cache(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that cache, for one test."""
+    folder = tmp_path / "cache"
+    shutil.copytree(filled, folder)
+    monkeypatch.setenv("MINIRES_CACHE", str(folder))
+    return folder
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_the_network_is_cached_as_one_int8_file(filled: Path, expected: Array) -> None:
+    path = only_file(filled)
+    assert re.fullmatch(r"resnet50-int8-[0-9a-f]{16}\.safetensors", path.name)
+    assert_same(load_int8(path)(X), expected)
+
+
+def test_a_cached_network_is_loaded_without_the_one_in_fp32(
+    cache: Path, fp32: ResNet50, expected: Array
+) -> None:
+    before = only_file(cache).stat().st_ino  # a file made again is another one
+    model = default_int8(ask, KEY)
+    assert (model.precision, model.meta["name"]) == ("int8", fp32.meta["name"])
+    assert model.meta["preset"] == SMALL
+    assert_same(model(X), expected)
+    assert only_file(cache).stat().st_ino == before
+
+
+def test_other_weights_are_not_answered_from_the_cache(cache: Path) -> None:
+    for key in "other weights", "", f"{KEY} ":
+        with pytest.raises(Asked):
+            default_int8(ask, key)
+
+
+def test_another_recipe_is_not_answered_from_the_cache(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(default, "RECIPE", "minmax-crops-2")
+    with pytest.raises(Asked):
+        default_int8(ask, KEY)
+
+
+def test_the_recipe_names_the_observer() -> None:
+    """So that a cached network calibrated with another one is not taken for this."""
+    assert default.RECIPE.startswith(f"{default.OBSERVER}-")
+
+
+def test_networks_of_several_weights_lie_side_by_side(
+    cache: Path, fp32: ResNet50, expected: Array
+) -> None:
+    other = ResNet50.from_state_dict(seeded_state_dict(1, 10), fp32.meta)
+    assert default_int8(lambda: other, "other weights")(X).shape == (2, 10)
+    assert len(list(cache.iterdir())) == 2
+    assert default_int8(ask, "other weights")(X).shape == (2, 10)
+    assert_same(default_int8(ask, KEY)(X), expected)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def write_float_weights(path: Path) -> None:
+    save_file({"fc.bias": np.zeros(1000, np.float32)}, path)
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, write_float_weights, lambda path: path.write_bytes(b"")]
+)
+def test_a_damaged_file_in_the_cache_is_made_again(
+    cache: Path, fp32: ResNet50, expected: Array, damage: Callable[[Path], object]
+) -> None:
+    damage(only_file(cache))
+    with pytest.raises(Asked):
+        default_int8(ask, KEY)
+    assert_same(default_int8(lambda: fp32, KEY)(X), expected)
+    assert_same(default_int8(ask, KEY)(X), expected)
+    only_file(cache)
+
+
+# A cache that cannot be written
+
+
+def test_without_a_cache_there_is_a_warning_and_still_an_answer(
+    filled: Path, fp32: ResNet50, expected: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below a file no folder can be made, not even by root."""
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="not cached.*Not a directory"):
+        model = default_int8(lambda: fp32, KEY)
+    assert model.precision == "int8"
+    assert_same(model(X), expected)
+
+
+@pytest.fixture
+def one_megabyte() -> Iterator[None]:
+    """Let no file grow beyond that: what a full disk does, to whichever library writes."""
+    resource = pytest.importorskip("resource")  # Unix has it
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_without_room_in_the_cache_there_is_a_warning_and_still_an_answer(
+    cache: Path, fp32: ResNet50, expected: Array, one_megabyte: None
+) -> None:
+    only_file(cache).unlink()
+    with pytest.warns(UserWarning, match="not cached.*File too large"):
+        model = default_int8(lambda: fp32, KEY)
+    assert_same(model(X), expected)
+    assert list(cache.iterdir()) == []
+
+
+# The bar
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_nothing_is_shown_where_stderr_is_no_terminal(
+    cache: Path, fp32: ResNet50, capsys: pytest.CaptureFixture[str], progress: bool
+) -> None:
+    only_file(cache).unlink()
+    default_int8(lambda: fp32, KEY, progress)
+    assert tuple(capsys.readouterr()) == ("", "")

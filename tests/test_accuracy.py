@@ -1,0 +1,76 @@
+"""FP32, INT8 and simulated INT8 on 400 labelled photographs, with real weights.
+
+INT8 is calibrated with the default observer on 128 of the photographs, every third, and answers for
+the other 266; and by the recipe that ships, on the package's own photographs, for all 400.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minires.evaluate import accuracy, compare, logits_of, read_labels
+from minires.layers import Array
+from minires.model import ResNet50
+from minires.preprocess import IMAGENET_V1, preprocess
+from minires.quantize import calibrate, quantize_model
+from minires.quantize.default import default_int8
+
+
+class Answers:
+    """Each network's logits, (400, 1000) float32, and the right labels."""
+
+    def __init__(self, fp32: ResNet50, shipped: ResNet50, folder: Path) -> None:
+        rows = read_labels(folder / "labels.csv")
+        files = [file for file, _ in rows]
+        for_calibration = [folder / file for file in files[::3][:128]]
+        batches = (preprocess(file, IMAGENET_V1) for file in for_calibration)
+        int8 = quantize_model(fp32, calibrate(fp32, batches))
+        simulated = ResNet50(int8.layers, int8.params, "int8-simulated", int8.meta)
+        logits = zip(*logits_of([fp32, shipped, int8, simulated], folder, files), strict=True)
+        self.fp32, self.shipped, self.int8, self.simulated = map(np.concatenate, logits)
+        self.labels: Array = np.array([label for _, label in rows])
+        self.unseen = np.arange(len(rows)) % 3 != 0
+
+
+@pytest.fixture(scope="module")
+def answers(
+    test_data: Path, real_state_dict: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Answers:
+    fp32 = ResNet50.from_state_dict(real_state_dict, {"preset": IMAGENET_V1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIRES_CACHE", str(tmp_path_factory.mktemp("cache")))
+        shipped = default_int8(lambda: fp32, "real weights", progress=False)
+    return Answers(fp32, shipped, test_data / "images" / "imagenet_sample")
+
+
+def test_fp32_is_as_accurate_as_torchvision(answers: Answers) -> None:
+    """torchvision reaches 79.0% and 96.0% with these weights."""
+    _, top1, top5 = accuracy(answers.fp32, answers.labels)
+    assert abs(top1 - 0.79) <= 1 / 400
+    assert abs(top5 - 0.96) <= 1 / 400
+
+
+def test_int8_keeps_the_accuracy(answers: Answers) -> None:
+    unseen = answers.unseen
+    comparison = compare(answers.int8[unseen], answers.fp32[unseen], answers.labels[unseen])
+    print(accuracy(answers.int8[unseen], answers.labels[unseen]), comparison)
+    assert abs(comparison.difference) <= 0.01
+    assert comparison.low <= 0 <= comparison.high
+    assert comparison.agreement >= 0.96
+
+
+def test_the_recipe_that_ships_keeps_the_accuracy(answers: Answers) -> None:
+    """Eight photographs are few: it agrees a little less often than the wider calibration."""
+    comparison = compare(answers.shipped, answers.fp32, answers.labels)
+    print(accuracy(answers.shipped, answers.labels), comparison)
+    assert abs(comparison.difference) <= 0.01
+    assert comparison.agreement >= 0.94
+
+
+def test_simulated_and_real_int8_give_the_same_labels(answers: Answers) -> None:
+    comparison = compare(answers.int8, answers.simulated, answers.labels)
+    print(comparison)
+    assert comparison.agreement >= 0.99
+    assert comparison.largest_logit_difference <= 2
