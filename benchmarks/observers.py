@@ -45,9 +45,7 @@ def main() -> None:
     base = answers(fp32, "fp32")
     top1, top5 = accuracy(base, labels)[1:]
     print(f"{len(labels)} photographs; FP32: top-1 {top1:.1%}, top-5 {top5:.1%}")
-    print(
-        "| observer | images | top-1 | top-5 | agreement | top-1 less FP32's, points (95%) |"
-    )
+    print("| observer | images | top-1 | top-5 | agreement | top-1 less FP32's, points (95%) |")
     print("| --- | --- | --- | --- | --- | --- |")
     for observer in arguments.observers:
         sources: dict[str, Iterable[Any]] = {

@@ -20,7 +20,8 @@ FILES = re.findall(r"`([\w./-]+/|[\w./-]+\.(?:py|md|toml|jpg)|LICENSE)`", README
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CONSOLE = re.findall(r"```console\n\$ (.*?)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [command for command, _ in CONSOLE]
-COMMANDS += re.findall(r"`(minires [^`]+)`", README) + re.findall(r"^    (minires .+)$", README, re.M)
+COMMANDS += re.findall(r"`(minires [^`]+)`", README)
+COMMANDS += re.findall(r"^    (minires .+)$", README, re.MULTILINE)
 SET_UP = """
     pip install -e . && python examples/classify.py examples/images/cat.jpg
     pip install -e ".[test]" && pytest
