@@ -266,6 +266,8 @@ def weights(arguments: Namespace) -> int:
 
     name = arguments.name or download.DEFAULT
     if arguments.action == "list":
+        if arguments.name:
+            raise MiniresError(f"minires weights list takes no name, but {name!r} was given")
         for known in download.available_weights():
             print(f"{known:<16}{download.locate(known) or 'not here yet'}")
     elif arguments.action == "fetch":

@@ -179,6 +179,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if black >= 0 and white <= WHITES[image.mode[0]][-1]:
         black, white = 0, next(known for known in WHITES[image.mode[0]] if white <= known)
     scaled = (values - black) * (255 / (white - black or 1))  # 1: all are the same
+    if "transparency" in image.info:  # the one grey through which the paper shows
+        scaled[values == image.info["transparency"]] = 255
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 

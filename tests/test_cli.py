@@ -464,3 +464,8 @@ def test_warnings_are_one_line(
     assert status == 0, err
     assert err.startswith("minires: the INT8 network is not cached")
     assert err.count("\n") == 1
+
+
+def test_a_name_that_would_be_ignored_is_refused(capsys: Capture) -> None:
+    assert main(["weights", "list", "IMAGENET1K_V1"]) == 1
+    assert "takes no name" in complaint(capsys)

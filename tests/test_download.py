@@ -472,3 +472,16 @@ def test_the_wheel_has_them_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert download.weights_dir() == checkout
     installed.mkdir(parents=True)
     assert download.weights_dir() == installed
+
+
+def test_a_file_given_by_path_is_recognized_by_its_checksum(
+    small: Server, cache: Path, tmp_path: Path
+) -> None:
+    """Fetched by other means, as the error says: it has its name, its accuracy and its preset."""
+    path = tmp_path / "renamed.pth"
+    path.write_bytes(download.fetch("SMALL").read_bytes())
+    found, entry = download.resolve(path)
+    assert found == path
+    assert entry == download.get_weights("SMALL")
+    path.write_bytes(b"x" * path.stat().st_size)
+    assert download.resolve(path) == (path, None)

@@ -414,3 +414,10 @@ def test_a_bad_image_among_good_ones_is_named(tmp_path: Path) -> None:
         preprocess([CAT, tmp_path / "bad.jpg", CAT])
     with pytest.raises(ImageError, match="empty"):
         preprocess([])
+
+
+def test_a_transparent_grey_of_16_bits_becomes_white(tmp_path: Path) -> None:
+    grey = np.array([[0, 1000], [40_000, 65_535]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png", transparency=1000)
+    red = np.asarray(load_image(tmp_path / "grey.png"))[..., 0]
+    assert red.tolist() == [[0, 255], [round(40_000 / 257), 255]]

@@ -1,0 +1,371 @@
+"""Train the bundled ResNet-50 v1.5 on CIFAR-10, from random weights, on a CPU.
+
+    python weights/train_cifar10.py --data cifar10.tar.xz --out RUN
+    python weights/train_cifar10.py --out RUN --export weights/NAME.safetensors
+
+Needs torch and matplotlib beside what minires needs. Everything a run makes is in --out: the
+decoded images, a checkpoint after each epoch (the same command again resumes from it), a line an
+epoch in log.jsonl, the curve, and at the end the float32 weights and their metadata.
+"""
+
+import argparse
+import copy
+import io
+import json
+import math
+import os
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer"]
+CLASSES += ["dog", "frog", "horse", "ship", "truck"]
+MEAN = (0.4913, 0.4821, 0.4465)  # of the training pixels / 255, measured, red green blue
+STD = (0.2452, 0.2428, 0.2606)
+SIZE = 64  # what the network sees at inference: 32x32 enlarged
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al. 2015, figure 5, right).
+
+    The stride is on the 3x3: that is torchvision's v1.5, whose names are used here.
+    """
+
+    def __init__(self, in_c, mid_c, stride):
+        super().__init__()
+        out_c = 4 * mid_c
+        self.conv1 = nn.Conv2d(in_c, mid_c, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(mid_c)
+        self.conv2 = nn.Conv2d(mid_c, mid_c, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(mid_c)
+        self.conv3 = nn.Conv2d(mid_c, out_c, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_c)
+        nn.init.zeros_(self.bn3.weight)  # each block starts as its shortcut (Goyal et al. 2017)
+        self.downsample = None
+        if stride != 1 or in_c != out_c:
+            conv = nn.Conv2d(in_c, out_c, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(out_c))
+
+    def forward(self, x):
+        """(N, in_c, H, W) to (N, 4 * mid_c, H / stride, W / stride)."""
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet50(nn.Module):
+    """torchvision's resnet50, key for key, with ten classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        in_c = 64
+        for stage, (mid_c, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)], 1):
+            layer = []
+            for block in range(blocks):
+                layer.append(Bottleneck(in_c, mid_c, 2 if stage > 1 and block == 0 else 1))
+                in_c = 4 * mid_c
+            self.add_module(f"layer{stage}", nn.Sequential(*layer))
+        self.fc = nn.Linear(in_c, len(CLASSES))
+
+    def forward(self, x):
+        """(N, 3, H, W), normalized, to (N, 10) logits."""
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def decode(data, out, split):
+    """Read "train" or "test", from the archive the first time and from `out` after that.
+
+    Returns
+    -------
+    images : (N, 32, 32, 3) uint8
+        Sorted by file name.
+    labels : (N,) int64
+    """
+    cached, cached_labels = out / f"{split}.npy", out / f"{split}_labels.npy"
+    if not cached.exists():
+        if data is None:
+            sys.exit(f"train_cifar10: {cached} is not there yet: give --data cifar10.tar.xz")
+        pixels = {}
+        with tarfile.open(data) as tar:
+            for member in tar:
+                path = Path(member.name)  # train/CLASS/NNNN.jpg
+                if path.suffix == ".jpg" and split in path.parts:
+                    with Image.open(io.BytesIO(tar.extractfile(member).read())) as image:
+                        pixels[path.parts[-2:]] = np.asarray(image)
+        names = sorted(pixels)
+        np.save(cached_labels, [CLASSES.index(folder) for folder, _ in names])
+        np.save(cached, np.stack([pixels[name] for name in names]))
+    return np.load(cached), np.load(cached_labels)
+
+
+def normalize(images_u8):
+    """(N, H, W, 3) uint8 to (N, 3, H, W) float32, whose memory stays in NHWC order."""
+    x = torch.from_numpy(images_u8).float()
+    x = (x - 255 * torch.tensor(MEAN)) / (255 * torch.tensor(STD))
+    return x.permute(0, 3, 1, 2)
+
+
+def augment(padded_u8, chosen, flip, rng):
+    """Cut a random 32x32 window out of each chosen 40x40 image, mirrored where `flip` is true."""
+    rows = rng.integers(0, 9, (len(chosen), 1)) + np.arange(32)
+    columns = rng.integers(0, 9, (len(chosen), 1)) + np.arange(32)
+    columns[flip] = columns[flip, ::-1]
+    return padded_u8[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+@torch.no_grad()
+def accuracy(model, images_u8, labels, dtype=torch.bfloat16):
+    """Top-1 in percent, on images enlarged as they are at inference: by Pillow, to uint8.
+
+    In training torch enlarges, without rounding. Both filters are bilinear with half-pixel
+    centres; they differ by that rounding alone.
+    """
+    model.eval()
+    right = 0
+    for start in range(0, len(images_u8), 250):
+        part = images_u8[start : start + 250]
+        part = [Image.fromarray(i).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for i in part]
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            best = model(normalize(np.stack(part))).argmax(1)
+        right += int((best.numpy() == labels[start : start + 250]).sum())
+    return 100 * right / len(images_u8)
+
+
+class Muon:
+    """Momentum, with each convolution's update made orthogonal (Jordan et al. 2024).
+
+    A convolution's gradient, as an (out_c, k_h * k_w * in_c) matrix, has a few large singular
+    values and many small ones. Setting them all to about 1 lets rare directions learn as fast as
+    common ones. It won the one trial made: 100 seconds each at batch 128, neither tuned (lr 0.08
+    against SGD's 0.1), 35% against 26% of 2,000 test images, although a step takes half as long
+    again. At batch 256, as used here, a step takes about a quarter longer (33%, same trial).
+
+    The norm of each weight is kept, because the BatchNorm behind it divides it out anyway: so
+    there is no weight decay here, and `lr` is the size of a step relative to the weight.
+    """
+
+    def __init__(self, weights, momentum=0.9):
+        self.weights, self.momentum = list(weights), momentum
+        self.averages = [torch.zeros_like(w) for w in self.weights]
+
+    @torch.no_grad()
+    def step(self, lr):
+        """Move every weight by its gradient."""
+        for w, average in zip(self.weights, self.averages, strict=True):
+            average.lerp_(w.grad, 1 - self.momentum)
+            update = w.grad.lerp(average, self.momentum)  # Nesterov: looks a step ahead
+            update = update.permute(0, 2, 3, 1)  # OHWI, as it lies in memory
+            x = update.flatten(1).bfloat16()  # (out_c, k_h * k_w * in_c)
+            tall = x.shape[0] > x.shape[1]
+            x = x.T if tall else x
+            x = x / (x.norm() + 1e-7)
+            for _ in range(3):  # Newton-Schulz: an odd polynomial sends singular values to about 1
+                a = x @ x.T
+                x = torch.addmm(x, torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+            x = x.T if tall else x
+            w.sub_(x.float().view(update.shape).permute(0, 3, 1, 2), alpha=lr)
+            w.mul_(len(w) ** 0.5 / w.norm())
+
+
+def train(args, recipe):
+    """Run the epochs that the checkpoint in --out has not seen, then write the weights."""
+    images, labels = (array[:: args.every] for array in decode(args.data, args.out, "train"))
+    test_images, test_labels = decode(args.data, args.out, "test")
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    labels = torch.from_numpy(labels)
+    sizes = [size for size, epochs in args.schedule for _ in range(epochs)]  # one an epoch
+    steps = len(images) // args.batch  # an epoch; the rest of the shuffle waits for the next
+
+    torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)
+    model = ResNet50().to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model)  # moving average of the weights: what is kept in the end
+    muon = Muon(p for p in model.parameters() if p.ndim == 4)
+    vectors = [p for p in model.parameters() if p.ndim == 1]  # BatchNorm and bias: not decayed
+    groups = [{"params": vectors, "weight_decay": 0}, {"params": [model.fc.weight]}]
+    sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+
+    log, checkpoint = [], args.out / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint)
+        if saved["recipe"] != recipe:
+            sys.exit(f"train_cifar10: {checkpoint} was made by another recipe: {saved['recipe']}")
+        for name, owner in [("model", model), ("average", average), ("sgd", sgd)]:
+            owner.load_state_dict(saved[name])
+        muon.averages, log = saved["muon"], saved["log"]
+        print(f"resuming after epoch {len(log)} of {len(sizes)}", flush=True)
+
+    mirrored = np.random.default_rng(args.seed).random(len(images)) < 0.5
+    for epoch in range(len(log), len(sizes)):
+        started, size = time.time(), (sizes[epoch], sizes[epoch])
+        rng = np.random.default_rng((args.seed, epoch))  # a resumed run draws the same numbers
+        order = rng.permutation(len(images))
+        total_loss = right = 0
+        model.train()
+        for step in range(steps):
+            # One cycle: the step size goes up in a straight line, then down to nothing.
+            count = epoch * steps + step
+            done = (count + 1) / (len(sizes) * steps)
+            cycle = min(done / args.warmup, (1 - done) / (1 - args.warmup))
+            chosen = order[step * args.batch : (step + 1) * args.batch]
+            # Each image is mirrored in every other epoch rather than by chance (Jordan 2024).
+            x = normalize(augment(padded, chosen, mirrored[chosen] ^ (epoch % 2 == 1), rng))
+            x = nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(x).float()
+            wanted = labels[chosen]
+            loss = nn.functional.cross_entropy(logits, wanted, label_smoothing=args.smoothing)
+            model.zero_grad()
+            loss.backward()
+            for group in sgd.param_groups:
+                group["lr"] = args.sgd_lr * cycle
+            sgd.step()
+            muon.step(args.lr * cycle)
+            keep = min(0.995, (1 + count) / (10 + count))  # a short memory while it learns fast
+            pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+            for mean, now in pairs:
+                if now.is_floating_point():
+                    mean.lerp_(now, 1 - keep)
+                else:  # num_batches_tracked
+                    mean.copy_(now)
+            total_loss += loss.item()
+            right += (logits.argmax(1) == wanted).sum().item()
+            if not math.isfinite(total_loss):
+                sys.exit(
+                    f"train_cifar10: the loss is {loss.item()} in epoch {epoch + 1}: lower --lr"
+                )
+            if step % 20 == 0:
+                rate = (step + 1) * args.batch / (time.time() - started)
+                place = f"epoch {epoch + 1} step {step}/{steps}"
+                print(f"  {place} loss {loss.item():.3f} {rate:.0f} images/s", flush=True)
+        every = 1 if epoch + 1 == len(sizes) else 5  # a fifth of the test images until the last
+        row = {"epoch": epoch + 1, "size": size[0], "lr": args.lr * cycle}
+        row |= {"loss": total_loss / steps, "train": 100 * right / (steps * args.batch)}
+        row["test"] = accuracy(model, test_images[::every], test_labels[::every])
+        row["test_average"] = accuracy(average, test_images[::every], test_labels[::every])
+        row |= {"test_images": len(test_images[::every]), "seconds": time.time() - started}
+        log.append(row)
+        print(json.dumps(row), flush=True)
+        state = {"recipe": recipe, "log": log, "muon": muon.averages, "sgd": sgd.state_dict()}
+        state |= {"model": model.state_dict(), "average": average.state_dict()}
+        # Written beside and renamed: a run killed half way leaves the last whole checkpoint.
+        torch.save(state, checkpoint.with_suffix(".tmp"))
+        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+        (args.out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+        plot(log, args.out / "curve.png")
+
+    metadata = {
+        "model": "ResNet-50 v1.5",
+        "classes": CLASSES,
+        "size": SIZE,
+        "resize": "32x32 to 64x64, bilinear (PIL.Image.Resampling.BILINEAR)",
+        "mean": MEAN,
+        "std": STD,
+        "recipe": recipe,
+        "weights": "exponential moving average, decay 0.995 a step",
+        "top1_fp32": accuracy(average, test_images, test_labels, torch.float32),
+        "torch": torch.__version__,
+    }
+    state = {name: tensor.contiguous() for name, tensor in average.state_dict().items()}
+    save_file(state, args.out / "resnet50_cifar10_fp32.safetensors")
+    (args.out / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+    print(f"top-1 in float32: {metadata['top1_fp32']:.2f}%")
+
+
+def plot(log, path):
+    """Draw loss and accuracy over the epochs."""
+    epochs = [row["epoch"] for row in log]
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [row["loss"] for row in log], "o-", color="tab:gray")
+    left.set(xlabel="epoch", ylabel="training loss (smoothed labels)", ylim=(0, None))
+    for key, label in [("train", "train"), ("test", "test"), ("test_average", "test, averaged")]:
+        right.plot(epochs, [row[key] for row in log], "o-", label=label)
+    right.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(0, 100))
+    right.legend()
+    figure.savefig(path, dpi=120)
+
+
+def export(args):
+    """Round convolution and linear weights to float16; BatchNorm and bias stay float32."""
+    source = args.out / "resnet50_cifar10_fp32.safetensors"
+    if not source.exists():
+        sys.exit(f"train_cifar10: {source} is not there: train first, without --export")
+    state = {k: v.half() if v.ndim > 1 else v for k, v in load_file(source).items()}
+    model = ResNet50()
+    model.load_state_dict(state)  # back to float32, rounded
+    metadata = json.loads((args.out / "metadata.json").read_text())
+    rounded = accuracy(model, *decode(args.data, args.out, "test"), torch.float32)
+    metadata["top1_fp16_weights"] = rounded
+    # safetensors' metadata maps strings to strings: what is not one travels as JSON.
+    text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    save_file(state, args.export, metadata=text)
+    args.export.chmod(0o644)  # save_file lets only its owner read it; a wheel would keep that
+    print(f"{args.export}: {args.export.stat().st_size / 1e6:.1f} MB")
+    print(f"top-1: float32 {metadata['top1_fp32']:.2f}%, float16 weights {rounded:.2f}%")
+
+
+def keep_memory():
+    """Start again with an allocator that keeps its memory, which has to be asked for in advance.
+
+    glibc hands each large buffer back when it is freed, and every step pays for fresh pages.
+    What this gains was not measured on a quiet machine; other load moved the speed by more.
+    """
+    wanted = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+    wanted["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    wanted["GOMP_SPINCOUNT"] = "20000"  # a thread that waits sleeps soon: others may want the core
+    if sys.platform == "linux" and not wanted.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**wanted, **os.environ})
+
+
+def main():
+    """Read the arguments, and train or export."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", type=Path, help="cifar10.tar.xz; no longer needed once it is decoded")
+    add("--out", type=Path, required=True, help="folder for all that a run keeps")
+    add("--epochs", default="48x2,64x11", help="image size x epochs, ... (default: %(default)s)")
+    add("--batch", type=int, default=256, help="images a step (default: %(default)s)")
+    add("--lr", type=float, default=0.03, help="peak, convolutions (default: %(default)s)")
+    add("--sgd-lr", type=float, default=0.05, help="peak, all others (default: %(default)s)")
+    add(
+        "--warmup", type=float, default=0.15, help="rising part of the cycle (default: %(default)s)"
+    )
+    add("--smoothing", type=float, default=0.1, help="of the labels (default: %(default)s)")
+    add("--every", type=int, default=1, help="for a trial: train on every Nth image alone")
+    add("--seed", type=int, default=0)
+    add("--export", type=Path, help="do not train: write the float16 file of a finished run here")
+    args = parser.parse_args()
+    try:
+        args.schedule = [
+            (int(s), int(n)) for s, n in (p.split("x") for p in args.epochs.split(","))
+        ]
+    except ValueError:
+        parser.error(f"--epochs: wanted something like 48x2,64x11, not {args.epochs}")
+    if args.data is not None and not args.data.is_file():
+        parser.error(f"--data: there is no file {args.data}")
+    keep_memory()
+    args.out.mkdir(parents=True, exist_ok=True)
+    keys = ("epochs", "batch", "lr", "sgd_lr", "warmup", "smoothing", "every", "seed")
+    if args.export is None:
+        train(args, {key: getattr(args, key) for key in keys})
+    else:
+        export(args)
+
+
+if __name__ == "__main__":
+    main()
