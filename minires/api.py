@@ -13,7 +13,7 @@ from minires.layers import Array
 from minires.model import OPERATORS, ResNet50, resnet50_layers
 from minires.preprocess import IMAGENET_V1, ImageSource, preprocess
 from minires.quantize.default import default_int8
-from minires.quantize.int8_file import FORMAT, load_int8
+from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
 from minires.state_dict import state_dict_shapes
 
@@ -67,7 +67,7 @@ def resnet50(
             raise MiniresError(f"there is no {name} {value!r}; there is {', '.join(known)}")
     path, entry = download.resolve(download.DEFAULT if weights is None else weights, progress)
     load_fp32 = functools.partial(_load_fp32, path, entry)
-    if checkpoint.read_metadata(path).get("format") == FORMAT:
+    if is_int8_file(path):
         model = load_int8(path)
         if precision not in ("int8", "int8-simulated"):
             raise WeightsError(
@@ -78,7 +78,10 @@ def resnet50(
         return load_fp32()
     else:
         status = path.stat()
-        key = entry.sha256 if entry else f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        # A file that the manifest does not know is told by where and since when it lies there:
+        # hashing 100 MB takes longer than all else. ctime changes where a copy keeps its mtime.
+        place = path.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        key = entry.sha256 if entry else " ".join(map(str, place))
         model = default_int8(load_fp32, key, progress)
     model.precision = precision
     return model

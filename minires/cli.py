@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from minires.layers import Array
     from minires.model import ResNet50
 
+CALIBRATION_IMAGES = 128
 PRECISIONS = ("fp32", "int8", "int8-simulated")
 CTRL_C, CLOSED_PIPE = 130, 141  # 128 and the signal's number, as shells have it
 
@@ -148,6 +149,8 @@ def quantize(arguments: Namespace) -> int:
     from minires.quantize.default import OBSERVER, default_batches
     from minires.quantize.report import format_report, report
 
+    if arguments.images and not arguments.calibrate:
+        raise MiniresError("--images counts those of a folder; give --calibrate FOLDER with it")
     if not arguments.output.absolute().parent.is_dir():
         raise MiniresError(f"{arguments.output}: its folder is not there; make it first")
     fp32 = resnet50(arguments.weights)
@@ -167,8 +170,9 @@ def quantize(arguments: Namespace) -> int:
         files = _find_images([arguments.calibrate])
         if arguments.calibrate.is_dir() and files == [arguments.calibrate]:
             raise MiniresError(f"{arguments.calibrate}: no image lies in this folder")
-        step = max(1, len(files) / arguments.images)  # evenly spread: folders are often sorted
-        files = [files[int(i * step)] for i in range(min(len(files), arguments.images))]
+        count = min(len(files), arguments.images or CALIBRATION_IMAGES)
+        # Evenly spread, because folders are often sorted.
+        files = [files[i * len(files) // count] for i in range(count)]
         source = batches
     else:
         files = []
@@ -194,21 +198,28 @@ def evaluate(arguments: Namespace) -> int:
 
     from minires.api import resnet50
     from minires.evaluate import accuracy, compare, logits_of, read_labels
+    from minires.quantize.int8_file import is_int8_file
 
     rows = read_labels(arguments.labels)
+    against = arguments.against
+    if against is None:  # fp32, unless the weights are in INT8 alone
+        given = arguments.weights
+        alone = given and not arguments.against_weights and os.path.isfile(given)
+        against = "none" if alone and is_int8_file(given) else "fp32"
     asked = [(arguments.precision, arguments.weights)]
-    other = (arguments.against, arguments.against_weights or arguments.weights)
-    if arguments.against != "none" and other not in asked:
+    other = (against, arguments.against_weights or arguments.weights)
+    if against != "none" and other not in asked:
         asked.append(other)
     models = [resnet50(weights, precision) for precision, weights in asked]
     classes = len(models[0].meta["categories"])
-    labels: list[int] = []
-    logits: list[list[Array]] = []  # an image's, from each model
-    for file, label in tqdm(rows, "evaluating", leave=False, disable=None):
+    for file, label in rows:
         if not 0 <= label < classes:
             raise MiniresError(
                 f"{arguments.labels}: {file} has the label {label}; wanted 0 to {classes - 1}"
             )
+    labels: list[int] = []
+    logits: list[list[Array]] = []  # an image's, from each model
+    for file, label in tqdm(rows, "evaluating", leave=False, disable=None):
         try:
             logits += logits_of(models, arguments.folder, [file])
             labels.append(label)
@@ -357,15 +368,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "folder": {"type": Path, "help": "where the photographs lie"},
     "--labels": {"type": Path, "required": True, "metavar": "CSV",
                  "help": "with the columns file and label, labels being class numbers"},
-    "--against": {"default": "fp32", "choices": (*PRECISIONS, "none"),
-                  "help": "the precision to compare with: %(default)s unless given"},
+    "--against": {"choices": (*PRECISIONS, "none"), "help": "the precision to compare with: fp32 "
+                  "unless given, or none for a file that is in INT8"},
     "--against-weights": {"metavar": "NAME|PATH", "help": "those of --weights unless given"},
     "--calibrate": {"type": Path, "metavar": "FOLDER", "help": "photographs like those to come; "
                     "the few that come with the package unless given"},
     "--observer": {"choices": ("minmax", "percentile", "entropy", "mse"),
                    "help": "how a range is chosen: as classify does it unless given"},
-    "--images": _at_least(1, 128, "N", "how many of the folder, evenly spread over it: "
-                          "%(default)s unless given"),
+    "--images": _at_least(1, None, "N", "how many of the folder, evenly spread over it: "
+                          f"{CALIBRATION_IMAGES} unless given"),
     "-o, --output": {"type": Path, "required": True, "metavar": "FILE",
                      "help": "the .safetensors file to write"},
     "--classes": _at_least(1, 1000, "N", "how many classes: %(default)s unless given"),

@@ -190,7 +190,8 @@ def conv_int8(layer: Layer, p: Int8Params, x: Array, residual: Array | None = No
     acc_s32 = ref.gemm_u8s8_ref(columns, p.w_s8.T) + p.bias_s32  # (M, N)
     m = p.x.scale * p.w_scale / y.scale
     shortcut = None
-    if residual is not None and p.residual is not None:
+    if residual is not None:
+        assert p.residual is not None
         steps = residual.reshape(acc_s32.shape).astype(np.int32) - p.residual.zero_point
         shortcut = steps.astype(np.float32) * (p.residual.scale / y.scale)  # (M, N)
     y_u8 = ref.requantize_ref(acc_s32, m, y.zero_point, shortcut)  # its clip is the ReLU

@@ -354,6 +354,10 @@ def test_quantize_writes_a_file_that_the_other_commands_take(
         "images": 2,
     }
     words = ["--weights", str(output), "--precision", "int8"]
+    labels = tmp_path / "alone.csv"
+    labels.write_text("file,label\nb.png,3\n")
+    assert main(["evaluate", str(photographs), "--labels", str(labels), *words]) == 0
+    assert "differs" not in capsys.readouterr().out  # a file in INT8 has nothing to compare with
     assert main(["classify", str(photographs / "b.png"), *words]) == 0
     (photographs / "labels.csv").write_text("file,label\nb.png,3\na.JPG,999\n")
     capsys.readouterr()
@@ -469,3 +473,8 @@ def test_warnings_are_one_line(
 def test_a_name_that_would_be_ignored_is_refused(capsys: Capture) -> None:
     assert main(["weights", "list", "IMAGENET1K_V1"]) == 1
     assert "takes no name" in complaint(capsys)
+
+
+def test_a_number_of_images_without_a_folder_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["quantize", "--images", "9", "-o", str(tmp_path / "x.safetensors")]) == 1
+    assert "--calibrate" in complaint(capsys)

@@ -1,6 +1,7 @@
 """The INT8 network as one .safetensors file: 26 MB that load without the FP32 weights."""
 
 import json
+import operator
 import os
 import tempfile
 from dataclasses import asdict
@@ -11,10 +12,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from minires.errors import WeightsError
+from minires.checkpoint import read_metadata
+from minires.errors import MiniresError, WeightsError
 from minires.layers import Int8Params
 from minires.model import ResNet50, resnet50_layers
 from minires.preprocess import Preset
+from minires.quantize.calibrate import quantized_edges
 from minires.reference import QParams
 
 FORMAT, VERSION = "minires-int8", "1"
@@ -31,6 +34,8 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
     path : path-like
         Where to; an existing file is replaced.
     """
+    if model.precision == "fp32":
+        raise MiniresError("this network is in fp32; quantize_model makes one that can be saved")
     tensors = {
         f"{name}.{field}": np.ascontiguousarray(getattr(p, field))
         for name, p in model.params.items()
@@ -54,6 +59,22 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
         # Not save_file, which lets only the owner read what it writes.
         (Path(folder) / path.name).write_bytes(save(tensors, metadata))
         os.replace(Path(folder) / path.name, path)
+
+
+def is_int8_file(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file of weights is one that `save_int8` wrote, of any version.
+
+    Parameters
+    ----------
+    path : path-like
+        A file that `read_checkpoint` takes.
+
+    Returns
+    -------
+    bool
+        True where `load_int8` is what reads it.
+    """
+    return read_metadata(path).get("format") == FORMAT
 
 
 def load_int8(path: str | os.PathLike[str]) -> ResNet50:
@@ -88,7 +109,7 @@ def load_int8(path: str | os.PathLike[str]) -> ResNet50:
         )
     try:
         return _build(metadata, tensors)
-    except (AttributeError, KeyError, ValueError, TypeError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: not an INT8 ResNet-50 of minires ({error})") from error
 
 
@@ -98,7 +119,7 @@ def _build(metadata: dict[str, str], tensors: dict[str, Any]) -> ResNet50:
         preset = meta["preset"]
         meta["preset"] = Preset(**preset | {key: tuple(preset[key]) for key in ("mean", "std")})
     qparams = {
-        name: QParams(np.float32(scale), int(zero_point))
+        name: QParams(np.float32(scale), operator.index(zero_point))
         for name, (scale, zero_point) in json.loads(metadata["qparams"]).items()
     }
     layers = resnet50_layers(num_classes=len(tensors["fc.bias_s32"]))
@@ -113,6 +134,12 @@ def _build(metadata: dict[str, str], tensors: dict[str, Any]) -> ResNet50:
     for name, q in qparams.items():
         if not 0 <= q.zero_point <= 255:
             raise ValueError(f"{name} has the zero point {q.zero_point}, wanted 0 to 255")
+    edges = [*quantized_edges(layers), "maxpool"]
+    if qparams.keys() != set(edges) or qparams["maxpool"] != qparams["conv1"]:
+        raise ValueError("its edges are not those of this network")
+    classes = layers[-1].out_c
+    if len(meta.get("categories", range(classes))) != classes:
+        raise ValueError(f"{len(meta['categories'])} categories for {classes} classes")
     params: dict[str, Any] = {}
     for layer in layers:
         layer.qparams = qparams.get(layer.name)

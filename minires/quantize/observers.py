@@ -107,7 +107,7 @@ class HistogramObserver(MinMaxObserver):
 
 
 class PercentileObserver(HistogramObserver):
-    """Cut off the outermost 0.01% (Wu et al., "Integer Quantization for Deep Learning
+    """Cut off the outermost 0.01% at either end (Wu et al., "Integer Quantization for Deep Learning
     Inference: Principles and Empirical Evaluation", 2020, section 4: percentile).
     """  # noqa: D205
 

@@ -5,7 +5,8 @@ m = q31 * 2**-31 * 2**-shift. Jacob et al. (2017), section 2.2; gemmlowp's doc/q
 It needs no floating-point unit, and rounds twice where `requantize_ref` rounds a product, a
 conversion and the result. The two differ by one step at most, in 2**-(shift + 1) of the sums for
 a shift of 1 or more: 2.4% for multipliers spread evenly, in their logarithm, over 2**-20 to 1/2,
-and 0.00001 steps in the mean (measured by tests/reference/test_integer_requantization.py).
+and then without a bias. A multiplier of just 1/2 or 1/4 makes many sums ties, which are rounded
+up: by 1/4 and 1/8 of a step in the mean (tests/reference/test_integer_requantization.py).
 """
 
 import numpy as np
@@ -25,7 +26,7 @@ def quantize_multiplier(m: float) -> tuple[int, int]:
     Returns
     -------
     q31 : int
-        2**30 to 2**31 - 1.
+        2**30 to 2**31 - 1; 0 for an m that is too small to bring any accumulator to half a step.
     shift : int
         Bits to shift right; negative means left. m is q31 * 2**(-31 - shift) within half a unit
         of q31.
@@ -34,11 +35,15 @@ def quantize_multiplier(m: float) -> tuple[int, int]:
     q31 = round(float(fraction) * 2**31)
     if q31 == 2**31:  # the fraction rounded up to one
         q31, exponent = 2**30, exponent + 1
+    if exponent < -31:
+        return 0, 0
     return q31, -int(exponent)
 
 
 def rounding_doubling_high_multiply(a: npt.NDArray[np.int32], b: int) -> npt.NDArray[np.int32]:
-    """Take the high half of 2 * a * b, rounded to nearest, ties away from zero.
+    """Take the high half of 2 * a * b, rounded to nearest, ties upwards.
+
+    -0.5 becomes 0, as in gemmlowp and in ARM's vqrdmulh; the shift that follows rounds it to -1.
 
     Parameters
     ----------

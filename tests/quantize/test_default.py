@@ -130,7 +130,7 @@ def one_crop(preset: Preset) -> Iterator[Array]:
 @pytest.fixture(scope="module")
 def expected(fp32: ResNet50) -> Array:
     """What the recipe's network makes of X, by its parts."""
-    return quantize_model(fp32, calibrate(fp32, one_crop(SMALL), "minmax"))(X)
+    return quantize_model(fp32, calibrate(fp32, one_crop(SMALL), default.OBSERVER))(X)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_other_weights_are_not_answered_from_the_cache(cache: Path) -> None:
 def test_another_recipe_is_not_answered_from_the_cache(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(default, "RECIPE", "minmax-crops-2")
+    monkeypatch.setattr(default, "RECIPE", "mse-crops-2")
     with pytest.raises(Asked):
         default_int8(ask, KEY)
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from minires.errors import WeightsError
+from minires.errors import MiniresError, WeightsError
 from minires.layers import Int8Params
 from minires.model import ResNet50
 from minires.preprocess import IMAGENET_V2
@@ -200,6 +200,26 @@ def far_zero_point(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
     metadata["qparams"] = json.dumps(json.loads(metadata["qparams"]) | {"conv1": [0.1, 999]})
 
 
+def infinite_zero_point(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["qparams"] = metadata["qparams"].replace(", 0]", ", Infinity]", 1)
+
+
+def broken_zero_point(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["qparams"] = json.dumps(json.loads(metadata["qparams"]) | {"conv1": [0.1, 3.7]})
+
+
+def odd_maxpool(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["qparams"] = json.dumps(json.loads(metadata["qparams"]) | {"maxpool": [0.1, 0]})
+
+
+def odd_edge(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["qparams"] = json.dumps(json.loads(metadata["qparams"]) | {"fc": [0.1, 0]})
+
+
+def few_categories(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    metadata["meta"] = json.dumps(json.loads(metadata["meta"]) | {"categories": ["cat", "dog"]})
+
+
 def broken_json(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
     metadata["meta"] = "{"
 
@@ -208,7 +228,8 @@ def broken_json(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
     "change",
     [drop_layer, widen_layer, other_dtype, short_bias, scalar_classes, no_classifier, no_qparams,
      one_edge_less, last_edge_less, qparams_as_list, broken_json,
-     odd_tensor, nan_scale, zero_scale, far_zero_point],
+     odd_tensor, nan_scale, zero_scale, far_zero_point,
+     infinite_zero_point, broken_zero_point, odd_maxpool, odd_edge, few_categories],
 )  # fmt: skip
 def test_another_architecture_or_broken_metadata_is_an_error(
     saved: Path, tmp_path: Path, change: Callable[[dict[str, Any], dict[str, str]], None]
@@ -252,3 +273,10 @@ def test_others_may_read_the_file_if_the_user_lets_them(model: ResNet50, tmp_pat
     (tmp_path / "any").touch()
     save_int8(model, tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_a_network_in_fp32_is_not_saved_as_int8(model: ResNet50, tmp_path: Path) -> None:
+    fp32 = ResNet50(model.layers, {}, "fp32")
+    with pytest.raises(MiniresError, match="fp32"):
+        save_int8(fp32, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -181,3 +181,12 @@ def test_true_ties_bias_the_integer_form(power: int, share: float, mean: float) 
     steps = differences(np.float32(2.0**-power), 9)
     assert abs(np.mean(steps != 0) - share) <= 0.02
     assert abs(steps.mean() - mean) <= 0.02
+
+
+@pytest.mark.parametrize("m", [2.0**-33, 2.0**-40, 1.2e-38 * 0.02])
+def test_multipliers_too_small_for_a_shift_give_zero(m: float) -> None:
+    """A dead channel's, whose scale is the smallest float: no accumulator reaches half a step."""
+    q31, shift = quantize_multiplier(m)
+    acc = np.array([INT32_MIN, -1, 0, 1, INT32_MAX], np.int32)
+    assert_same(requantize_integer_ref(acc, q31, shift, 7), np.full(5, 7, np.uint8))
+    assert_same(requantize_ref(acc, np.float32(m), 7), np.full(5, 7, np.uint8))
