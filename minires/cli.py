@@ -76,26 +76,28 @@ def classify(arguments: Namespace) -> int:
         raise ImageError(f"{', '.join(map(str, files))}: no such file or folder")
     model = resnet50(arguments.weights, arguments.precision, arguments.backend)
     images: list[dict[str, Any]] = []
-    # A short run shows no bar, nor does one whose stderr is not a terminal.
-    with tqdm(total=len(files), delay=2, leave=False, disable=None) as bar:
-        for start in range(0, len(files), arguments.batch_size):  # one batch is held at once
-            batch = files[start : start + arguments.batch_size]
-            answers = _answer(model, batch, arguments.top)
-            bar.clear()
-            for file, answer in zip(batch, answers, strict=True):
-                if isinstance(answer, ImageError):
-                    _complain(answer, arguments.debug)
-                    images.append({"file": str(file), "error": str(answer)})
-                    continue
-                images.append({"file": str(file), "predictions": [p._asdict() for p in answer]})
-                if not arguments.json:
-                    lines = [f"  {p.probability:7.2%}  {p.label}" for p in answer]
-                    print(file, *lines, sep="\n", flush=True)
-            bar.update(len(batch))
-    if arguments.json:
-        used = {"name": model.meta["name"]}
-        used |= {key: getattr(arguments, key) for key in ("precision", "backend")}
-        print(json.dumps({"model": used, "images": images}, indent=2))
+    try:
+        # A short run shows no bar, nor does one whose stderr is not a terminal.
+        with tqdm(total=len(files), delay=2, leave=False, disable=None) as bar:
+            for start in range(0, len(files), arguments.batch_size):  # one batch is held at once
+                batch = files[start : start + arguments.batch_size]
+                answers = _answer(model, batch, arguments.top)
+                bar.clear()
+                for file, answer in zip(batch, answers, strict=True):
+                    if isinstance(answer, ImageError):
+                        _complain(answer, arguments.debug)
+                        images.append({"file": str(file), "error": str(answer)})
+                        continue
+                    images.append({"file": str(file), "predictions": [p._asdict() for p in answer]})
+                    if not arguments.json:
+                        lines = [f"  {p.probability:7.2%}  {p.label}" for p in answer]
+                        print(file, *lines, sep="\n", flush=True)
+                bar.update(len(batch))
+    finally:  # Ctrl-C loses nothing that was answered
+        if arguments.json:
+            used = {"name": model.meta["name"]}
+            used |= {key: getattr(arguments, key) for key in ("precision", "backend")}
+            print(json.dumps({"model": used, "images": images}, indent=2))
     return int(any("error" in image for image in images))
 
 

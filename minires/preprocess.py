@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from minires.errors import ImageError
+from minires.errors import ImageError, MiniresError
 from minires.layers import Array
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Array
@@ -73,6 +73,8 @@ def preprocess(images: ImageSource | Sequence[ImageSource], preset: Preset = IMA
     ImageError
         For no images at all, or for the first that cannot be used.
     """
+    if not isinstance(preset, Preset):
+        raise MiniresError(f"preset is {preset!r}; wanted a Preset, such as model.meta['preset']")
     sources: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
     if not sources:
         raise ImageError("the list of images is empty; wanted at least one")

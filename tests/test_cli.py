@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -478,3 +479,21 @@ def test_a_name_that_would_be_ignored_is_refused(capsys: Capture) -> None:
 def test_a_number_of_images_without_a_folder_is_refused(tmp_path: Path, capsys: Capture) -> None:
     assert main(["quantize", "--images", "9", "-o", str(tmp_path / "x.safetensors")]) == 1
     assert "--calibrate" in complaint(capsys)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_an_interrupted_run_keeps_the_answers_it_has(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    real = api.predict
+    batches = iter([real, real])
+
+    def predict(*arguments: Any) -> list[list[api.Prediction]]:
+        for answer in batches:
+            return answer(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "predict", predict)
+    assert main(["classify", str(photographs), "--json", "--batch-size", "1"]) == 130
+    answered = json.loads(capsys.readouterr().out)["images"]
+    assert [Path(image["file"]).name for image in answered] == ["a.JPG", "b.png"]

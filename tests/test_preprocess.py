@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from minires.errors import ImageError
+from minires.errors import ImageError, MiniresError
 from minires.preprocess import (
     IMAGENET_V1,
     IMAGENET_V2,
@@ -421,3 +421,8 @@ def test_a_transparent_grey_of_16_bits_becomes_white(tmp_path: Path) -> None:
     Image.fromarray(grey).save(tmp_path / "grey.png", transparency=1000)
     red = np.asarray(load_image(tmp_path / "grey.png"))[..., 0]
     assert red.tolist() == [[0, 255], [round(40_000 / 257), 255]]
+
+
+def test_a_preset_by_name_is_refused_in_one_sentence() -> None:
+    with pytest.raises(MiniresError, match="wanted a Preset"):
+        preprocess(np.zeros((8, 8, 3), np.uint8), "IMAGENET1K_V2")  # type: ignore[arg-type]
