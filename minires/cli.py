@@ -155,6 +155,14 @@ def quantize(arguments: Namespace) -> int:
         raise MiniresError("--images counts those of a folder; give --calibrate FOLDER with it")
     if not arguments.output.absolute().parent.is_dir():
         raise MiniresError(f"{arguments.output}: its folder is not there; make it first")
+    files: list[Path] = []
+    if arguments.calibrate:
+        files = _find_images([arguments.calibrate])
+        if files == [arguments.calibrate] and not files[0].is_file():
+            raise MiniresError(f"{arguments.calibrate}: not a folder with an image in it")
+        count = min(len(files), arguments.images or CALIBRATION_IMAGES)
+        # Evenly spread, because folders are often sorted.
+        files = [files[i * len(files) // count] for i in range(count)]
     fp32 = resnet50(arguments.weights)
     preset = fp32.meta["preset"]
     bad: list[Path] = []
@@ -168,17 +176,7 @@ def quantize(arguments: Namespace) -> int:
                     bad.append(file)
                     _complain(error, arguments.debug)
 
-    if arguments.calibrate:
-        files = _find_images([arguments.calibrate])
-        if arguments.calibrate.is_dir() and files == [arguments.calibrate]:
-            raise MiniresError(f"{arguments.calibrate}: no image lies in this folder")
-        count = min(len(files), arguments.images or CALIBRATION_IMAGES)
-        # Evenly spread, because folders are often sorted.
-        files = [files[i * len(files) // count] for i in range(count)]
-        source = batches
-    else:
-        files = []
-        source = functools.partial(default_batches, preset)
+    source = batches if arguments.calibrate else functools.partial(default_batches, preset)
 
     def shown(text: str) -> Iterator["Array"]:
         with tqdm(source(), text, len(files) or None, leave=False, disable=None) as bar:
@@ -213,7 +211,9 @@ def evaluate(arguments: Namespace) -> int:
     if against != "none" and other not in asked:
         asked.append(other)
     models = [resnet50(weights, precision) for precision, weights in asked]
-    classes = len(models[0].meta["categories"])
+    classes = models[0].layers[-1].out_c
+    if models[-1].layers[-1].out_c != classes:
+        raise MiniresError("the two networks tell different numbers of classes apart")
     for file, label in rows:
         if not 0 <= label < classes:
             raise MiniresError(

@@ -497,3 +497,15 @@ def test_an_interrupted_run_keeps_the_answers_it_has(
     assert main(["classify", str(photographs), "--json", "--batch-size", "1"]) == 130
     answered = json.loads(capsys.readouterr().out)["images"]
     assert [Path(image["file"]).name for image in answered] == ["a.JPG", "b.png"]
+
+
+@pytest.mark.usefixtures("small_images")
+def test_networks_of_different_classes_are_not_compared(
+    photographs: Path, seeded_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    save_file(seeded_state_dict(num_classes=10), tmp_path / "ten.safetensors")
+    (photographs / "labels.csv").write_text("file,label\nb.png,3\n")
+    words = ["evaluate", str(photographs), "--labels", str(photographs / "labels.csv")]
+    words += ["--weights", str(tmp_path / "ten.safetensors"), "--against-weights", str(seeded_file)]
+    assert main(words) == 1
+    assert "different numbers of classes" in complaint(capsys)
