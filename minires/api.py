@@ -124,6 +124,11 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
     -------
     list of list of Prediction
         A list for each image, the likeliest class first.
+
+    Raises
+    ------
+    MiniresError
+        For an input or a top that cannot be, and for logits that are not finite.
     """
     if not isinstance(top, int) or top < 1:
         raise MiniresError(f"top is {top!r}; wanted a whole number of at least 1")
@@ -154,6 +159,11 @@ def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) ->
     -------
     list of Prediction
         The likeliest label first.
+
+    Raises
+    ------
+    ImageError
+        For what is no usable image, or is several.
     """
     if isinstance(image, list | tuple):
         raise ImageError("classify takes one image; for several, preprocess and predict")

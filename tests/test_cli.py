@@ -13,9 +13,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from minires import api
-from minires.cli import main
+from minires.cli import OPTIONS, main
+from minires.model import OPERATORS
 from minires.preprocess import Preset
-from minires.quantize import calibrate, quantize_model, save_int8
+from minires.quantize import OBSERVERS, calibrate, quantize_model, save_int8
 from tests.making_files import BAD_IMAGES, save_once, save_photograph
 from tests.seeded_weights import seeded_state_dict
 
@@ -509,3 +510,10 @@ def test_networks_of_different_classes_are_not_compared(
     words += ["--weights", str(tmp_path / "ten.safetensors"), "--against-weights", str(seeded_file)]
     assert main(words) == 1
     assert "different numbers of classes" in complaint(capsys)
+
+
+def test_the_choices_are_what_there_is() -> None:
+    """The command line lists them by itself, because importing them takes long."""
+    assert set(OPTIONS["--precision"]["choices"]) == set(OPERATORS)
+    assert OPTIONS["--backend"]["choices"] == api.BACKENDS
+    assert OPTIONS["--observer"]["choices"] == tuple(OBSERVERS)

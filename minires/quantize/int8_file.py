@@ -33,6 +33,11 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
         With precision "int8".
     path : path-like
         Where to; an existing file is replaced.
+
+    Raises
+    ------
+    MiniresError
+        For a network in fp32.
     """
     if model.precision == "fp32":
         raise MiniresError("this network is in fp32; quantize_model makes one that can be saved")

@@ -42,6 +42,11 @@ def report(fp32: ResNet50, int8: ResNet50, batches: Iterable[Array]) -> Report:
     -------
     Report
         A row for each quantized edge, in the order they run.
+
+    Raises
+    ------
+    MiniresError
+        For no images.
     """
     sums: dict[str, Array] = {}  # signal, noise, values beyond the range, values
     images = same = 0
