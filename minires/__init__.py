@@ -1,8 +1,9 @@
-"""ResNet-50 inference from scratch, in FP32 and INT8, every operator in plain NumPy."""
+"""ResNet-50 inference from scratch: every operator in plain NumPy, and compiled by Numba."""
 
 from minires.api import Prediction, classify, predict, resnet50
 from minires.download import available_weights, get_weights
 from minires.errors import DownloadError, ImageError, MiniresError, WeightsError
+from minires.kernels.threads import get_num_threads, set_num_threads
 from minires.preprocess import Preset, load_image, preprocess
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "WeightsError",
     "available_weights",
     "classify",
+    "get_num_threads",
     "get_weights",
     "load_image",
     "predict",
     "preprocess",
     "resnet50",
+    "set_num_threads",
 ]

@@ -17,7 +17,7 @@ from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
 from minires.state_dict import state_dict_shapes
 
-BACKENDS = ("numpy",)
+BACKENDS = ("numba", "numpy")  # the first is the default
 
 
 class Prediction(NamedTuple):
@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
 def resnet50(
     weights: str | os.PathLike[str] | None = None,
     precision: str = "fp32",
-    backend: str = "numpy",
+    backend: str = BACKENDS[0],
     *,
     progress: bool = True,
 ) -> ResNet50:
@@ -43,10 +43,10 @@ def resnet50(
         A name that `minires.available_weights` lists, fetched and cached where needed; or the
         path of a .pth or .safetensors file. IMAGENET1K_V2 unless given.
     precision : str
-        "fp32", "int8" or "int8-simulated" (INT8's numbers, computed in float32). Float weights
-        are calibrated once for INT8, on photographs that come with the package.
+        "fp32", "bf16", "int8" or "int8-simulated" (INT8's numbers, computed in float32). Float
+        weights are calibrated once for INT8, on photographs that come with the package.
     backend : str
-        "numpy".
+        "numba", compiled kernels; or "numpy", the definitions.
     progress : bool
         Whether downloading and calibrating show a bar on stderr.
 
@@ -74,8 +74,8 @@ def resnet50(
                 f"{path} holds INT8 weights, which cannot run in {precision}; "
                 "ask for precision int8 or int8-simulated"
             )
-    elif precision == "fp32":
-        return load_fp32()
+    elif precision in ("fp32", "bf16"):
+        model = load_fp32()
     else:
         status = path.stat()
         # A file that the manifest does not know is told by where and since when it lies there:
@@ -83,7 +83,7 @@ def resnet50(
         place = path.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns
         key = entry.sha256 if entry else " ".join(map(str, place))
         model = default_int8(load_fp32, key, progress)
-    model.precision = precision
+    model.precision, model.backend = precision, backend
     return model
 
 

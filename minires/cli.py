@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from minires.model import ResNet50
 
 CALIBRATION_IMAGES = 128
-PRECISIONS = ("fp32", "int8", "int8-simulated")
+PRECISIONS = ("fp32", "bf16", "int8", "int8-simulated")
 CTRL_C, CLOSED_PIPE = 130, 141  # 128 and the signal's number, as shells have it
 
 
@@ -362,7 +362,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--weights": {"metavar": "NAME|PATH", "help": "a name that 'minires weights list' shows, or "
                   "a .pth or .safetensors file"},
     "--precision": {"default": "fp32", "choices": PRECISIONS, "help": "%(default)s unless given"},
-    "--backend": {"default": "numpy", "choices": ("numpy",), "help": "%(default)s, the only one"},
+    "--backend": {"default": "numba", "choices": ("numba", "numpy"),
+                  "help": "compiled kernels or NumPy's definitions: %(default)s unless given"},
     "--top": _at_least(1, 5, "K", "how many labels an image gets: %(default)s unless given"),
     "--batch-size": _at_least(1, 8, "N", "how many images are computed, and held, at once: "
                               "%(default)s unless given"),

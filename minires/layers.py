@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from minires import reference as ref
+from minires.hooks import Hook, HookHandle
 from minires.reference import QParams
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 Operator = Callable[..., Array]
-Hook = Callable[["Layer", tuple[Array, ...], Array], Array | None]
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ class Layer:
     bn: str = ""
     relu: bool = False
     qparams: QParams | None = None
-    hooks: list["HookHandle"] = field(default_factory=list, repr=False)
+    hooks: list[HookHandle] = field(default_factory=list, repr=False)
 
     def output_shape(self, x: Shape) -> Shape:
         """Tell the shape that comes out where one of shape `x` goes in."""
@@ -76,39 +76,10 @@ class Layer:
         per_channel = self.kernel**2 * self.in_c + (2 if self.bn else 1)
         return self.out_c * per_channel if has_weights else 0
 
-    def register_forward_hook(self, hook: Hook) -> "HookHandle":
-        """Have ``hook(layer, inputs, output)`` called after each run, as in torch.
-
-        Parameters
-        ----------
-        hook : callable
-            What it returns, unless None, takes the output's place.
-
-        Returns
-        -------
-        HookHandle
-            Takes the hook off again, by ``remove()`` or at the end of a with statement.
-        """
+    def register_forward_hook(self, hook: Hook) -> HookHandle:
+        """Have ``hook(layer, inputs, output)`` called after each run, as `HookHandle` tells."""
         self.hooks.append(HookHandle(self.hooks, hook))
         return self.hooks[-1]
-
-
-@dataclass(eq=False)
-class HookHandle:
-    """What `Layer.register_forward_hook` returns."""
-
-    hooks: list["HookHandle"] = field(repr=False)
-    hook: Hook
-
-    def remove(self) -> None:
-        """Take the hook off; a second time does nothing."""
-        self.hooks[:] = [other for other in self.hooks if other is not self]
-
-    def __enter__(self) -> "HookHandle":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
 
 
 class FloatParams(NamedTuple):
@@ -210,16 +181,3 @@ def linear_int8(layer: Layer, p: Int8Params, x: Array) -> Array:
     """Classify in integers; the logits leave as float32."""
     acc_s32 = ref.gemm_u8s8_ref(x, p.w_s8.T) + p.bias_s32  # (batch, num_classes)
     return acc_s32.astype(np.float32) * (p.x.scale * p.w_scale)
-
-
-# Simulated INT8: what eight bits keep of weights and activations, computed in FP32.
-
-
-def simulated(operator: Operator) -> Operator:
-    """Have an FP32 operator use dequantized weights and round its output to eight bits."""
-
-    def run(layer: Layer, p: Any, *inputs: Array) -> Array:
-        y = operator(layer, p.dequantize() if isinstance(p, Int8Params) else None, *inputs)
-        return ref.fake_quantize_ref(y, *layer.qparams) if layer.qparams else y
-
-    return run

@@ -4,35 +4,34 @@ He et al., "Deep Residual Learning for Image Recognition" (2015), table 1; v1.5 
 block's stride from its first 1x1 to its 3x3 convolution, as torchvision does.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minires import layers as ops
 from minires.apart import OPERATORS_APART, take_apart
 from minires.errors import MiniresError
 from minires.layers import Array, Layer, Operator, Shape
+from minires.preprocess import check_input
+from minires.rounded import bfloat16, simulated
 from minires.state_dict import fp32_params
 from minires.summary import format_edges, format_summary, summarize
 
+if TYPE_CHECKING:
+    from minires.kernels.engine import Engine
+
 # Which function computes an operator, precision by precision.
+FP32: dict[str, Operator] = {
+    "input": ops.input_f32,
+    "conv": ops.conv_f32,
+    "maxpool": ops.maxpool,
+    "avgpool": ops.avgpool_f32,
+    "linear": ops.linear_f32,
+}
 OPERATORS: dict[str, dict[str, Operator]] = {
-    "fp32": {
-        "input": ops.input_f32,
-        "conv": ops.conv_f32,
-        "maxpool": ops.maxpool,
-        "avgpool": ops.avgpool_f32,
-        "linear": ops.linear_f32,
-        **OPERATORS_APART,
-    },
-    "int8-simulated": {
-        "input": ops.simulated(ops.input_f32),
-        "conv": ops.simulated(ops.conv_f32),
-        "maxpool": ops.maxpool,
-        "avgpool": ops.simulated(ops.avgpool_f32),
-        "linear": ops.simulated(ops.linear_f32),
-    },
+    "fp32": {**FP32, **OPERATORS_APART},
+    "bf16": {op: bfloat16(operator) for op, operator in FP32.items()},
+    "int8-simulated": {op: simulated(operator) for op, operator in FP32.items()},
     "int8": {
         "input": ops.input_int8,
         "conv": ops.conv_int8,
@@ -126,7 +125,14 @@ class ResNet50:
         A key of `OPERATORS`.
     meta : mapping, optional
         What is known about the weights: name, categories, preset, accuracy, source, licence.
+
+    Attributes
+    ----------
+    backend : str
+        "numpy", where `OPERATORS` compute, or "numba", where kernels/ does.
     """
+
+    backend = "numpy"
 
     def __init__(
         self,
@@ -181,6 +187,9 @@ class ResNet50:
         ndarray
             Logits, (N, num_classes) float32.
         """
+        if self.backend == "numba" and fused and not any(layer.hooks for layer in self.layers):
+            check_input(x)
+            return self._engine(x)
         output = x
         for step in self.steps(x, fused):
             output = step.output
@@ -204,11 +213,17 @@ class ResNet50:
             raise MiniresError(f"fused=False walks an fp32 network; this one is {self.precision}")
         layers, params = (self.layers, self.params) if fused else (self.apart, self.apart_params)
         operators = OPERATORS[self.precision]
+
+        def compute(layer: Layer, *inputs: Array) -> Array:
+            if self.backend == "numba" and fused:
+                return self._engine.run(x.shape, layer, *inputs)
+            return operators[layer.op](layer, params.get(layer.name), *inputs)
+
         last_reader = {name: layer for layer in layers for name in layer.inputs}
         outputs: dict[str, Array] = {}
         for layer in layers:
             inputs = tuple(outputs[name] for name in layer.inputs) or (x,)
-            output = operators[layer.op](layer, params.get(layer.name), *inputs)
+            output = compute(layer, *inputs)
             for handle in list(layer.hooks):
                 replacement = handle.hook(layer, inputs, output)
                 output = output if replacement is None else replacement
@@ -217,6 +232,12 @@ class ResNet50:
                 if last_reader[name] is layer:
                     del outputs[name]
             yield Step(layer, inputs, output)
+
+    @functools.cached_property
+    def _engine(self) -> "Engine":
+        from minires.kernels.engine import Engine  # here, because Numba takes long to import
+
+        return Engine(self.layers, self.params, self.precision)
 
     def __getitem__(self, name: str) -> Layer:
         """Find the layer to hook by its name: a fused one, else a part of one."""
@@ -234,18 +255,3 @@ class ResNet50:
         if self.precision == "fp32":
             return table
         return f"{table}\n\n{format_edges(self.layers, self.meta.get('saturated', {}))}"
-
-
-def check_input(x: Array) -> None:
-    """Raise `MiniresError` unless `x` is a batch that the network can take."""
-    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
-        kind = f"a {x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
-        raise MiniresError(f"x is {kind}; wanted a float32 array, as minires.preprocess makes it")
-    if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] != 3 or min(x.shape[2:]) < 32:
-        raise MiniresError(f"x has shape {x.shape}; wanted (N, 3, H, W), H and W at least 32")
-    largest = np.abs(x).max()
-    if not largest < 100:  # so that NaN fails too
-        raise MiniresError(
-            f"x holds values up to {largest:g}; wanted normalized pixels (about -3 to 3), "
-            "as minires.preprocess makes them"
-        )

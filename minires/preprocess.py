@@ -236,3 +236,18 @@ def normalize(crop_u8: Array, preset: Preset) -> Array:
     mean, std = np.array([preset.mean, preset.std], np.float32)[:, :, np.newaxis, np.newaxis]
     y: Array = (x - mean) / std
     return y
+
+
+def check_input(x: Array) -> None:
+    """Raise `MiniresError` unless `x` is a batch that the network can take."""
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        kind = f"a {x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
+        raise MiniresError(f"x is {kind}; wanted a float32 array, as minires.preprocess makes it")
+    if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] != 3 or min(x.shape[2:]) < 32:
+        raise MiniresError(f"x has shape {x.shape}; wanted (N, 3, H, W), H and W at least 32")
+    largest = np.abs(x).max()
+    if not largest < 100:  # so that NaN fails too
+        raise MiniresError(
+            f"x holds values up to {largest:g}; wanted normalized pixels (about -3 to 3), "
+            "as minires.preprocess makes them"
+        )

@@ -82,7 +82,7 @@ def test_json_says_what_answered_and_what_it_answered(photographs: Path, capsys:
     assert document["model"] == {
         "name": "seeded.safetensors",
         "precision": "fp32",
-        "backend": "numpy",
+        "backend": "numba",
     }
     answered, failed = document["images"]
     assert answered.keys() == {"file", "predictions"}

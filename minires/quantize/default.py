@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from minires.download import cache_dir, weights_dir
 from minires.errors import WeightsError
 from minires.layers import Array
@@ -75,6 +73,8 @@ def default_int8(
     if cached.exists():
         with contextlib.suppress(WeightsError):  # a damaged one is made again
             return load_int8(cached)
+    from tqdm import tqdm  # here, because it takes long and is seldom needed
+
     fp32 = load_fp32()
     photographs = tqdm(
         default_batches(fp32.meta["preset"]),

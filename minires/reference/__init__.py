@@ -7,6 +7,7 @@ weights OHWI. This folder imports NumPy alone.
 
 from minires.reference.activation import relu_ref, softmax_ref
 from minires.reference.batchnorm import batchnorm_ref, fold_batchnorm
+from minires.reference.bfloat16 import round_bf16_ref
 from minires.reference.gemm import gemm_f32_ref, gemm_u8s8_ref
 from minires.reference.im2col import im2col_ref, output_size
 from minires.reference.integer_requantization import (
@@ -41,6 +42,7 @@ __all__ = [
     "relu_ref",
     "requantize_integer_ref",
     "requantize_ref",
+    "round_bf16_ref",
     "rounding_divide_by_power_of_two",
     "rounding_doubling_high_multiply",
     "softmax_ref",

@@ -1,0 +1,1 @@
+"""The same operators as reference/, compiled: microkernels, and the engine around them."""

@@ -1,0 +1,303 @@
+"""The network as a program: weights prepacked once, buffers laid out once for a shape of input.
+
+Activations lie in NHWC buffers with the padding of their reader already around them. So a GEMM's
+row is the address of an output pixel's first tap, the next row of the kernel is a fixed stride
+away, and no im2col matrix is ever written: im2col is implicit in the addresses.
+"""
+
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minires.errors import MiniresError
+from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
+from minires.kernels.prepack import aligned, prepack
+from minires.kernels.simd import choose_isa
+from minires.kernels.threads import get_num_threads
+from minires.layers import Array, Int8Params, Layer, Shape
+from minires.reference import QParams, round_bf16_ref
+
+BLOCK = 2**17  # bytes of activations in a block of tiles: they share L2 with a panel of weights
+PLANS = 4  # shapes of input whose buffers are kept
+ONE_AT_A_TIME = threading.Lock()  # buffers are shared, and each run takes all threads anyway
+
+
+class Buffer(NamedTuple):
+    """An activation in memory: (batch, h, w, channels), with padding around and behind it."""
+
+    memory: Array
+    pad: int  # pixels on each side
+    channels: int  # those that count; a microkernel writes whole panels
+
+    @property
+    def inner(self) -> Array:
+        """View it without padding."""
+        end = -self.pad or None
+        return self.memory[:, self.pad : end, self.pad : end, : self.channels]
+
+    def address(self, padding: int = 0) -> int:
+        """Tell where the first pixel lies, or the first one of `padding` around it."""
+        _, row, pixel, _ = self.memory.strides
+        return self.memory.ctypes.data + (self.pad - padding) * (row + pixel)
+
+
+class Packed(NamedTuple):
+    """A layer's parameters as a microkernel reads them; N is filled up to whole panels."""
+
+    w: Array  # (panels, taps * groups, columns, group)
+    bias: Array  # (N,)
+    m: Array  # (N,) float32
+
+
+class Plan(NamedTuple):
+    """What runs for one shape of input."""
+
+    program: Array  # of STEP
+    buffers: dict[str, Buffer]  # by layer: two that are not alive together may share one
+    logits: Array  # (batch, N) float32
+    tables: list[Array]  # what the program has addresses of
+
+
+class Engine:
+    """A network prepacked for one precision, on this machine.
+
+    Parameters
+    ----------
+    layers : list of Layer
+        The fused network, in the order it runs.
+    params : mapping
+        Each layer's parameters, by its name, as the NumPy operators take them.
+    precision : str
+        A key of `FORMATS`.
+    """
+
+    def __init__(self, layers: list[Layer], params: Mapping[str, Any], precision: str) -> None:
+        self.layers, self.params = layers, params
+        self.isa, self.form = choose_isa(), FORMATS[precision]
+        self.rows, vectors = self.isa.tiles[self.form.kind]
+        self.columns = vectors * self.isa.lanes
+        self.execute = compile_network(precision, self.isa)
+        self.channels = {layer.name: self._channels_of(layer) for layer in layers}
+        self.packed = {
+            layer.name: self._pack(layer) for layer in layers if layer.op in ("conv", "linear")
+        }
+        self.plans: dict[Shape, Plan] = {}
+
+    def __call__(self, x: Array) -> Array:
+        """Run the whole network in one go.
+
+        Parameters
+        ----------
+        x : ndarray
+            (N, 3, H, W) float32.
+
+        Returns
+        -------
+        ndarray
+            Logits, (N, num_classes) float32.
+        """
+        with ONE_AT_A_TIME:
+            plan = self._plan(x.shape)
+            x = np.ascontiguousarray(x)
+            plan.program[0]["x"] = x.ctypes.data
+            self.execute(plan.program, 0, len(plan.program), get_num_threads())
+            return plan.logits[:, : self.layers[-1].out_c].copy()
+
+    def run(self, shape: Shape, layer: Layer, *inputs: Array) -> Array:
+        """Run one layer, as an operator of layers.py does.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            That of the network's input.
+        layer : Layer
+            One of the network's.
+        *inputs : ndarray
+            NHWC, without padding; for the first layer NCHW.
+
+        Returns
+        -------
+        ndarray
+            NHWC, without padding; float32 in place of bfloat16.
+        """
+        at = self.layers.index(layer)
+        with ONE_AT_A_TIME:
+            plan = self._plan(shape)
+            first = np.ascontiguousarray(inputs[0])
+            if layer.op == "input":
+                plan.program[at]["x"] = first.ctypes.data
+            for name, value in zip(layer.inputs, inputs, strict=False):  # the image has no name
+                inner = plan.buffers[name].inner
+                inner[...] = self._narrow(value).reshape(inner.shape)
+            self.execute(plan.program, at, at + 1, get_num_threads())
+            if layer.op == "linear":
+                return plan.logits[:, : layer.out_c].copy()
+            y = self._widen(plan.buffers[layer.name].inner)
+            return y[:, 0, 0] if layer.op == "avgpool" else y
+
+    def _narrow(self, x: Array) -> Array:
+        """Bring an activation, or a weight, from the form that layers.py knows to memory's."""
+        return _bf16_bits(x) if self.form.kind == "bf16" else x
+
+    def _widen(self, y: Array) -> Array:
+        """Copy an activation back into the form that layers.py knows."""
+        if self.form.kind == "bf16":
+            return (y.astype(np.int32) << 16).view(np.float32)
+        return y.copy()
+
+    def _channels_of(self, layer: Layer) -> int:
+        """Count the channels that a layer's output has in memory: whole panels, but for images."""
+        panels = -(-layer.out_c // self.columns)
+        return layer.out_c if layer.op == "input" else panels * self.columns
+
+    def _pack(self, layer: Layer) -> Packed:
+        p = self.params[layer.name]
+        if self.form.kind == "u8s8":
+            weight, bias, m = p.w_s8, p.bias_s32, p.x.scale * p.w_scale
+            m = m / layer.qparams.scale if layer.qparams else m
+        else:
+            weight, bias = p.dequantize() if isinstance(p, Int8Params) else p
+            weight, m = self._narrow(weight), bias
+        w = prepack(
+            weight, layer.kernel, self.channels[layer.inputs[0]], self.form.group, self.columns
+        )
+        vectors = [aligned((len(w) * self.columns,), vector.dtype) for vector in (bias, m)]
+        for vector, values in zip(vectors, (bias, m), strict=True):
+            vector[: len(values)] = values
+        return Packed(w, *vectors)
+
+    def _block(self, rows: int, w: Array) -> int:
+        """Choose how many rows of tiles meet all panels before the next rows do.
+
+        Either the activations of a block stay in the cache, and the weights are read once for
+        each block; or there is one block, and all activations are read once for each panel.
+        """
+        bytes_of_row = 4 * w.shape[1] * self.rows
+        block = min(max(1, BLOCK // bytes_of_row), rows)
+        return block if w.nbytes * -(-rows // block) <= len(w) * rows * bytes_of_row else rows
+
+    def _plan(self, shape: Shape) -> Plan:
+        """Find the plan for a shape of input, or lay one out."""
+        if shape not in self.plans:
+            while len(self.plans) >= PLANS:
+                del self.plans[next(iter(self.plans))]  # the oldest
+            self.plans[shape] = self._lay_out(shape)
+        return self.plans[shape]
+
+    def _lay_out(self, shape: Shape) -> Plan:
+        batch, channels, height, width = shape
+        readers = {layer.name: [r for r in self.layers if layer.name in r.inputs]
+                   for layer in self.layers}  # fmt: skip
+        program = np.zeros(len(self.layers), STEP)
+        logits = aligned((batch, self.channels[self.layers[-1].name]), np.float32)
+        plan = Plan(program, {}, logits, [])
+        free: list[tuple[Any, Buffer]] = []
+        keys: dict[str, Any] = {}
+        y: Shape = (batch, height, width, channels)
+        shapes: dict[str, Shape] = {}
+        for layer, step in zip(self.layers, program, strict=True):
+            y = layer.output_shape(shapes[layer.inputs[0]] if layer.inputs else y)
+            shapes[layer.name] = y = (y[0], 1, 1, y[1]) if len(y) == 2 else y
+            if layer.op != "linear":
+                keys[layer.name] = key = self._buffer_key(layer, y, readers[layer.name])
+                found = next((entry for entry in free if entry[0] == key), None)
+                if found:
+                    free.remove(found)
+                plan.buffers[layer.name] = found[1] if found else self._allocate(layer, *key)
+            self._describe(layer, step, plan)
+            for name in layer.inputs:
+                if readers[name][-1] is layer:
+                    free.append((keys[name], plan.buffers[name]))
+        return plan
+
+    def _buffer_key(self, layer: Layer, shape: Shape, readers: list[Layer]) -> Any:
+        """Tell what a buffer has to be like: its shape, its padding, and what that holds."""
+        pad = max((r.padding for r in readers if r.inputs[0] == layer.name), default=0)
+        if any(reader.op == "maxpool" for reader in readers):
+            # Never wins. bfloat16 is compared by its bits, as integers: what a ReLU leaves has
+            # their order, -0.0 is the least of them.
+            fill = -np.inf if self.form.kind == "f32" else np.iinfo(self.form.activation).min
+        else:
+            fill = layer.qparams.zero_point if self.form.kind == "u8s8" and layer.qparams else 0
+        return shape, pad, fill
+
+    def _allocate(self, layer: Layer, shape: Shape, pad: int, fill: float) -> Buffer:
+        batch, height, width, channels = shape
+        padded = (batch, height + 2 * pad, width + 2 * pad, self.channels[layer.name])
+        return Buffer(aligned(padded, self.form.activation, fill), pad, channels)
+
+    def _describe(self, layer: Layer, step: Any, plan: Plan) -> None:
+        """Fill in a step of the program."""
+        step["op"], step["kernel"], step["stride"] = OPS[layer.op], layer.kernel, layer.stride
+        y = None if layer.op == "linear" else plan.buffers[layer.name]
+        if y is not None:
+            step["y"] = y.address()
+            step["batch"], step["out_h"], step["out_w"], step["channels"] = y.memory.shape
+            step["out_h"], step["out_w"] = y.inner.shape[1:3]
+            step["y_image"], step["y_row"] = y.memory.strides[:2]
+        if layer.inputs:
+            x = plan.buffers[layer.inputs[0]]
+            step["x"] = x.address(layer.padding)
+            step["batch"], step["in_h"], step["in_w"], _ = x.inner.shape
+            step["x_image"], step["x_row"] = x.memory.strides[:2]
+            if layer.op in ("conv", "linear"):
+                self._describe_gemm(layer, step, x, y, plan)
+        step["low"], step["high"] = 0.0 if layer.relu else -np.inf, np.inf
+        if q := layer.qparams:
+            step["low"], step["high"] = -q.zero_point, 255 - q.zero_point
+            step["scale"], step["zero_point"] = q
+            p = self.params.get(layer.name)
+            if isinstance(p, Int8Params) and p.residual:
+                step["m_residual"] = p.residual.scale / q.scale
+                step["residual_zero_point"] = p.residual.zero_point
+            if isinstance(p, QParams):  # the average pool
+                pixels = np.float32(step["in_h"] * step["in_w"])
+                step["average"] = p.scale / (q.scale * pixels)
+                step["x_zero_point"] = p.zero_point
+
+    def _describe_gemm(
+        self, layer: Layer, step: Any, x: Buffer, y: Buffer | None, plan: Plan
+    ) -> None:
+        """Fill in what the tiles need: where each row of the GEMM is read and written."""
+        batch = len(x.memory)
+        if y is None:
+            y_strides = [plan.logits.shape[1], 0, 0]
+            step["y"], out_h, out_w = plan.logits.ctypes.data, 1, 1
+        else:
+            y_strides = [n // y.memory.itemsize for n in y.memory.strides[:3]]
+            _, out_h, out_w, _ = y.inner.shape
+        image, row, pixel, _ = x.memory.strides
+        x_strides = [image, row * layer.stride, pixel * layer.stride]
+        tables = []
+        for strides in (x_strides, y_strides):
+            i, j, k = (
+                np.arange(n) * s for n, s in zip((batch, out_h, out_w), strides, strict=True)
+            )
+            offsets = (i[:, None, None] + j[:, None] + k).ravel()
+            # Rows that are missing in the last tile are the last row again: written twice, alike.
+            missing = -len(offsets) % self.rows
+            offsets = np.pad(offsets, (0, missing), mode="edge")
+            if offsets.max(initial=0) >= 2**31:
+                raise MiniresError(f"a batch of {batch} is too large; classify fewer at once")
+            tables.append(offsets.astype(np.int32))
+        plan.tables.extend(tables)
+        step["x_offsets"], step["y_offsets"] = (table.ctypes.data for table in tables)
+        w, bias, m = self.packed[layer.name]
+        step["w"], step["bias"], step["m"] = w.ctypes.data, bias.ctypes.data, m.ctypes.data
+        step["panels"], step["panel_bytes"] = len(w), w.strides[0]
+        step["taps"], step["groups"] = layer.kernel, w.shape[1] // layer.kernel
+        step["tap_stride"] = row
+        step["rows"] = len(tables[0]) // self.rows
+        step["block"] = self._block(int(step["rows"]), w)
+        if layer.inputs[1:]:
+            residual = plan.buffers[layer.inputs[1]]
+            assert y is not None
+            assert (residual.pad, residual.memory.shape) == (y.pad, y.memory.shape)
+            step["residual"] = residual.address()
+
+
+def _bf16_bits(x: Array) -> Array:
+    """Round float32 to bfloat16, as the int16 of its bits."""
+    return (round_bf16_ref(x).view(np.int32) >> 16).astype(np.int16)

@@ -1,0 +1,299 @@
+"""What each operator does to its share of the work: Numba, around the microkernels of `simd`.
+
+`compile_network` makes one function for a precision and an instruction set. It runs a program: an
+array of steps whose operands are addresses, so that a whole network is one call.
+"""
+
+import hashlib
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import carray, from_dtype, njit, prange, types
+from numba.extending import overload
+
+from minires.kernels.simd import ISA, ISAS, larger, microkernel, pointer
+
+# One fused operator, ready to run. Addresses and counts in int64; strides in elements.
+STEP = np.dtype(
+    [
+        (name, kind)
+        for kind, names in {
+            "i8": "op x y batch in_h in_w out_h out_w channels kernel stride x_row y_row x_image "
+            "y_image x_offsets y_offsets rows block panels w taps groups tap_stride panel_bytes "
+            "bias m residual",
+            "f4": "m_residual low high scale average",
+            "i4": "residual_zero_point zero_point x_zero_point",
+        }.items()
+        for name in names.split()
+    ],
+    align=True,
+)
+INPUT, CONV, MAXPOOL, AVGPOOL, LINEAR = range(5)
+OPS = {"input": INPUT, "conv": CONV, "maxpool": MAXPOOL, "avgpool": AVGPOOL, "linear": LINEAR}
+
+
+@njit
+def _same(x: Any, step: Any) -> Any:
+    return x
+
+
+@njit
+def _fake_quantize(x: Any, step: Any) -> Any:
+    return min(max(np.rint(x / step.scale), step.low), step.high) * step.scale
+
+
+@njit
+def _quantize(x: Any, step: Any) -> Any:
+    steps = min(max(np.rint(x / step.scale), step.low), step.high)
+    return np.uint8(np.int32(steps) + step.zero_point)
+
+
+@njit
+def _to_bf16(x: Any, step: Any) -> Any:
+    bits = np.float32(x).view(np.int32)
+    return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+
+
+@njit
+def _from_bf16(x: Any) -> Any:
+    return np.int32(np.int32(x) << 16).view(np.float32)
+
+
+@njit
+def _average_int8(total: Any, step: Any) -> Any:
+    t = np.float32(np.int32(total - step.in_h * step.in_w * step.x_zero_point)) * step.average
+    return np.uint8(np.int32(np.rint(min(max(t, step.low), step.high))) + step.zero_point)
+
+
+def _mean(then: Callable[..., Any]) -> Callable[..., Any]:
+    @njit
+    def average(total: Any, step: Any) -> Any:
+        return then(total / np.float32(step.in_h * step.in_w), step)
+
+    return average
+
+
+class Format(NamedTuple):
+    """How a precision keeps its tensors, and how real numbers and sums become such."""
+
+    kind: str  # a key of `ISA.instructions`
+    activation: Any
+    group: int  # values in 32 bits
+    epilogue: str  # of a convolution
+    last_epilogue: str  # of the classifier
+    quantize: Callable[..., Any]  # a pixel
+    widen: Callable[..., Any]  # to what is summed
+    average: Callable[..., Any]  # the sum over all pixels
+
+
+FORMATS = {
+    "fp32": Format(
+        "f32", np.float32, 1, "activate", "activate", _same, np.float32, _mean(_same)
+    ),
+    "bf16": Format(
+        "bf16", np.int16, 2, "activate, bf16", "activate", _to_bf16, _from_bf16, _mean(_to_bf16)
+    ),
+    "int8-simulated": Format(
+        "f32", np.float32, 1, "fake quantize", "activate", _fake_quantize, np.float32,
+        _mean(_fake_quantize),
+    ),
+    "int8": Format(
+        "u8s8", np.uint8, 4, "requantize", "dequantize", _quantize, np.int32, _average_int8
+    ),
+}  # fmt: skip
+
+
+def source_hash() -> str:
+    """Hash the files of this folder."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def compile_network(precision: str, isa: ISA) -> Callable[..., None]:
+    """Compile, or load from Numba's cache, what runs the steps of a program.
+
+    Parameters
+    ----------
+    precision : str
+        A key of `FORMATS`.
+    isa : ISA
+        One that this machine has.
+
+    Returns
+    -------
+    callable
+        ``execute(program, first, last, threads)``; program is an array of `STEP`.
+    """
+    # All that the closure holds is this text, by which Numba's cache tells kernels apart. It does
+    # not notice a change in another file, hence the hash; nor could it pickle functions alike.
+    spec = f"{precision}/{isa.name}/{source_hash()}"
+    text = f"minires: compiling the {precision} kernels for this machine, once"
+    notice = threading.Timer(1.0, print, [text], {"file": sys.stderr, "flush": True})
+    notice.start()  # loading them from the cache takes less
+
+    signature = types.void(from_dtype(STEP)[::1], types.int64, types.int64, types.int64)
+    try:
+
+        @njit(signature, parallel=True, nogil=True, cache=True)
+        def execute(program: Any, first: int, last: int, threads: int) -> None:
+            for i in range(first, last):
+                for share in prange(threads):
+                    run_share(spec, program[i], share, threads)
+
+    finally:
+        notice.cancel()
+    return execute
+
+
+def run_share(spec: str, step: Any, share: int, shares: int) -> None:
+    """Do one thread's share of a step, out of `shares`; for compiled code alone."""
+
+
+@overload(run_share, prefer_literal=True)
+def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., None] | None:
+    if not isinstance(spec, types.Literal):
+        return None  # asked again with the literal
+    precision, name, _ = spec.literal_value.split("/")
+    form, isa = FORMATS[precision], next(isa for isa in ISAS if isa.name == name)
+    tiles = _tiles(form, isa)
+    convert, maxpool, avgpool = (
+        _convert(form),
+        _maxpool(form, isa.tiles[form.kind][1] * isa.lanes),
+        _avgpool(form),
+    )
+
+    # Numba wants the very annotations of the function above.
+    def run(spec: Any, step: Any, share: Any, shares: Any) -> None:
+        op = step.op
+        if op in (CONV, LINEAR):
+            count = step.rows * step.panels
+        elif op == AVGPOOL:
+            count = step.batch
+        else:
+            count = step.batch * step.out_h  # rows of pixels
+        begin, end = count * share // shares, count * (share + 1) // shares
+        if op in (CONV, LINEAR):
+            tiles(step, begin, end)
+        elif op == INPUT:
+            convert(step, begin, end)
+        elif op == MAXPOOL:
+            maxpool(step, begin, end)
+        else:
+            avgpool(step, begin, end)
+
+    return run
+
+
+def _tiles(form: Format, isa: ISA) -> Callable[..., None]:
+    """Make what computes the tiles of a GEMM: of a convolution, or of the classifier."""
+    rows, vectors = isa.tiles[form.kind]
+    columns, size = vectors * isa.lanes, np.dtype(form.activation).itemsize
+    hidden, last = (
+        f"{isa.instructions[form.kind]}/{epilogue}/{isa.lanes}/{rows}/{vectors}"
+        for epilogue in (form.epilogue, form.last_epilogue)
+    )
+    i64 = np.int64
+
+    @njit
+    def tiles(step: Any, begin: int, end: int) -> None:
+        # Rows of tiles come in blocks, whose activations stay in the cache while all panels of
+        # weights pass by; within a block a panel meets all rows before the next one is read.
+        if begin >= end:
+            return
+        scalars = (step.m_residual, step.residual_zero_point, step.low, step.high,
+                   step.zero_point, step.scale)  # fmt: skip
+        top = begin // (step.block * step.panels) * step.block
+        bottom = min(top + step.block, step.rows)
+        inside = begin - top * step.panels
+        panel, row = inside // (bottom - top), top + inside % (bottom - top)
+        for _ in range(begin, end):
+            x_offsets = step.x_offsets + 4 * rows * row
+            y_offsets = step.y_offsets + 4 * rows * row
+            w = step.w + panel * step.panel_bytes
+            column = panel * columns
+            bias, m = step.bias + 4 * column, step.m + 4 * column
+            if step.op == CONV:
+                residual = step.residual + size * column if step.residual != 0 else i64(0)
+                y = step.y + size * column
+                microkernel(hidden, step.x, x_offsets, w, step.taps, step.groups, step.tap_stride,
+                            bias, m, residual, y, y_offsets, scalars)  # fmt: skip
+            else:
+                y = step.y + 4 * column  # logits, in float32
+                microkernel(last, step.x, x_offsets, w, step.taps, step.groups, step.tap_stride,
+                            bias, m, i64(0), y, y_offsets, scalars)  # fmt: skip
+            row += 1
+            if row == bottom:
+                row, panel = top, panel + 1
+                if panel == step.panels:
+                    panel, top = 0, bottom
+                    row, bottom = top, min(top + step.block, step.rows)
+
+    return tiles
+
+
+def _convert(form: Format) -> Callable[..., None]:
+    """Make what brings NCHW in float32 to NHWC in the network's own type."""
+    activation, quantize = from_dtype(np.dtype(form.activation)), form.quantize
+
+    @njit
+    def convert(step: Any, begin: int, end: int) -> None:
+        channels, width = step.channels, step.out_w
+        x = carray(pointer(step.x), (step.batch, channels, step.out_h, width), types.float32)
+        for line in range(begin, end):
+            image, i = line // step.out_h, line % step.out_h
+            at = step.y + step.y_image * image + step.y_row * i
+            y = carray(pointer(at), (width, channels), activation)
+            for c in range(channels):
+                for j in range(width):
+                    y[j, c] = quantize(x[image, c, i, j], step)
+
+    return convert
+
+
+def _maxpool(form: Format, columns: int) -> Callable[..., None]:
+    """Make the max-pool: the same for real numbers and for steps."""
+    name, size = np.dtype(form.activation).name, np.dtype(form.activation).itemsize
+    spec, vector = f"{name}/{columns}", columns * size
+
+    @njit
+    def maxpool(step: Any, begin: int, end: int) -> None:
+        pixel = step.channels * size
+        for line in range(begin, end):
+            image, i = line // step.out_h, line % step.out_h
+            top = step.x + step.x_image * image + step.x_row * i * step.stride
+            left = step.y + step.y_image * image + step.y_row * i
+            for j in range(step.out_w):
+                for at in range(0, pixel, vector):
+                    y = left + j * pixel + at
+                    for tap in range(step.kernel * step.kernel):
+                        row, column = tap // step.kernel, tap % step.kernel
+                        x = top + row * step.x_row + (j * step.stride + column) * pixel + at
+                        larger(spec, y, y if tap else x, x)
+
+    return maxpool
+
+
+def _avgpool(form: Format) -> Callable[..., None]:
+    """Make the average over all pixels of an image."""
+    activation, widen, average = from_dtype(np.dtype(form.activation)), form.widen, form.average
+    total = np.int32 if form.kind == "u8s8" else np.float32
+
+    @njit
+    def avgpool(step: Any, begin: int, end: int) -> None:
+        channels, pixels = step.channels, step.in_h * step.in_w
+        for image in range(begin, end):
+            at = step.x + step.x_image * image
+            x = carray(pointer(at), (pixels, channels), activation)
+            y = carray(pointer(step.y + step.y_image * image), (channels,), activation)
+            sums = np.zeros(channels, total)
+            for i in range(pixels):
+                for c in range(channels):
+                    sums[c] += widen(x[i, c])
+            for c in range(channels):
+                y[c] = average(sums[c], step)
+
+    return avgpool

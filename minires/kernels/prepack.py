@@ -1,0 +1,59 @@
+"""Prepacking: weights laid out in the order in which a microkernel reads them."""
+
+import numpy as np
+
+from minires.layers import Array, Shape
+
+ALIGNMENT = 64  # bytes: a cache line, and the longest vector
+SLACK = 64  # bytes behind a buffer that may be read, and count for nothing
+
+
+def aligned(shape: Shape, dtype: np.typing.DTypeLike, fill: float = 0) -> Array:
+    """Allocate an array that begins on a cache line, with `SLACK` zero bytes behind it."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + ALIGNMENT + SLACK, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    array = memory[start : start + size].view(dtype).reshape(shape)
+    if fill:
+        array[...] = fill
+    return array
+
+
+def prepack(weight: Array, kernel: int, in_c: int, group: int, columns: int) -> Array:
+    """Cut weights into panels, `columns` output channels wide, read from front to back.
+
+    Parameters
+    ----------
+    weight : ndarray
+        (N, K), K in the order of OHWI.
+    kernel : int
+        Rows and columns of the convolution's kernel. A row of it is one run in NHWC.
+    in_c : int
+        Channels as they lie in memory: weights of further ones than there are, are zero.
+    group : int
+        Values that share 32 bits: 1 float32, 2 bfloat16 or 4 s8. Runs are filled up with zeros to
+        a multiple of it, and their number to a multiple of `columns`.
+    columns : int
+        NR, the microkernel's.
+
+    Returns
+    -------
+    ndarray
+        (panels, kernel * groups, columns, group), aligned, in weight's dtype.
+    """
+    n, channels = len(weight), weight.shape[1] // kernel**2
+    taps = weight.reshape(n, kernel, kernel, channels)
+    panels = -(-n // columns)
+    taps = _fill_up(taps, (panels * columns, kernel, kernel, in_c))
+    groups = -(-kernel * in_c // group)
+    runs = _fill_up(taps.reshape(-1, kernel, kernel * in_c), (len(taps), kernel, groups * group))
+    words = runs.view(np.uint32).reshape(panels, columns, kernel * groups)
+    packed = aligned((panels, kernel * groups, columns), np.uint32)
+    packed[...] = words.transpose(0, 2, 1)
+    return packed.view(weight.dtype).reshape(panels, kernel * groups, columns, group)
+
+
+def _fill_up(array: Array, shape: Shape) -> Array:
+    """Add zeros behind each axis, where there is room for any."""
+    missing = [(0, wanted - size) for wanted, size in zip(shape, array.shape, strict=True)]
+    return np.pad(array, missing) if any(map(any, missing)) else np.ascontiguousarray(array)

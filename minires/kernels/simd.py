@@ -1,0 +1,556 @@
+"""Microkernels as LLVM IR, and the instruction sets that they are made for.
+
+A microkernel computes one tile of a matrix product, MR rows by NR columns, whose sums stay in
+registers from the first product to the last. Numba compiles the loops around it from Python, but
+has no word for a vector instruction; an intrinsic is where it lets LLVM IR in. This is the only
+file that imports llvmlite.
+
+All types share one shape: a lane of 32 bits holds one float32, two bfloat16 or four u8. Per step
+along K, a tile loads 32 bits from each of its rows into all lanes of a vector, and multiplies
+that by a vector of weights, 32 bits for each column. What differs is `MULTIPLY_ADD`: how many
+products one instruction makes of it.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from llvmlite import binding, ir
+from numba.core import cgutils, config, types
+from numba.extending import intrinsic
+
+from minires.errors import MiniresError
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F32, POINTER = ir.FloatType(), ir.PointerType()
+Value: TypeAlias = Any  # llvmlite's own types say nothing to mypy
+Builder: TypeAlias = Any
+LLVM_22 = binding.llvm_version_info >= (22,)  # since when the dot products' operands say u8 or bf16
+
+
+class ISA(NamedTuple):
+    """An instruction set, as far as the kernels use it."""
+
+    name: str
+    features: frozenset[str]  # what LLVM calls the extensions that it takes
+    lanes: int  # of 32 bits, in a vector
+    instructions: dict[str, str]  # of `MULTIPLY_ADD`, type by type
+    tiles: dict[str, tuple[int, int]]  # rows and vectors of the register tile
+
+
+AVX2 = frozenset({"avx2", "fma"})
+AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+# 32 vector registers hold 6 x 4 sums, 4 vectors of weights and a broadcast; 16 hold 6 x 2 sums,
+# or 4 x 2 where a multiplication needs copies of its operands. MR * NR is the work, MR + NR the
+# loads: the squarer the tile, the fewer loads to a product.
+WIDE, NARROW, LOW = (6, 4), (6, 2), (4, 2)
+ISAS = [
+    ISA(
+        "avx512bf16",
+        AVX512 | {"avx512vnni", "avx512bf16"},
+        16,
+        {"f32": "fma", "bf16": "vdpbf16ps", "u8s8": "vpdpbusd"},
+        {"f32": WIDE, "bf16": WIDE, "u8s8": WIDE},
+    ),
+    ISA(
+        "avx512vnni",
+        AVX512 | {"avx512vnni"},
+        16,
+        {"f32": "fma", "bf16": "fma of halves", "u8s8": "vpdpbusd"},
+        {"f32": WIDE, "bf16": LOW, "u8s8": WIDE},
+    ),
+    ISA(
+        "avx512",
+        AVX512,
+        16,
+        {"f32": "fma", "bf16": "fma of halves", "u8s8": "vpmaddwd"},
+        {"f32": WIDE, "bf16": LOW, "u8s8": LOW},
+    ),
+    ISA(
+        "avxvnni",
+        AVX2 | {"avxvnni"},
+        8,
+        {"f32": "fma", "bf16": "fma of halves", "u8s8": "vpdpbusd"},
+        {"f32": NARROW, "bf16": LOW, "u8s8": NARROW},
+    ),
+    ISA(
+        "avx2",
+        AVX2,
+        8,
+        {"f32": "fma", "bf16": "fma of halves", "u8s8": "vpmaddwd"},
+        {"f32": NARROW, "bf16": LOW, "u8s8": LOW},
+    ),
+    ISA(
+        "generic",
+        frozenset(),
+        4,
+        {"f32": "mul, add", "bf16": "mul, add of halves", "u8s8": "mul, add of bytes"},
+        {"f32": LOW, "bf16": LOW, "u8s8": LOW},
+    ),
+]
+
+
+def available_isas() -> list[ISA]:
+    """List what this CPU has and Numba compiles for, the best first; the last needs nothing."""
+    host = binding.get_host_cpu_features()
+    features = {name for name, there in host.items() if there}
+    if config.CPU_FEATURES is not None:  # restricted by NUMBA_CPU_FEATURES or NUMBA_CPU_NAME
+        features &= {word[1:] for word in config.CPU_FEATURES.split(",") if word[:1] == "+"}
+    return [isa for isa in ISAS if isa.features <= features]
+
+
+def choose_isa() -> ISA:
+    """Choose the best instruction set, or the one that MINIRES_ISA names.
+
+    Raises
+    ------
+    MiniresError
+        For a name that is not known or not available: an instruction that the CPU lacks would
+        end the process.
+    """
+    isas = {isa.name: isa for isa in available_isas()}
+    name = os.environ.get("MINIRES_ISA") or next(iter(isas))
+    if name not in isas:
+        raise MiniresError(f"MINIRES_ISA is {name!r}; on this machine it may be {', '.join(isas)}")
+    return isas[name]
+
+
+def _call(builder: Builder, name: str, returns: Any, *arguments: Value) -> Value:
+    """Call a function of LLVM's by its name."""
+    kind = ir.FunctionType(returns, [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _splat(builder: Builder, value: Value, lanes: int) -> Value:
+    """Copy a scalar into all lanes."""
+    kind = ir.VectorType(value.type, lanes)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
+    zeros = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
+
+
+def _constant(kind: Any, value: float) -> Value:
+    """Make a vector whose lanes are all the same number."""
+    return ir.Constant(kind, [ir.Constant(kind.element, value)] * kind.count)
+
+
+# How acc += a * b goes, lane by lane. a comes from a row of activations and b from a panel of
+# weights, both as 32-bit integers, whatever they hold.
+
+
+def _fma(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add one product: vfmadd231ps."""
+    a, b = (builder.bitcast(v, acc.type) for v in (a, b))
+    return _call(builder, f"llvm.fma.v{acc.type.count}f32", acc.type, a, b, acc)
+
+
+def _mul_add(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add one product, rounded by itself: where there is no FMA."""
+    a, b = (builder.bitcast(v, acc.type) for v in (a, b))
+    return builder.fadd(acc, builder.fmul(a, b))
+
+
+def _halves(multiply_add: Callable[..., Value]) -> Callable[..., Value]:
+    """Make two products of bfloat16 of one of float32: each is a float32's upper half."""
+
+    def run(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+        shift, mask = _constant(a.type, 16), _constant(a.type, -(2**16))
+        acc = multiply_add(builder, acc, builder.shl(a, shift), builder.shl(b, shift))
+        return multiply_add(builder, acc, builder.and_(a, mask), builder.and_(b, mask))
+
+    return run
+
+
+class _BFloat(ir.Type):
+    """bfloat16, which llvmlite does not know and LLVM's text does."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+def _vdpbf16ps(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add two products of bfloat16, in one instruction."""
+    lanes = acc.type.count
+    if LLVM_22:
+        a, b = (builder.bitcast(v, ir.VectorType(_BFloat(), 2 * lanes)) for v in (a, b))
+    return _call(builder, f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}", acc.type, acc, a, b)
+
+
+def _vpdpbusd(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add four products of u8 and s8 in s32, without saturation, in one instruction."""
+    lanes = acc.type.count
+    if LLVM_22:
+        a, b = (builder.bitcast(v, ir.VectorType(I8, 4 * lanes)) for v in (a, b))
+    return _call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", acc.type, acc, a, b)
+
+
+def _vpmaddwd(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add four products by way of s16, which holds both u8 and s8: nothing can saturate.
+
+    The bytes at even places and those at odd places are widened apart, by shifts; vpmaddwd sums
+    two products of s16 in s32. LLVM sees that an operand widened before need not be again.
+    """
+    words = ir.VectorType(I16, 2 * acc.type.count)
+    a, b = builder.bitcast(a, words), builder.bitcast(b, words)
+    byte, mask = _constant(words, 8), _constant(words, 255)
+    even = builder.and_(a, mask), builder.ashr(builder.shl(b, byte), byte)
+    odd = builder.lshr(a, byte), builder.ashr(b, byte)
+    name = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[acc.type.count]
+    for pair in (even, odd):
+        acc = builder.add(acc, _call(builder, f"llvm.x86.{name}", acc.type, *pair))
+    return acc
+
+
+def _maddubs(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add four products as before VNNI: vpmaddubsw, vpmaddwd, vpaddd. It saturates.
+
+    vpmaddubsw sums two products of u8 and s8 in s16: up to 255 * 127 * 2 = 64,770, where 32,767
+    is the most that fits. What exceeds it is cut off, without a word.
+    """
+    lanes = acc.type.count
+    words, octets = ir.VectorType(I16, 2 * lanes), ir.VectorType(I8, 4 * lanes)
+    a, b = builder.bitcast(a, octets), builder.bitcast(b, octets)
+    ubs, wd = {8: ("avx2.pmadd.ub.sw", "avx2.pmadd.wd"),
+               16: ("avx512.pmaddubs.w.512", "avx512.pmaddw.d.512")}[lanes]  # fmt: skip
+    pairs = _call(builder, f"llvm.x86.{ubs}", words, a, b)
+    return builder.add(acc, _call(builder, f"llvm.x86.{wd}", acc.type, pairs, _constant(words, 1)))
+
+
+def _split_maddubs(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add them as before VNNI, but exact: an activation's upper bit apart from the other seven.
+
+    127 * 128 * 2 = 32,512 fits, and so does what the upper bits give, 128 at a time.
+    """
+    low = builder.and_(a, _constant(a.type, 0x7F7F7F7F))
+    high = builder.and_(builder.lshr(a, _constant(a.type, 7)), _constant(a.type, 0x01010101))
+    tops = _maddubs(builder, _constant(acc.type, 0), high, b)
+    return builder.add(_maddubs(builder, acc, low, b), builder.shl(tops, _constant(acc.type, 7)))
+
+
+def _bytes(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add four products in plain integers, byte by byte: any CPU can."""
+    for byte in range(4):
+        left, right = _constant(a.type, 24 - 8 * byte), _constant(a.type, 24)
+        x = builder.lshr(builder.shl(a, left), right)
+        w = builder.ashr(builder.shl(b, left), right)
+        acc = builder.add(acc, builder.mul(x, w))
+    return acc
+
+
+MULTIPLY_ADD: dict[str, Callable[..., Value]] = {
+    "fma": _fma,
+    "mul, add": _mul_add,
+    "vdpbf16ps": _vdpbf16ps,
+    "fma of halves": _halves(_fma),
+    "mul, add of halves": _halves(_mul_add),
+    "vpdpbusd": _vpdpbusd,
+    "vpmaddwd": _vpmaddwd,
+    "vpmaddubsw": _maddubs,
+    "vpmaddubsw, split": _split_maddubs,
+    "mul, add of bytes": _bytes,
+}
+
+
+# Epilogues: what becomes of a vector of sums before it is stored.
+
+
+class Columns(NamedTuple):
+    """What an epilogue knows of its columns, a vector each; the scalars are the same in all."""
+
+    bias: Value
+    m: Value
+    scalars: dict[str, Value]
+
+
+def _clip(builder: Builder, t: Value, low: Value, high: Value) -> Value:
+    t = builder.select(builder.fcmp_ordered(">", t, low), t, low)
+    return builder.select(builder.fcmp_ordered("<", t, high), t, high)
+
+
+def _rint(builder: Builder, t: Value) -> Value:
+    """Round to whole numbers, half to even."""
+    return _call(builder, f"llvm.rint.v{t.type.count}f32", t.type, t)
+
+
+def _widen_bf16(builder: Builder, x: Value) -> Value:
+    wide = builder.zext(x, ir.VectorType(I32, x.type.count))
+    shifted = builder.shl(wide, _constant(wide.type, 16))
+    return builder.bitcast(shifted, ir.VectorType(F32, x.type.count))
+
+
+def _activate(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
+    """Add bias and residual, and clip at low: 0 is the ReLU, -infinity is none."""
+    t = builder.fadd(acc, p.bias)
+    if residual is not None:
+        t = builder.fadd(t, residual)
+    return builder.select(builder.fcmp_ordered("<", t, p.scalars["low"]), p.scalars["low"], t)
+
+
+def _activate_bf16(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
+    """Keep the upper half of the float32, rounded to nearest even."""
+    wide = None if residual is None else _widen_bf16(builder, residual)
+    t = _activate(builder, acc, p, wide)
+    bits = builder.bitcast(t, ir.VectorType(I32, t.type.count))
+    sixteen, one = _constant(bits.type, 16), _constant(bits.type, 1)
+    odd = builder.and_(builder.lshr(bits, sixteen), one)
+    rounded = builder.add(builder.add(bits, _constant(bits.type, 0x7FFF)), odd)
+    return builder.trunc(builder.lshr(rounded, sixteen), ir.VectorType(I16, t.type.count))
+
+
+def _fake_quantize(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
+    """Keep what eight bits keep, as float32: simulated INT8. Its clip is the ReLU."""
+    t = builder.fadd(acc, p.bias)
+    if residual is not None:
+        t = builder.fadd(t, residual)
+    t = _rint(builder, builder.fdiv(t, p.scalars["scale"]))
+    return builder.fmul(_clip(builder, t, p.scalars["low"], p.scalars["high"]), p.scalars["scale"])
+
+
+def _requantize(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
+    """Do what `requantize_ref` does, in its order, each operation rounded by itself."""
+    t = builder.fmul(builder.sitofp(builder.add(acc, p.bias), p.m.type), p.m)
+    if residual is not None:
+        steps = builder.sub(builder.zext(residual, acc.type), p.scalars["residual_zero_point"])
+        t = builder.fadd(t, builder.fmul(builder.sitofp(steps, t.type), p.scalars["m_residual"]))
+    t = _rint(builder, _clip(builder, t, p.scalars["low"], p.scalars["high"]))
+    y = builder.add(builder.fptosi(t, acc.type), p.scalars["zero_point"])
+    return builder.trunc(y, ir.VectorType(I8, acc.type.count))
+
+
+def _dequantize(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
+    """Leave as float32: the logits of the classifier in INT8."""
+    return builder.fmul(builder.sitofp(builder.add(acc, p.bias), p.m.type), p.m)
+
+
+def _store_sums(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
+    """Leave the sums as they are: the matrix product alone."""
+    return acc
+
+
+class Epilogue(NamedTuple):
+    """What is done with the sums, and what its operands are in memory."""
+
+    run: Callable[..., Value]
+    bias: Any  # the lanes' types
+    residual: Any
+
+
+EPILOGUES = {
+    "activate": Epilogue(_activate, F32, F32),
+    "activate, bf16": Epilogue(_activate_bf16, F32, I16),
+    "fake quantize": Epilogue(_fake_quantize, F32, F32),
+    "requantize": Epilogue(_requantize, I32, I8),
+    "dequantize": Epilogue(_dequantize, I32, I8),
+    "store": Epilogue(_store_sums, I32, I8),
+}
+
+SCALARS = {  # of an epilogue, in the order that a microkernel takes them
+    "m_residual": F32,
+    "residual_zero_point": I32,
+    "low": F32,
+    "high": F32,
+    "zero_point": I32,
+    "scale": F32,
+}
+
+
+def _loop(builder: Builder, count: Value, carried: list[Value], body: Callable[..., Any]) -> Any:
+    """Repeat ``carried = body(*carried)`` `count` times, at least once, in registers."""
+    start, head = builder.block, builder.append_basic_block("loop")
+    builder.branch(head)
+    builder.position_at_end(head)
+    i = builder.phi(I64)
+    phis = [builder.phi(value.type) for value in carried]
+    after = body(*phis)
+    following, end = builder.add(i, I64(1)), builder.block  # a loop inside ends in another block
+    done = builder.append_basic_block("done")
+    builder.cbranch(builder.icmp_signed("<", following, count), head, done)
+    for phi, first, later in zip([i, *phis], [I64(0), *carried], [following, *after], strict=True):
+        phi.add_incoming(first, start)
+        phi.add_incoming(later, end)
+    builder.position_at_end(done)
+    return after
+
+
+@intrinsic(prefer_literal=True)
+def microkernel(
+    _: Any, spec: Any, x: Any, x_offsets: Any, w: Any, taps: Any, groups: Any, tap_stride: Any,
+    bias: Any, m: Any, residual: Any, y: Any, y_offsets: Any, scalars: Any,
+) -> Any:  # fmt: skip
+    """Compute one tile: called from compiled code, with addresses and counts in int64.
+
+    Parameters
+    ----------
+    spec : str literal
+        Instruction, epilogue, lanes, rows and vectors, between slashes.
+    x, x_offsets : int64
+        Address of the activations; of MR int32, in bytes: where each row's first tap lies.
+    w : int64
+        Address of the panel: for each group along K, 32 bits for each of NR columns.
+    taps, groups, tap_stride : int64
+        K is `taps` runs of `groups` times 32 bits, `tap_stride` bytes apart: one run for each
+        row of a convolution's kernel, because its columns are neighbours in NHWC.
+    bias, m : int64
+        Addresses of NR values for the columns.
+    residual : int64
+        Address of a tensor laid out as y, or 0.
+    y, y_offsets : int64
+        Address of the output; of MR int32, in elements: where each row's first column goes.
+    scalars : tuple
+        As `SCALARS`.
+    """
+    instruction, epilogue, *numbers = spec.literal_value.split("/")
+    lanes, rows, vectors = map(int, numbers[:3])
+    kinds = [types.int64] * 11 + [scalars]
+
+    def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:
+        _tile(
+            builder, MULTIPLY_ADD[instruction], EPILOGUES[epilogue], lanes, rows, vectors,
+            *arguments[1:],
+        )  # fmt: skip
+        return context.get_dummy_value()
+
+    return types.none(spec, *kinds), codegen
+
+
+def _tile(
+    builder: Builder, multiply_add: Callable[..., Value], epilogue: Epilogue, lanes: int, rows: int,
+    vectors: int, x: Value, x_offsets: Value, w: Value, taps: Value, groups: Value,
+    tap_stride: Value, bias: Value, m: Value, residual: Value, y: Value, y_offsets: Value,
+    scalars: Value,
+) -> None:  # fmt: skip
+    def load(address: Value, kind: Any) -> Value:
+        return builder.load(builder.inttoptr(address, POINTER), align=1, typ=kind)
+
+    def after(address: Value, count: int) -> Value:
+        return builder.add(address, I64(count))
+
+    def offset(table: Value, row: int) -> Value:
+        return builder.sext(load(after(table, 4 * row), I32), I64)
+
+    bits, places = ir.VectorType(I32, lanes), range(vectors)
+    sums = ir.VectorType(epilogue.bias, lanes)
+
+    def step(panel: Value, at: Value, *acc: Value) -> list[Value]:
+        columns = [load(after(panel, 4 * lanes * v), bits) for v in places]
+        following = []
+        for row in range(rows):
+            a = _splat(builder, load(builder.add(bases[row], at), I32), lanes)
+            for v in places:
+                following.append(multiply_add(builder, acc[row * vectors + v], a, columns[v]))
+        return [after(panel, 4 * lanes * vectors), after(at, 4), *following]
+
+    def tap(panel: Value, start: Value, *acc: Value) -> list[Value]:
+        panel, _, *acc = _loop(builder, groups, [panel, start, *acc], step)
+        return [panel, builder.add(start, tap_stride), *acc]
+
+    bases = [builder.add(x, offset(x_offsets, row)) for row in range(rows)]
+    zeros = [_constant(sums, 0)] * (rows * vectors)
+    _, _, *acc = _loop(builder, taps, [w, I64(0), *zeros], tap)
+
+    fields = (builder.extract_value(scalars, i) for i in range(len(SCALARS)))
+    known = {
+        name: _splat(builder, value, lanes) for name, value in zip(SCALARS, fields, strict=True)
+    }
+    columns = [
+        Columns(
+            load(after(bias, 4 * lanes * v), sums),
+            load(after(m, 4 * lanes * v), ir.VectorType(F32, lanes)),
+            known,
+        )
+        for v in places
+    ]
+    # Whether there is a residual is asked once, outside of everything that is unrolled.
+    with builder.if_else(builder.icmp_signed("!=", residual, I64(0))) as branches:
+        for branch, there in zip(branches, (True, False), strict=True):
+            with branch:
+                for i, total in enumerate(acc):
+                    row, v = divmod(i, vectors)
+                    place = builder.add(offset(y_offsets, row), I64(lanes * v))
+                    shortcut = None
+                    if there:
+                        kind = ir.VectorType(epilogue.residual, lanes)
+                        size = I64(kind.element.width // 8 if kind.element != F32 else 4)
+                        at = builder.add(residual, builder.mul(place, size))
+                        shortcut = load(at, kind)
+                    value = epilogue.run(builder, total, columns[v], shortcut)
+                    element = value.type.element
+                    size = I64(4 if element == F32 else element.width // 8)
+                    at = builder.add(y, builder.mul(place, size))
+                    builder.store(value, builder.inttoptr(at, POINTER), align=1)
+
+
+def assembly(spec: str, isa: ISA) -> str:
+    """Show what LLVM makes of a microkernel, for a CPU that need not be this one.
+
+    Parameters
+    ----------
+    spec : str
+        As for `microkernel`.
+    isa : ISA
+        Which extensions the CPU has, beside x86-64's own.
+
+    Returns
+    -------
+    str
+        In AT&T syntax: the result comes last.
+    """
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    instruction, epilogue, *numbers = spec.split("/")
+    module = ir.Module()
+    scalars = ir.LiteralStructType(list(SCALARS.values()))
+    kind = ir.FunctionType(ir.VoidType(), [I64] * 11 + [scalars])
+    function = ir.Function(module, kind, "tile")
+    builder = ir.IRBuilder(function.append_basic_block())
+    tile = tuple(map(int, numbers[:3]))
+    _tile(builder, MULTIPLY_ADD[instruction], EPILOGUES[epilogue], *tile, *function.args)
+    builder.ret_void()
+    module.triple = "x86_64-unknown-linux-gnu"
+    features = ",".join(f"+{name}" for name in sorted(isa.features))
+    target = binding.Target.from_triple(module.triple)
+    machine = target.create_target_machine(cpu="x86-64", features=features, opt=3)
+    parsed = binding.parse_assembly(str(module))
+    passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(3))
+    passes.getModulePassManager().run(parsed, passes)
+    return machine.emit_assembly(parsed)
+
+
+@intrinsic(prefer_literal=True)
+def larger(_: Any, spec: Any, y: Any, a: Any, b: Any) -> Any:
+    """Store the larger of two vectors, value by value: called with addresses in int64.
+
+    Parameters
+    ----------
+    spec : str literal
+        NumPy's name of the values' dtype, and their number, between slashes.
+    y, a, b : int64
+        Addresses; they may be the same.
+    """
+    name, count = spec.literal_value.split("/")
+    kind = ir.VectorType({"float32": F32, "int16": I16, "uint8": I8}[name], int(count))
+
+    def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:
+        to, *places = (builder.inttoptr(address, POINTER) for address in arguments[1:])
+        x, z = (builder.load(place, align=1, typ=kind) for place in places)
+        compare = {"f": builder.fcmp_ordered, "i": builder.icmp_signed, "u": builder.icmp_unsigned}
+        builder.store(builder.select(compare[name[0]](">", x, z), x, z), to, align=1)
+        return context.get_dummy_value()
+
+    return types.none(spec, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def pointer(_: Any, address: Any) -> Any:
+    """Take an int64 for an address, as `numba.carray` wants it."""
+
+    def codegen(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen

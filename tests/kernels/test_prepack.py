@@ -1,0 +1,40 @@
+"""Panels hold each weight once, where the microkernel reads it, and zeros elsewhere."""
+
+import numpy as np
+import pytest
+
+from minires.kernels.prepack import ALIGNMENT, SLACK, aligned, prepack
+
+
+@pytest.mark.parametrize(("group", "dtype"), [(1, np.float32), (2, np.int16), (4, np.int8)])
+@pytest.mark.parametrize(
+    ("n", "kernel", "channels", "in_c", "columns"),
+    [(16, 1, 8, 8, 16), (17, 1, 5, 16, 8), (5, 3, 3, 3, 16), (40, 3, 6, 16, 32), (1, 7, 3, 3, 8)],
+)
+def test_each_weight_is_where_it_is_read(
+    n: int, kernel: int, channels: int, in_c: int, columns: int, group: int, dtype: type
+) -> None:
+    weight = np.arange(1, n * kernel**2 * channels + 1).astype(dtype).reshape(n, -1)
+    packed = prepack(weight, kernel, in_c, group, columns)
+    groups = -(-kernel * in_c // group)
+    assert packed.shape == (-(-n // columns), kernel * groups, columns, group)
+    assert packed.dtype == dtype
+    assert packed.ctypes.data % ALIGNMENT == 0
+    expected = np.zeros(packed.shape, dtype)
+    ohwi = weight.reshape(n, kernel, kernel, channels)
+    for out, i, j, c in np.ndindex(*ohwi.shape):
+        k = j * in_c + c  # in the run that row i of the kernel is
+        expected[out // columns, i * groups + k // group, out % columns, k % group] = ohwi[
+            out, i, j, c
+        ]
+    assert np.array_equal(packed, expected)
+
+
+def test_a_buffer_begins_on_a_cache_line_and_ends_in_zeros() -> None:
+    for fill in (0, 7):
+        array = aligned((3, 5), np.uint8, fill)
+        assert array.ctypes.data % ALIGNMENT == 0
+        assert np.all(array == fill)
+        memory = array.base
+        start = array.ctypes.data - memory.ctypes.data + array.nbytes
+        assert np.array_equal(memory[start : start + SLACK], np.zeros(SLACK, np.uint8))
