@@ -22,3 +22,13 @@ def real_state_dict(test_data: Path) -> dict[str, Any]:
     """A real ImageNet ResNet-50 under torchvision's key names, float32."""
     unpack = runpy.run_path(str(test_data / "weights" / "unpack.py"))
     return {key: np.ascontiguousarray(value) for key, value in unpack["state_dict"]().items()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled() -> None:
+    """Compile what most tests need before the first one, which would else be told of it."""
+    from minires.kernels.operators import compile_network
+    from minires.kernels.simd import choose_isa
+
+    for precision in ("fp32", "int8"):
+        compile_network(precision, choose_isa().name)

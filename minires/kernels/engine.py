@@ -78,7 +78,7 @@ class Engine:
         self.isa, self.form = choose_isa(), FORMATS[precision]
         self.rows, vectors = self.isa.tiles[self.form.kind]
         self.columns = vectors * self.isa.lanes
-        self.execute = compile_network(precision, self.isa)
+        self.execute = compile_network(precision, self.isa.name)
         self.channels = {layer.name: self._channels_of(layer) for layer in layers}
         self.packed = {
             layer.name: self._pack(layer) for layer in layers if layer.op in ("conv", "linear")

@@ -4,6 +4,7 @@
 array of steps whose operands are addresses, so that a whole network is one call.
 """
 
+import functools
 import hashlib
 import sys
 import threading
@@ -113,15 +114,16 @@ def source_hash() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def compile_network(precision: str, isa: ISA) -> Callable[..., None]:
+@functools.cache
+def compile_network(precision: str, isa: str) -> Callable[..., None]:
     """Compile, or load from Numba's cache, what runs the steps of a program.
 
     Parameters
     ----------
     precision : str
         A key of `FORMATS`.
-    isa : ISA
-        One that this machine has.
+    isa : str
+        The name of one that this machine has.
 
     Returns
     -------
@@ -130,7 +132,7 @@ def compile_network(precision: str, isa: ISA) -> Callable[..., None]:
     """
     # All that the closure holds is this text, by which Numba's cache tells kernels apart. It does
     # not notice a change in another file, hence the hash; nor could it pickle functions alike.
-    spec = f"{precision}/{isa.name}/{source_hash()}"
+    spec = f"{precision}/{isa}/{source_hash()}"
     text = f"minires: compiling the {precision} kernels for this machine, once"
     notice = threading.Timer(1.0, print, [text], {"file": sys.stderr, "flush": True})
     notice.start()  # loading them from the cache takes less
