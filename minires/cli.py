@@ -8,9 +8,11 @@ the weights could not be used, and 2 for a command line that makes no sense.
 import argparse
 import contextlib
 import functools
+import importlib.util
 import io
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -295,6 +297,29 @@ def weights(arguments: Namespace) -> int:
     return 0
 
 
+def ladder(arguments: Namespace) -> int:
+    """Climb from a convolution's definition to the engine: check each rung, then time it."""
+    from minires.kernels import ladder as rungs
+
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        raise MiniresError('--plot needs matplotlib: pip install "minires[plot]"')
+    results = {p: list(rungs.climb(p)) for p in arguments.precisions}
+    table = rungs.format_table(results)
+    if arguments.update:  # before anything is printed, which could fail
+        text = arguments.update.read_text(encoding="utf-8")
+        parts = re.split("(<!-- ladder -->\n|<!-- /ladder -->)", text)
+        if len(parts) != 5:
+            raise MiniresError(
+                f"{arguments.update}: wanted <!-- ladder --> and <!-- /ladder --> once"
+            )
+        parts[2] = f"\n{table}\n\n"
+        arguments.update.write_text("".join(parts), encoding="utf-8")
+    if arguments.plot:
+        rungs.plot(results, arguments.plot)
+    print(table)
+    return 0
+
+
 def _complain(error: Exception, debug: bool) -> None:
     """Say on stderr in one line what is wrong, under its traceback where that is wanted."""
     text = str(error)
@@ -354,6 +379,7 @@ COMMANDS = {
         ),
     ),
     "summary": Command(summary, ("--weights|--classes", "--precision", "--size", "--batch")),
+    "ladder": Command(ladder, ("precisions", "--plot", "--update")),
     "weights": Command(weights, ("action", "name")),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -386,6 +412,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--size": _at_least(32, (224, 224), ("HEIGHT", "WIDTH"), "pixels: 224 224 unless given",
                         nargs=2),
     "--batch": _at_least(1, 1, "N", "how many images: %(default)s unless given"),
+    "precisions": {"nargs": "*", "choices": ("fp32", "int8", "bf16"), "default": ("fp32", "int8"),
+                   "help": "whose ladders: fp32 and int8 unless given"},
+    "--plot": {"metavar": "FILE", "help": "draw them too: a .png, .svg or .pdf file"},
+    "--update": {"type": Path, "metavar": "FILE", "help": "put the table between the marks <!-- "
+                 "ladder --> and <!-- /ladder --> of a Markdown file"},
     "action": {"choices": ("list", "path", "fetch", "verify")},
     "name": {"nargs": "?", "help": "the default weights unless given"},
     "--debug": {"action": "store_true", "help": "show the traceback of an error"},

@@ -14,7 +14,7 @@ import numpy as np
 from minires.errors import MiniresError
 from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
 from minires.kernels.prepack import aligned, prepack
-from minires.kernels.simd import choose_isa
+from minires.kernels.simd import ISA, choose_isa
 from minires.kernels.threads import get_num_threads
 from minires.layers import Array, Int8Params, Layer, Shape
 from minires.reference import QParams, round_bf16_ref
@@ -71,11 +71,22 @@ class Engine:
         Each layer's parameters, by its name, as the NumPy operators take them.
     precision : str
         A key of `FORMATS`.
+    isa : ISA, optional
+        One that this machine has; `choose_isa` chooses unless given.
+    threads : int, optional
+        `get_num_threads` tells unless given.
     """
 
-    def __init__(self, layers: list[Layer], params: Mapping[str, Any], precision: str) -> None:
-        self.layers, self.params = layers, params
-        self.isa, self.form = choose_isa(), FORMATS[precision]
+    def __init__(
+        self,
+        layers: list[Layer],
+        params: Mapping[str, Any],
+        precision: str,
+        isa: ISA | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.layers, self.params, self.threads = layers, params, threads
+        self.isa, self.form = isa or choose_isa(), FORMATS[precision]
         self.rows, vectors = self.isa.tiles[self.form.kind]
         self.columns = vectors * self.isa.lanes
         self.execute = compile_network(precision, self.isa.name)
@@ -102,7 +113,7 @@ class Engine:
             plan = self._plan(x.shape)
             x = np.ascontiguousarray(x)
             plan.program[0]["x"] = x.ctypes.data
-            self.execute(plan.program, 0, len(plan.program), get_num_threads())
+            self.execute(plan.program, 0, len(plan.program), self.threads or get_num_threads())
             return plan.logits[:, : self.layers[-1].out_c].copy()
 
     def run(self, shape: Shape, layer: Layer, *inputs: Array) -> Array:
@@ -131,7 +142,7 @@ class Engine:
             for name, value in zip(layer.inputs, inputs, strict=False):  # the image has no name
                 inner = plan.buffers[name].inner
                 inner[...] = self._narrow(value).reshape(inner.shape)
-            self.execute(plan.program, at, at + 1, get_num_threads())
+            self.execute(plan.program, at, at + 1, self.threads or get_num_threads())
             if layer.op == "linear":
                 return plan.logits[:, : layer.out_c].copy()
             y = self._widen(plan.buffers[layer.name].inner)

@@ -1,0 +1,316 @@
+"""The ladder: from a convolution's definition to the engine, one idea a rung, all of it as data.
+
+`rungs` lists them for a precision. `climb` checks each against the definition, then times it. The
+tests, the command line and the README's table read this list and no other.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from minires.errors import MiniresError
+from minires.kernels import ladder_f32, ladder_u8s8
+from minires.kernels.engine import Engine
+from minires.kernels.simd import ISA, ISAS, choose_isa, spin
+from minires.kernels.threads import get_num_threads
+from minires.layers import Array, FloatParams, Int8Params, Layer
+from minires.model import OPERATORS
+from minires.reference import QParams, im2col_ref, round_bf16_ref
+
+Conv = Callable[[Array], Array]
+LAYER = Layer("layer2.1.conv2", "conv", ("input",), 128, 128, 3, 1, 1, relu=True)
+SHAPE = (1, 28, 28, 128)  # what comes in; 231 million operations
+EPS = float(np.finfo(np.float32).eps)
+
+
+class Rung(NamedTuple):
+    """A way to compute a convolution."""
+
+    name: str
+    idea: str  # what it adds to the rung before it
+    prepare: Callable[[Layer, Any], Conv]  # once for a layer: its weights are laid out here
+    threads: int = 1
+
+
+class Result(NamedTuple):
+    """What was measured of a rung."""
+
+    rung: Rung
+    seconds: float  # the median
+    spread: float  # third quartile less first, as a share of the median
+    gops: float  # 10^9 multiplications and additions a second
+    share: float  # of the peak of as many threads as it uses
+
+
+def _with_gemm(precision: str, gemm: Callable[..., Array], order: str) -> Callable[..., Conv]:
+    """Have the definition use another GEMM, and pad for its tiles."""
+    conv = OPERATORS[precision]["conv"]
+
+    def prepare(layer: Layer, p: Any) -> Conv:
+        weight = p.w_s8 if isinstance(p, Int8Params) else p.weight  # (N, K)
+        missing = -weight.shape[1] % ladder_f32.STEPS
+        b = np.pad(weight, ((0, 0), (0, missing)))
+        b = b if order == "NK" else np.ascontiguousarray(b.T)
+
+        def multiply(a: Array, _: Array) -> Array:
+            rows = -len(a) % ladder_f32.ROWS
+            padded = np.pad(a, ((0, rows), (0, missing))) if rows or missing else a
+            return gemm(np.ascontiguousarray(padded), b)[: len(a)]
+
+        return functools.partial(conv, layer, p, gemm=multiply)
+
+    return prepare
+
+
+class _OneBlock(Engine):
+    """The engine without cache blocking: each panel meets all rows before the next does."""
+
+    def _block(self, rows: int, w: Array) -> int:
+        return rows
+
+
+def _with_engine(
+    precision: str, isa: ISA, kind: type[Engine] = Engine, explicit: bool = False, threads: int = 1
+) -> Callable[..., Conv]:
+    """Have the engine compute the layer, or the product of its im2col matrix, a 1x1 convolution."""
+
+    def prepare(layer: Layer, p: Any) -> Conv:
+        image = Layer("input", "input", (), layer.in_c, layer.in_c)
+        inner = layer
+        if explicit:
+            K = layer.kernel**2 * layer.in_c
+            image = replace(image, in_c=K, out_c=K)
+            inner = replace(layer, in_c=K, kernel=1, stride=1, padding=0)
+        if isinstance(p, Int8Params):
+            image.qparams = p.x
+        inner = replace(inner, inputs=("input",))
+        engine = kind([image, inner], {layer.name: p}, precision, isa, threads)
+        zero_point = p.x.zero_point if isinstance(p, Int8Params) else 0
+
+        def run(x: Array) -> Array:
+            shape = layer.output_shape(x.shape)
+            if explicit:
+                k, s, padding = layer.kernel, layer.stride, layer.padding
+                x = im2col_ref(x, k, k, s, padding, zero_point)[None, None]  # (1, 1, M, K)
+            y = engine.run((x.shape[0], x.shape[3], x.shape[1], x.shape[2]), inner, x)
+            return y.reshape(shape)
+
+        return run
+
+    return prepare
+
+
+def rungs(precision: str) -> list[Rung]:
+    """List the rungs that this machine can climb, from the definition up.
+
+    Parameters
+    ----------
+    precision : str
+        "fp32", "int8" or "bf16", whose ladder is short.
+    """
+    isa, threads = choose_isa(), get_num_threads()
+    kind = {"fp32": "f32", "int8": "u8s8", "bf16": "bf16"}[precision]
+    numpy, kernels = OPERATORS[precision]["conv"], functools.partial(_with_engine, precision)
+    matrix = functools.partial(kernels, kind=_OneBlock, explicit=True)
+    climbed = [
+        Rung("numpy", "the definition: im2col, NumPy's matrix product, an epilogue",
+             lambda layer, p: functools.partial(numpy, layer, p), threads),
+    ]  # fmt: skip
+    if precision != "bf16":
+        module = ladder_f32 if precision == "fp32" else ladder_u8s8
+        for gemm, order, idea in [
+            (module.loops, "NK", "the three loops of a matrix product, compiled"),
+            (module.ordered, "KN", "the loops in the order that memory wants"),
+            (module.tiled, "KN", "a tile of 4 rows by 4 steps in registers"),
+        ]:
+            climbed.append(Rung(gemm.__name__, idea, _with_gemm(precision, gemm, order)))
+    generic = next(isa for isa in ISAS if isa.name == "generic")
+    idea = "prepacked panels: a microkernel keeps its sums in registers"
+    climbed.append(Rung("panels", idea, matrix(generic)))
+    older = [other for other in ISAS if other.name == f"{'avx512' if isa.lanes == 16 else 'avx2'}, "
+             "vpmaddubsw"]  # fmt: skip
+    for other in older if kind == "u8s8" and isa is not generic else []:
+        idea = "three instructions for four products, as before VNNI, twice to be exact"
+        climbed.append(Rung("vpmaddubsw", idea, matrix(other)))
+    if isa is not generic:
+        idea = f"the vector instruction {isa.instructions[kind]}"
+        climbed.append(Rung(isa.instructions[kind], idea, matrix(isa)))
+    idea = "blocks of rows that stay in the cache"
+    climbed.append(Rung("blocks", idea, kernels(isa, explicit=True)))
+    idea = f"work shared out to {threads} threads"
+    climbed.append(Rung("threads", idea, kernels(isa, explicit=True, threads=threads), threads))
+    idea = "no im2col matrix: its rows are addresses"
+    climbed.append(Rung("implicit", idea, kernels(isa, threads=threads), threads))
+    return climbed
+
+
+def problem(precision: str, layer: Layer = LAYER, x: tuple[int, ...] = SHAPE) -> tuple[Any, ...]:
+    """Make a layer, its parameters and an input, seeded.
+
+    Parameters
+    ----------
+    precision : str
+        As for `rungs`.
+    layer : Layer
+        A convolution.
+    x : tuple of int
+        Its input's shape, NHWC.
+
+    Returns
+    -------
+    layer : Layer
+        The convolution, with an output scale where it is in INT8.
+    p : FloatParams or Int8Params
+        Its parameters.
+    x : ndarray
+        What it reads.
+    """
+    random = np.random.default_rng(0)
+    K = layer.kernel**2 * layer.in_c
+    if precision == "int8":
+        x_u8 = random.integers(0, 256, x, dtype=np.uint8)
+        w_s8 = random.integers(-128, 128, (layer.out_c, K)).astype(np.int8)
+        scale, one = np.float32(1 / 64), np.float32(1)
+        q = QParams(np.float32(100 * K**0.5), 0)
+        layer = replace(layer, qparams=q)
+        bias = random.integers(-1000, 1000, layer.out_c).astype(np.int32)
+        w_scale = np.full(layer.out_c, one)
+        return layer, Int8Params(QParams(scale * 64, 0), w_s8, w_scale, bias), x_u8
+    weight = random.uniform(-1, 1, (layer.out_c, K)).astype(np.float32)
+    p = FloatParams(weight, random.uniform(-1, 1, layer.out_c).astype(np.float32))
+    x_f32 = random.uniform(-1, 1, x).astype(np.float32)
+    return layer, p, round_bf16_ref(x_f32) if precision == "bf16" else x_f32
+
+
+def check(y: Array, expected: Array, layer: Layer, precision: str) -> None:
+    """Raise `MiniresError` unless a rung's result is the definition's: in INT8 to the bit.
+
+    In float32 the sums of K products, each at most 1, may lie 2 * K * K * eps apart; bfloat16
+    may round them to neighbours.
+    """
+    K = layer.kernel**2 * layer.in_c + 1
+    bound = {"int8": 0.0, "fp32": 2 * K * K * EPS}.get(precision, 2 * K * K * EPS + K * 2.0**-8)
+    error = np.abs(y.astype(np.float64) - expected).max() if y.shape == expected.shape else np.nan
+    if not (y.dtype == expected.dtype and error <= bound):
+        raise MiniresError(f"a rung of the {precision} ladder is wrong by {error:g}; report this")
+
+
+def peak(precision: str, threads: int = 1) -> float:
+    """Measure the best that multiplying and adding in registers reaches, in 10^9 a second.
+
+    Parameters
+    ----------
+    precision : str
+        As for `rungs`. In INT8 without VNNI it is that of vpmaddubsw, which saturates.
+    threads : int
+        How many cores: one is measured, the others are taken to be as fast.
+    """
+    isa = choose_isa()
+    kind, products = {"fp32": ("f32", 1), "int8": ("u8s8", 4), "bf16": ("bf16", 2)}[precision]
+    instruction = isa.instructions[kind]
+    instruction = "vpmaddubsw" if instruction == "vpmaddwd" else instruction
+    sums, count = 12 if isa.lanes > 4 else 8, 2**22
+    spec = f"{instruction}/{isa.lanes}/{sums}"
+
+    @njit(nogil=True)
+    def run(operands: int, count: int) -> None:
+        spin(spec, operands, count)
+
+    operands = np.zeros(3 * isa.lanes, np.float32)
+    run(operands.ctypes.data, 1)
+    seconds = min(_times(lambda: run(operands.ctypes.data, count), 7))
+    return 2 * products * isa.lanes * sums * count / seconds / 1e9 * threads
+
+
+def _times(run: Callable[[], Any], rounds: int) -> list[float]:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
+    """Check each rung, then time all of them in turns.
+
+    Parameters
+    ----------
+    precision : str
+        As for `rungs`.
+    rounds : int
+        How often each is timed; slow rungs take part in fewer.
+
+    Yields
+    ------
+    Result
+        In the order of `rungs`.
+    """
+    layer, p, x = problem(precision)
+    expected = OPERATORS[precision]["conv"](layer, p, x)
+    found = [(rung, rung.prepare(layer, p)) for rung in rungs(precision)]
+    for _, run in found:
+        check(run(x), expected, layer, precision)
+    times: list[list[float]] = [[] for _ in found]
+    for i in range(rounds):
+        for of_rung, (_, run) in zip(times, found, strict=True):
+            if i < 3 or sum(of_rung) < 0.5:
+                of_rung += _times(functools.partial(run, x), 1)
+    best = peak(precision)
+    for of_rung, (rung, _) in zip(times, found, strict=True):
+        low, seconds, high = np.percentile(of_rung, [25, 50, 75])
+        gops = 2 * layer.macs(expected.shape) / seconds / 1e9
+        yield Result(rung, seconds, (high - low) / seconds, gops, gops / best / rung.threads)
+
+
+def format_table(results: dict[str, list[Result]]) -> str:
+    """Lay measurements out as a Markdown table.
+
+    Parameters
+    ----------
+    results : dict
+        What `climb` gave, by precision.
+
+    Returns
+    -------
+    str
+        A row a rung.
+    """
+    lines = ["| precision | rung | its idea | ms | GOP/s | of peak |", "| --- " * 6 + "|"]
+    for precision, climbed in results.items():
+        for r in climbed:
+            lines.append(
+                f"| {precision} | {r.rung.name} | {r.rung.idea} | {1e3 * r.seconds:.2f} | "
+                f"{r.gops:.1f} | {r.share:.0%} |"
+            )
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, list[Result]], path: str) -> None:
+    """Draw each ladder up to the peak, which is where its axis ends; needs matplotlib.
+
+    Parameters
+    ----------
+    results : dict
+        What `climb` gave, by precision.
+    path : str
+        The picture's file: its suffix chooses the format.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1 + 0.3 * max(map(len, results.values()))), layout="constrained")
+    for axes, (precision, climbed) in zip(
+        figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True
+    ):
+        top = max(r.gops / r.share for r in climbed)
+        names = [r.rung.name for r in climbed]
+        axes.barh(names, [r.gops for r in climbed], color="tab:blue")
+        axes.set(title=precision, xlabel="10⁹ operations a second; the axis ends at the peak")
+        axes.set_xlim(0, top)
+        axes.invert_yaxis()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,101 @@
+"""Every rung computes the definition's result, whatever the shape; and the checker can fail."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from minires.errors import MiniresError
+from minires.kernels import ladder
+from minires.kernels.ladder import LAYER, Result, check, climb, format_table, peak, problem, rungs
+from minires.layers import Layer
+from minires.model import OPERATORS
+
+Array = npt.NDArray[Any]
+PRECISIONS = ["fp32", "int8", "bf16"]
+# M, N and K below, at and above the tiles; one; primes; the network's own.
+CASES = [
+    (1, 1, 1, 1, (1, 1, 1)),
+    (3, 5, 1, 1, (1, 2, 2)),
+    (4, 16, 1, 1, (1, 1, 6)),
+    (7, 17, 3, 1, (1, 5, 7)),
+    (64, 64, 3, 1, (1, 8, 8)),
+    (65, 63, 1, 1, (2, 3, 5)),
+    (13, 67, 3, 2, (3, 11, 13)),
+    (3, 64, 7, 2, (1, 32, 32)),
+    (512, 128, 1, 2, (1, 14, 14)),
+]  # in_c, out_c, kernel, stride, (batch, height, width)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("in_c", "out_c", "kernel", "stride", "x"), CASES)
+def test_every_rung_is_the_definition(
+    precision: str, in_c: int, out_c: int, kernel: int, stride: int, x: tuple[int, int, int]
+) -> None:
+    layer = Layer("conv", "conv", ("input",), in_c, out_c, kernel, stride, kernel // 2)
+    layer, p, x_data = problem(precision, replace(layer, relu=out_c > 1), (*x, in_c))
+    expected = OPERATORS[precision]["conv"](layer, p, x_data)
+    assert expected.any()
+    for rung in rungs(precision):
+        check(rung.prepare(layer, p)(x_data), expected, layer, precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_checker_rejects_what_is_wrong(precision: str) -> None:
+    layer, p, x = problem(precision, replace(LAYER, in_c=8, out_c=8), (1, 4, 4, 8))
+    y = OPERATORS[precision]["conv"](layer, p, x)
+    check(y, y, layer, precision)
+    wrong = [np.zeros_like(y), y[..., ::-1], y[:, :2], y.astype(np.float64)]
+    wrong.append(
+        np.where(np.arange(8) == 3, y + (1 if y.dtype == np.uint8 else y.dtype.type(50)), y)
+    )
+    if precision != "int8":
+        wrong.append(np.where(np.arange(8) == 3, np.float32(np.nan), y))
+    for result in wrong:
+        with pytest.raises(MiniresError, match=f"a rung of the {precision} ladder is wrong"):
+            check(result, y, layer, precision)
+
+
+def test_the_same_rungs_in_both_precisions() -> None:
+    """But for the instruction, and what came before it."""
+    names = [[rung.name for rung in rungs(precision)] for precision in ("fp32", "int8")]
+    assert [name for name in names[0] if name in names[1]][:5] == names[0][:5]
+    assert names[0][-3:] == names[1][-3:] == ["blocks", "threads", "implicit"]
+
+
+def test_climbing_checks_and_times_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "problem", lambda precision: problem(
+        precision, replace(LAYER, in_c=16, out_c=16), (1, 6, 6, 16)))  # fmt: skip
+    results = list(climb("int8", rounds=3))
+    assert [r.rung.name for r in results] == [rung.name for rung in rungs("int8")]
+    assert all(r.seconds > 0 and r.gops > 0 and r.share > 0 for r in results)
+    table = format_table({"int8": results})
+    assert len(table.splitlines()) == 2 + len(results)
+    assert all(r.rung.idea in table for r in results)
+
+
+def test_a_wrong_rung_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = rungs("fp32")
+    wrong = right[1]._replace(prepare=lambda layer, p: lambda x: np.zeros((1, 28, 28, 128), "f4"))
+    monkeypatch.setattr(ladder, "rungs", lambda precision: [right[0], wrong])
+    with pytest.raises(MiniresError, match="wrong"):
+        list(climb("fp32", rounds=1))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_peak_is_a_rate(precision: str) -> None:
+    assert 0.1 < peak(precision) < 100_000
+    assert peak(precision, threads=2) > 0
+
+
+def test_the_plot_is_a_picture(tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    rung = rungs("fp32")[0]
+    results = {
+        "fp32": [Result(rung, 0.01, 0.1, 50.0, 0.5)],
+        "int8": [Result(rung, 0.01, 0, 90.0, 0.4)],
+    }
+    ladder.plot(results, str(tmp_path / "ladder.png"))
+    assert (tmp_path / "ladder.png").read_bytes()[:4] == b"\x89PNG"
