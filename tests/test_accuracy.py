@@ -1,7 +1,8 @@
 """FP32, INT8 and simulated INT8 on 400 labelled photographs, with real weights.
 
 INT8 is calibrated with the default observer on 128 of the photographs, every third, and answers for
-the other 266; and by the recipe that ships, on the package's own photographs, for all 400.
+the other 266; and by the recipe that ships, on the package's own photographs, for all 400. All by
+the kernels, which are held to the definitions here too; test_torchvision.py has FP32 by both.
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ from minires.model import ResNet50
 from minires.preprocess import IMAGENET_V1, preprocess
 from minires.quantize import calibrate, quantize_model
 from minires.quantize.default import default_int8
+from tests.comparing import assert_same
 
 
 class Answers:
@@ -28,6 +30,10 @@ class Answers:
         batches = (preprocess(file, IMAGENET_V1) for file in for_calibration)
         int8 = quantize_model(fp32, calibrate(fp32, batches))
         simulated = ResNet50(int8.layers, int8.params, "int8-simulated", int8.meta)
+        few = list(logits_of([int8], folder, files[:24]))
+        self.int8_by_numpy = np.concatenate([logits for (logits,) in few])
+        for model in (fp32, shipped, int8, simulated):
+            model.backend = "numba"
         logits = zip(*logits_of([fp32, shipped, int8, simulated], folder, files), strict=True)
         self.fp32, self.shipped, self.int8, self.simulated = map(np.concatenate, logits)
         self.labels: Array = np.array([label for _, label in rows])
@@ -74,3 +80,7 @@ def test_simulated_and_real_int8_give_the_same_labels(answers: Answers) -> None:
     print(comparison)
     assert comparison.agreement >= 0.99
     assert comparison.largest_logit_difference <= 2
+
+
+def test_kernels_give_the_definitions_bits_on_photographs(answers: Answers) -> None:
+    assert_same(answers.int8[:24], answers.int8_by_numpy)

@@ -228,12 +228,14 @@ def test_real_weights_label_real_photographs_alike(
 ) -> None:
     preset = load_torchvision().models.ResNet50_Weights.IMAGENET1K_V1.transforms()
     network = torchvision_network(real_state_dict)
-    model = ResNet50.from_state_dict(real_state_dict)
+    model, compiled = (ResNet50.from_state_dict(real_state_dict) for _ in range(2))
+    compiled.backend = "numba"
     right, seen = 0, 0
     for images, labels in photographs(test_data / "images" / "imagenet_sample", preset):
         ours, theirs = model(images), run(network, images)
-        assert_close(ours, theirs, 1e-3)  # measured: 3.4e-5
-        assert_same(ours.argmax(axis=1), theirs.argmax(axis=1))
+        for logits in (ours, compiled(images)):
+            assert_close(logits, theirs, 1e-3)  # measured: 3.4e-5
+            assert_same(logits.argmax(axis=1), theirs.argmax(axis=1))
         right += int((ours.argmax(axis=1) == labels).sum())
         seen += len(labels)
     assert seen == 400

@@ -5,6 +5,7 @@ row is the address of an output pixel's first tap, the next row of the kernel is
 away, and no im2col matrix is ever written: im2col is implicit in the addresses.
 """
 
+import math
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from minires.layers import Array, Int8Params, Layer, Shape
 from minires.reference import QParams, round_bf16_ref
 
 BLOCK = 2**17  # bytes of activations in a block of tiles: they share L2 with a panel of weights
+CACHE = 2**25  # bytes of the activations that are in use: the last cache has some tens of megabytes
 PLANS = 4  # shapes of input whose buffers are kept
 ONE_AT_A_TIME = threading.Lock()  # buffers are shared, and each run takes all threads anyway
 
@@ -109,12 +111,26 @@ class Engine:
         ndarray
             Logits, (N, num_classes) float32.
         """
+        x = np.ascontiguousarray(x)
+        logits = np.empty((len(x), self.layers[-1].out_c), np.float32)
+        images = self._images_at_once(x.shape)
         with ONE_AT_A_TIME:
-            plan = self._plan(x.shape)
-            x = np.ascontiguousarray(x)
-            plan.program[0]["x"] = x.ctypes.data
-            self.execute(plan.program, 0, len(plan.program), self.threads or get_num_threads())
-            return plan.logits[:, : self.layers[-1].out_c].copy()
+            for start in range(0, len(x), images):
+                part = x[start : start + images]
+                plan = self._plan(part.shape)
+                plan.program[0]["x"] = part.ctypes.data
+                self.execute(plan.program, 0, len(plan.program), self.threads or get_num_threads())
+                logits[start : start + images] = plan.logits[:, : logits.shape[1]]
+        return logits
+
+    def _images_at_once(self, shape: Shape) -> int:
+        """Count the images whose activations stay in the last cache from one step to the next."""
+        shapes: dict[str, Shape] = {}
+        for layer in self.layers:
+            x = shapes[layer.inputs[0]] if layer.inputs else (1, *shape[2:], shape[1])
+            shapes[layer.name] = layer.output_shape(x)
+        size = max(map(math.prod, shapes.values())) * np.dtype(self.form.activation).itemsize
+        return max(1, CACHE // (2 * size))  # one is read while another is written
 
     def run(self, shape: Shape, layer: Layer, *inputs: Array) -> Array:
         """Run one layer, as an operator of layers.py does.

@@ -323,3 +323,17 @@ def test_an_instruction_set_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MINIRES_ISA", "abacus")
     with pytest.raises(MiniresError, match="MINIRES_ISA is 'abacus'; on this machine it may be"):
         Engine(model.layers, model.params, "int8")
+
+
+def test_a_large_batch_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image gets the bits that it gets alone, in the order they came in."""
+    model = model_of("int8")
+    x = seeded_input((7, 3, 64, 64))
+    expected = model(x)
+    engine = Engine(model.layers, model.params, "int8")
+    assert engine._images_at_once(x.shape) > 7
+    assert_same(engine(x), expected)
+    monkeypatch.setattr(engine_module, "CACHE", 2 * 3 * 64 * 32 * 32)  # three images' stem
+    assert engine._images_at_once(x.shape) == 3
+    assert_same(engine(x), expected)
+    assert {shape[0] for shape in engine.plans} == {7, 3, 1}
