@@ -303,15 +303,16 @@ def ladder(arguments: Namespace) -> int:
 
     if arguments.plot and importlib.util.find_spec("matplotlib") is None:
         raise MiniresError('--plot needs matplotlib: pip install "minires[plot]"')
-    results = {p: list(rungs.climb(p)) for p in arguments.precisions}
-    table = rungs.format_table(results)
-    if arguments.update:  # before anything is printed, which could fail
+    if arguments.update:  # told before the minute that measuring takes
         text = arguments.update.read_text(encoding="utf-8")
         parts = re.split("(<!-- ladder -->\n|<!-- /ladder -->)", text)
         if len(parts) != 5:
             raise MiniresError(
                 f"{arguments.update}: wanted <!-- ladder --> and <!-- /ladder --> once"
             )
+    results = {p: list(rungs.climb(p)) for p in arguments.precisions}
+    table = rungs.format_table(results)
+    if arguments.update:
         parts[2] = f"\n{table}\n\n"
         arguments.update.write_text("".join(parts), encoding="utf-8")
     if arguments.plot:
@@ -379,7 +380,7 @@ COMMANDS = {
         ),
     ),
     "summary": Command(summary, ("--weights|--classes", "--precision", "--size", "--batch")),
-    "ladder": Command(ladder, ("precisions", "--plot", "--update")),
+    "ladder": Command(ladder, ("--precisions", "--plot", "--update")),
     "weights": Command(weights, ("action", "name")),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -412,8 +413,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--size": _at_least(32, (224, 224), ("HEIGHT", "WIDTH"), "pixels: 224 224 unless given",
                         nargs=2),
     "--batch": _at_least(1, 1, "N", "how many images: %(default)s unless given"),
-    "precisions": {"nargs": "*", "choices": ("fp32", "int8", "bf16"), "default": ("fp32", "int8"),
-                   "help": "whose ladders: fp32 and int8 unless given"},
+    "--precisions": {"nargs": "+", "choices": ("fp32", "int8", "bf16"), "default": ("fp32", "int8"),
+                     "help": "whose ladders: fp32 and int8 unless given"},
     "--plot": {"metavar": "FILE", "help": "draw them too: a .png, .svg or .pdf file"},
     "--update": {"type": Path, "metavar": "FILE", "help": "put the table between the marks <!-- "
                  "ladder --> and <!-- /ladder --> of a Markdown file"},

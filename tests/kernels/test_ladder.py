@@ -1,12 +1,14 @@
 """Every rung computes the definition's result, whatever the shape; and the checker can fail."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from minires.cli import main
 from minires.errors import MiniresError
 from minires.kernels import ladder
 from minires.kernels.ladder import LAYER, Result, check, climb, format_table, peak, problem, rungs
@@ -99,3 +101,35 @@ def test_the_plot_is_a_picture(tmp_path: Any) -> None:
     }
     ladder.plot(results, str(tmp_path / "ladder.png"))
     assert (tmp_path / "ladder.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_readme_has_the_rungs_that_there_are() -> None:
+    """Names and ideas; those of an instruction, and the number of threads, are the machine's."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    told = readme.partition("<!-- ladder -->")[2].partition("<!-- /ladder -->")[0]
+    rows = [line.strip("| ").split(" | ") for line in told.strip().splitlines()[2:]]
+    for precision in ("fp32", "int8"):
+        of_readme = {name: idea for p, name, idea, *_ in rows if p == precision}
+        of_registry = {rung.name: rung.idea for rung in rungs(precision)}
+        for name in ("numpy", "loops", "ordered", "tiled", "panels", "blocks", "implicit"):
+            assert of_readme[name] == of_registry[name]
+        assert "threads" in of_readme
+
+
+def test_the_command_updates_a_file_between_its_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Result(rungs("fp32")[0], 0.01, 0.1, 50.0, 0.5)
+    monkeypatch.setattr(ladder, "climb", lambda precision: iter([result]))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- ladder -->\nold\n<!-- /ladder -->\nafter\n")
+    assert main(["ladder", "--precisions", "fp32", "--update", str(page)]) == 0
+    table = capsys.readouterr().out.strip()
+    expected = f"before\n<!-- ladder -->\n\n{table}\n\n<!-- /ladder -->\nafter\n"
+    assert page.read_text() == expected
+    assert main(["ladder", "--precisions", "fp32", "--update", str(page)]) == 0  # once more
+    assert page.read_text() == expected
+    page.write_text("no marks")
+    assert main(["ladder", "--update", str(page)]) == 1
+    assert page.read_text() == "no marks"
+    assert "wanted <!-- ladder -->" in capsys.readouterr().err
