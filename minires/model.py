@@ -4,7 +4,6 @@ He et al., "Deep Residual Learning for Image Recognition" (2015), table 1; v1.5 
 block's stride from its first 1x1 to its 3x3 convolution, as torchvision does.
 """
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -147,6 +146,7 @@ class ResNet50:
         self.meta = dict(meta or {})
         self.apart = take_apart(layers)
         self.apart_params: Mapping[str, Any] = {}
+        self._engines: dict[str, Engine] = {}
 
     @classmethod
     def from_state_dict(
@@ -233,11 +233,12 @@ class ResNet50:
                     del outputs[name]
             yield Step(layer, inputs, output)
 
-    @functools.cached_property
+    @property
     def _engine(self) -> "Engine":
         from minires.kernels.engine import Engine  # here, because Numba takes long to import
 
-        return Engine(self.layers, self.params, self.precision)
+        made = self._engines.get(self.precision) or Engine(self.layers, self.params, self.precision)
+        return self._engines.setdefault(self.precision, made)
 
     def __getitem__(self, name: str) -> Layer:
         """Find the layer to hook by its name: a fused one, else a part of one."""

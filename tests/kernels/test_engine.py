@@ -337,3 +337,12 @@ def test_a_large_batch_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     assert engine._images_at_once(x.shape) == 3
     assert_same(engine(x), expected)
     assert {shape[0] for shape in engine.plans} == {7, 3, 1}
+
+
+def test_precision_and_backend_may_change() -> None:
+    x, model = seeded_input((1, 3, 32, 32)), model_of("int8")
+    for precision in ("int8", "int8-simulated", "int8"):
+        model.precision, model.backend = precision, "numpy"
+        expected = model(x)
+        model.backend = "numba"
+        assert_close(model(x), expected, 0 if precision == "int8" else 0.1 * np.abs(expected).max())
