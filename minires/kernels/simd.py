@@ -103,7 +103,7 @@ ISAS += [
 
 
 def available_isas() -> list[ISA]:
-    """List what this CPU has and Numba compiles for, the best first; the last needs nothing."""
+    """List what this CPU has and Numba compiles for: the best first, those for study last."""
     host = binding.get_host_cpu_features()
     features = {name for name, there in host.items() if there}
     if config.CPU_FEATURES is not None:  # restricted by NUMBA_CPU_FEATURES or NUMBA_CPU_NAME

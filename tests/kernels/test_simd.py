@@ -167,8 +167,14 @@ def inner_loop(text: str) -> list[str]:
     return min(loops, key=len)
 
 
-MNEMONICS = {"fma": "vfmadd", "vpdpbusd": "vpdpbusd", "vdpbf16ps": "vdpbf16ps",
-             "vpmaddwd": "vpmaddwd", "fma of halves": "vfmadd"}  # fmt: skip
+MNEMONICS = {
+    "fma": "vfmadd",
+    "fma of halves": "vfmadd",
+    "vdpbf16ps": "vdpbf16ps",
+    "vpdpbusd": "vpdpbusd",
+    "vpmaddwd": "vpmaddwd",
+    "vpmaddubsw, split": "vpmaddubsw",
+}
 EPILOGUE = {"f32": "activate", "bf16": "activate, bf16", "u8s8": "requantize"}
 
 
@@ -181,7 +187,7 @@ def test_llvm_makes_the_instruction_of_it_and_spills_no_sum(name: str, kind: str
     loop = inner_loop(assembly(spec, isa))
     register = "%zmm" if isa.lanes == 16 else "%ymm"
     made = [line for line in loop if MNEMONICS[instruction] in line and register in line]
-    per_lane = 2 if instruction in ("vpmaddwd", "fma of halves") else 1
+    per_lane = 2 if instruction in ("vpmaddwd", "fma of halves", "vpmaddubsw, split") else 1
     assert len(made) == rows * vectors * per_lane
     assert [line for line in loop if "(%rsp)" in line and register in line] == []
 
@@ -212,4 +218,4 @@ def test_what_the_cpu_lacks_is_not_available_whatever_numba_is_told(
     everything = frozenset().union(*(isa.features for isa in ISAS))
     monkeypatch.setattr(simd.config, "CPU_FEATURES", ",".join(f"+{name}" for name in everything))
     monkeypatch.setattr(simd.binding, "get_host_cpu_features", lambda: {"avx2": True, "fma": True})
-    assert [isa.name for isa in available_isas()] == ["avx2", "generic"]
+    assert [isa.name for isa in available_isas()] == ["avx2", "generic", "avx2, vpmaddubsw"]
