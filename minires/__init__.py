@@ -1,10 +1,15 @@
 """ResNet-50 inference from scratch: every operator in plain NumPy, and compiled by Numba."""
 
+from typing import TYPE_CHECKING, Any
+
 from minires.api import Prediction, classify, predict, resnet50
 from minires.download import available_weights, get_weights
 from minires.errors import DownloadError, ImageError, MiniresError, WeightsError
 from minires.kernels.threads import get_num_threads, set_num_threads
 from minires.preprocess import Preset, load_image, preprocess
+
+if TYPE_CHECKING:
+    from minires.profiling.profiler import profile
 
 __all__ = [
     "DownloadError",
@@ -20,6 +25,15 @@ __all__ = [
     "load_image",
     "predict",
     "preprocess",
+    "profile",
     "resnet50",
     "set_num_threads",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "profile":  # imported where it is used, because it takes Numba along
+        from minires.profiling.profiler import profile
+
+        return profile
+    raise AttributeError(f"module 'minires' has no attribute {name!r}")

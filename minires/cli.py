@@ -8,7 +8,6 @@ the weights could not be used, and 2 for a command line that makes no sense.
 import argparse
 import contextlib
 import functools
-import importlib.util
 import io
 import json
 import os
@@ -299,10 +298,11 @@ def weights(arguments: Namespace) -> int:
 
 def ladder(arguments: Namespace) -> int:
     """Climb from a convolution's definition to the engine: check each rung, then time it."""
+    from minires import plots
     from minires.kernels import ladder as rungs
 
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        raise MiniresError('--plot needs matplotlib: pip install "minires[plot]"')
+    if arguments.plot:
+        plots.check(arguments.plot)
     if arguments.update:  # told before the minute that measuring takes
         text = arguments.update.read_text(encoding="utf-8")
         parts = re.split("(<!-- ladder -->\n|<!-- /ladder -->)", text)
@@ -318,6 +318,109 @@ def ladder(arguments: Namespace) -> int:
     if arguments.plot:
         rungs.plot(results, arguments.plot)
     print(table)
+    return 0
+
+
+def peak(arguments: Namespace) -> int:
+    """Measure this machine: each multiplying instruction, one core and all, and the memory."""
+    from minires.profiling import machine
+    from minires.profiling.text import to_json
+
+    peaks, memory = machine.measure_machine()
+    for text in machine.warnings_about(peaks):
+        print(f"minires: {text}", file=sys.stderr)
+    if arguments.json:
+        measured = {"machine": machine.describe_machine(), "peaks": peaks, "memory": memory}
+        print(to_json(measured))
+    else:
+        print(machine.format_machine(peaks, memory))
+    return 0
+
+
+def roofline(arguments: Namespace) -> int:
+    """Put every layer on this machine's roofline; or judge what is claimed of other machines."""
+    import numpy as np
+
+    from minires import plots
+    from minires.api import resnet50
+    from minires.kernels.peak import peak
+    from minires.profiling import machine
+    from minires.profiling import roofline as roofs
+
+    if arguments.plot:
+        plots.check(arguments.plot)
+    if arguments.machine:
+        known = roofs.read_machines()
+        name = arguments.machine.lower()
+        asked = [m for m in known if name in ("all", m.name.lower())]
+        if not asked and not os.path.exists(arguments.machine):
+            names = ", ".join(m.name for m in known)
+            raise MiniresError(f"--machine {arguments.machine}: no such file; known are {names}")
+        asked = asked or roofs.read_machines(arguments.machine)
+        print(roofs.format_machines(asked))
+        if arguments.plot:
+            roofs.plot_machines(asked, arguments.plot)
+        return 0
+    shape = (arguments.batch, 3, *arguments.size)
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)  # speed asks for no picture
+    models = {p: resnet50(arguments.weights, p) for p in arguments.precisions}
+    layers = roofs.measure_layers(models, x)
+    for text in machine.warnings_about([peak(p) for p in models]):
+        print(f"minires: {text}", file=sys.stderr)
+    title = f"{' x '.join(map(str, shape))}, on {machine.describe_machine()}"
+    print(roofs.format_layers(layers, title))
+    if arguments.plot:
+        roofs.plot_layers(layers, arguments.plot, title)
+    return 0
+
+
+def profile(arguments: Namespace) -> int:
+    """Tell where an image's time goes, and where the 4x of INT8 goes."""
+    from minires import plots
+    from minires.api import resnet50
+    from minires.kernels.peak import peak
+    from minires.preprocess import preprocess
+    from minires.profiling import latency, machine, profiler, waterfall
+    from minires.profiling.text import to_json
+
+    if arguments.plot:
+        plots.check(arguments.plot)
+    if arguments.latency and arguments.trace:
+        raise MiniresError("--trace is of steps, and --latency of the whole way; give one of them")
+    try:
+        data = arguments.image.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{arguments.image}: cannot be opened ({error.strerror})") from error
+    preprocess(data)  # told before weights are looked for
+    models = {p: resnet50(arguments.weights, p) for p in arguments.precisions}
+    if arguments.latency:
+        found = [latency.measure_latency(model, data, arguments.runs) for model in models.values()]
+        text = to_json(found) if arguments.json else "\n\n".join(map(latency.format_latency, found))
+        print(text)
+        if arguments.plot:
+            latency.plot_latency(found, arguments.plot)
+        return 0
+    x = preprocess(data, next(iter(models.values())).meta["preset"])  # (1, 3, H, W)
+    profiles = profiler.profile_in_turns(models, x, arguments.runs)
+    for text in machine.warnings_about([peak(p) for p in models]):
+        print(f"minires: {text}", file=sys.stderr)
+    fall = None
+    if {"fp32", "int8"} <= models.keys():
+        fall = waterfall.measure_waterfall(models, data, arguments.group, arguments.runs)
+    if arguments.trace:
+        profiler.write_chrome_trace(arguments.trace, list(profiles.values()))
+    if arguments.plot:
+        if fall:
+            waterfall.plot_waterfall(fall, arguments.plot)
+        else:
+            next(iter(profiles.values())).plot(arguments.plot, arguments.group)
+    if arguments.json:
+        rows = [prof.to_json() for prof in profiles.values()]
+        print(to_json({"profiles": [json.loads(text) for text in rows], "waterfall": fall}))
+        return 0
+    print("\n\n".join(p.table(arguments.group, arguments.sort) for p in profiles.values()))
+    if fall:
+        print(f"\n{waterfall.format_waterfall(fall)}")
     return 0
 
 
@@ -381,6 +484,25 @@ COMMANDS = {
     ),
     "summary": Command(summary, ("--weights|--classes", "--precision", "--size", "--batch")),
     "ladder": Command(ladder, ("--precisions", "--plot", "--update")),
+    "profile": Command(
+        profile,
+        (
+            "image",
+            "--weights",
+            "--precisions",
+            "--group",
+            "--sort",
+            "--runs",
+            "--latency",
+            "--plot",
+            "--trace",
+            "--json",
+        ),
+    ),
+    "peak": Command(peak, ("--json",)),
+    "roofline": Command(
+        roofline, ("--weights|--machine", "--precisions", "--size", "--batch", "--plot")
+    ),
     "weights": Command(weights, ("action", "name")),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -414,8 +536,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
                         nargs=2),
     "--batch": _at_least(1, 1, "N", "how many images: %(default)s unless given"),
     "--precisions": {"nargs": "+", "choices": ("fp32", "int8", "bf16"), "default": ("fp32", "int8"),
-                     "help": "whose ladders: fp32 and int8 unless given"},
-    "--plot": {"metavar": "FILE", "help": "draw them too: a .png, .svg or .pdf file"},
+                     "help": "fp32 and int8 unless given"},
+    "image": {"type": Path, "help": "a photograph"},
+    "--group": {"choices": ("phase", "step", "operator", "block", "stage"), "default": "stage",
+                "help": "what makes a row: %(default)s unless given"},
+    "--sort": {"choices": ("order", "time", "calls", "macs", "bytes", "gops", "intensity", "name"),
+               "default": "order", "help": "%(default)s, that of running, unless given"},
+    "--runs": _at_least(1, 30, "N", "how many runs are measured: %(default)s unless given"),
+    "--latency": {"action": "store_true", "help": "time the whole way instead, from the file's "
+                  "bytes to the label, and throughput by batch"},
+    "--trace": {"type": Path, "metavar": "FILE", "help": "write a .json that Perfetto opens"},
+    "--machine": {"metavar": "NAME|all|FILE", "help": "judge this one by its papers: a name that "
+                  "is known, all of these, or a .toml file of your own"},
+    "--plot": {"metavar": "FILE", "help": "draw it too: a .png, .svg or .pdf file"},
     "--update": {"type": Path, "metavar": "FILE", "help": "put the table between the marks <!-- "
                  "ladder --> and <!-- /ladder --> of a Markdown file"},
     "action": {"choices": ("list", "path", "fetch", "verify")},

@@ -115,10 +115,10 @@ def input_f32(layer: Layer, _: None, x: Array) -> Array:
 
 
 def conv_f32(layer: Layer, p: FloatParams, x: Array, residual: Array | None = None,
-             gemm: Gemm = ref.gemm_f32_ref) -> Array:  # fmt: skip
+             gemm: Gemm | None = None) -> Array:  # fmt: skip
     """Convolve: im2col, a GEMM, and an epilogue of bias, residual and ReLU."""
     columns = ref.im2col_ref(x, layer.kernel, layer.kernel, layer.stride, layer.padding)  # (M, K)
-    y = gemm(columns, p.weight.T)  # (M, N)
+    y = (gemm or ref.gemm_f32_ref)(columns, p.weight.T)  # (M, N)
     y += p.bias
     if residual is not None:
         y += residual.reshape(y.shape)  # (M, N)
@@ -157,11 +157,11 @@ def input_int8(layer: Layer, _: None, x: Array) -> Array:
 
 
 def conv_int8(layer: Layer, p: Int8Params, x: Array, residual: Array | None = None,
-              gemm: Gemm = ref.gemm_u8s8_ref) -> Array:  # fmt: skip
+              gemm: Gemm | None = None) -> Array:  # fmt: skip
     """Convolve as in FP32, but in integers, with the requantization as the epilogue."""
     kernel, y = layer.kernel, y_qparams(layer)
     columns = ref.im2col_ref(x, kernel, kernel, layer.stride, layer.padding, p.x.zero_point)
-    acc_s32 = gemm(columns, p.w_s8.T) + p.bias_s32  # (M, N)
+    acc_s32 = (gemm or ref.gemm_u8s8_ref)(columns, p.w_s8.T) + p.bias_s32  # (M, N)
     m = p.x.scale * p.w_scale / y.scale
     shortcut = None
     if residual is not None:

@@ -5,11 +5,13 @@ block's stride from its first 1x1 to its 3x3 convolution, as torchvision does.
 """
 
 from collections.abc import Iterator, Mapping
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minires import layers as ops
 from minires.apart import OPERATORS_APART, take_apart
 from minires.errors import MiniresError
+from minires.hooks import Record
 from minires.layers import Array, Layer, Operator, Shape
 from minires.preprocess import check_input
 from minires.rounded import bfloat16, simulated
@@ -129,17 +131,15 @@ class ResNet50:
     ----------
     backend : str
         "numpy", where `OPERATORS` compute, or "numba", where kernels/ does.
+    record : callable or None
+        Told when each step has run, as a profile wants it: see `minires.hooks.Record`.
     """
 
     backend = "numpy"
+    record: Record | None = None
 
-    def __init__(
-        self,
-        layers: list[Layer],
-        params: Mapping[str, Any],
-        precision: str = "fp32",
-        meta: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, layers: list[Layer], params: Mapping[str, Any], precision: str = "fp32",
+                 meta: Mapping[str, Any] | None = None) -> None:  # fmt: skip
         self.layers = layers
         self.params = params
         self.precision = precision
@@ -189,7 +189,7 @@ class ResNet50:
         """
         if self.backend == "numba" and fused and not any(layer.hooks for layer in self.layers):
             check_input(x)
-            return self._engine(x)
+            return self._engine(x, self.record)
         output = x
         for step in self.steps(x, fused):
             output = step.output
@@ -213,17 +213,17 @@ class ResNet50:
             raise MiniresError(f"fused=False walks an fp32 network; this one is {self.precision}")
         layers, params = (self.layers, self.params) if fused else (self.apart, self.apart_params)
         operators = OPERATORS[self.precision]
-
-        def compute(layer: Layer, *inputs: Array) -> Array:
-            if self.backend == "numba" and fused:
-                return self._engine.run(x.shape, layer, *inputs)
-            return operators[layer.op](layer, params.get(layer.name), *inputs)
-
         last_reader = {name: layer for layer in layers for name in layer.inputs}
         outputs: dict[str, Array] = {}
         for layer in layers:
             inputs = tuple(outputs[name] for name in layer.inputs) or (x,)
-            output = compute(layer, *inputs)
+            started = perf_counter()
+            if self.backend == "numba" and fused:
+                output = self._engine.run(x.shape, layer, *inputs)
+            else:
+                output = operators[layer.op](layer, params.get(layer.name), *inputs)
+            if self.record:
+                self.record(layer, x.shape, started, perf_counter())
             for handle in list(layer.hooks):
                 replacement = handle.hook(layer, inputs, output)
                 output = output if replacement is None else replacement

@@ -517,3 +517,66 @@ def test_the_choices_are_what_there_is() -> None:
     assert set(OPTIONS["--precision"]["choices"]) == set(OPERATORS)
     assert OPTIONS["--backend"]["choices"] == api.BACKENDS
     assert OPTIONS["--observer"]["choices"] == tuple(OBSERVERS)
+
+
+# What is measured: that it is told, not how fast it is
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("profile none.jpg", "none.jpg: cannot be opened"),
+        ("profile labels.csv", "not an image"),
+        ("profile b.png --plot plot.txt", ".png, .svg or .pdf"),
+        ("profile b.png --plot none/plot.png", "folder"),
+        ("profile b.png --latency --trace trace.json", "one of them"),
+        ("roofline --machine Abacus", "Tesla V100"),
+        ("roofline --machine labels.csv", "not TOML"),
+        ("roofline --plot plot.gif", ".png, .svg or .pdf"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before(
+    words: str, named: str, photographs: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "--plot" in words:
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    monkeypatch.chdir(photographs)
+    assert main(words.split()) == 1
+    assert named in complaint(capsys)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_profile_is_tables_and_a_trace(
+    photographs: Path, model: api.ResNet50, capsys: Capture
+) -> None:
+    model.backend = "numba"
+    trace = photographs / "trace.json"
+    image = str(photographs / "b.png")
+    assert main(["profile", image, "--precisions", "fp32", "--runs", "1", "--trace", str(trace),
+                 "--group", "operator", "--sort", "macs"]) == 0  # fmt: skip
+    out = capsys.readouterr().out
+    assert out.splitlines()[3].split()[0] == "conv"
+    assert "conv 7x7/2" in out
+    assert json.loads(trace.read_text("utf-8"))["traceEvents"]
+    assert main(["profile", image, "--precisions", "fp32", "--runs", "1", "--json"]) == 0
+    (of_fp32,) = json.loads(capsys.readouterr().out)["profiles"]
+    assert of_fp32["precision"] == "fp32"
+    assert main(["profile", image, "--precisions", "fp32", "--runs", "2", "--latency"]) == 0
+    assert "p99" in capsys.readouterr().out
+
+
+def test_the_machines_of_2019_are_judged(capsys: Capture) -> None:
+    assert main(["roofline", "--machine", "tesla v100"]) == 0
+    assert "7636" in capsys.readouterr().out
+    assert main(["roofline", "--machine", "all"]) == 0
+    assert "Xeon Platinum 9282" in capsys.readouterr().out
+
+
+def test_the_peak_is_told(capsys: Capture) -> None:
+    assert main(["peak"]) == 0
+    out = capsys.readouterr().out
+    assert "arithmetic" in out
+    assert "memory" in out
+    assert main(["peak", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["peaks"][0]["gops"] > 0

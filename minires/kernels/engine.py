@@ -8,11 +8,13 @@ away, and no im2col matrix is ever written: im2col is implicit in the addresses.
 import math
 import threading
 from collections.abc import Mapping
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minires.errors import MiniresError
+from minires.hooks import Record
 from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
 from minires.kernels.prepack import aligned, prepack
 from minires.kernels.simd import ISA, choose_isa
@@ -98,13 +100,15 @@ class Engine:
         }
         self.plans: dict[Shape, Plan] = {}
 
-    def __call__(self, x: Array) -> Array:
-        """Run the whole network in one go.
+    def __call__(self, x: Array, record: Record | None = None) -> Array:
+        """Run the whole network in one go, or step by step where each is to be timed.
 
         Parameters
         ----------
         x : ndarray
             (N, 3, H, W) float32.
+        record : callable, optional
+            Told of each step; its shape is that of the images that go through together.
 
         Returns
         -------
@@ -119,7 +123,13 @@ class Engine:
                 part = x[start : start + images]
                 plan = self._plan(part.shape)
                 plan.program[0]["x"] = part.ctypes.data
-                self.execute(plan.program, 0, len(plan.program), self.threads or get_num_threads())
+                threads = self.threads or get_num_threads()
+                steps = 1 if record else len(plan.program)
+                for first in range(0, len(plan.program), steps):
+                    started = perf_counter()
+                    self.execute(plan.program, first, first + steps, threads)
+                    if record:
+                        record(self.layers[first], part.shape, started, perf_counter())
                 logits[start : start + images] = plan.logits[:, : logits.shape[1]]
         return logits
 
@@ -163,6 +173,22 @@ class Engine:
                 return plan.logits[:, : layer.out_c].copy()
             y = self._widen(plan.buffers[layer.name].inner)
             return y[:, 0, 0] if layer.op == "avgpool" else y
+
+    def time_step(self, program: Array, at: int) -> float:
+        """Run one step on what lies in the buffers, and tell the seconds it took.
+
+        Parameters
+        ----------
+        program : ndarray
+            Of `STEP`: that of one of this engine's plans, or a changed copy of it.
+        at : int
+            Which step.
+        """
+        threads = self.threads or get_num_threads()
+        with ONE_AT_A_TIME:
+            started = perf_counter()
+            self.execute(program, at, at + 1, threads)
+            return perf_counter() - started
 
     def _narrow(self, x: Array) -> Array:
         """Bring an activation, or a weight, from the form that layers.py knows to memory's."""

@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from minires import plots
 from minires.errors import MiniresError
 from minires.kernels import ladder_f32, ladder_u8s8
 from minires.kernels.engine import Engine
-from minires.kernels.simd import ISA, ISAS, choose_isa, spin
+from minires.kernels.peak import best_instruction, measure_peak
+from minires.kernels.simd import ISA, ISAS, choose_isa
 from minires.kernels.threads import get_num_threads
 from minires.layers import Array, FloatParams, Int8Params, Layer
 from minires.model import OPERATORS
@@ -202,33 +203,6 @@ def check(y: Array, expected: Array, layer: Layer, precision: str) -> None:
         raise MiniresError(f"a rung of the {precision} ladder is wrong by {error:g}; report this")
 
 
-def peak(precision: str, threads: int = 1) -> float:
-    """Measure the best that multiplying and adding in registers reaches, in 10^9 a second.
-
-    Parameters
-    ----------
-    precision : str
-        As for `rungs`. In INT8 without VNNI it is that of vpmaddubsw, which saturates.
-    threads : int
-        How many cores: one is measured, the others are taken to be as fast.
-    """
-    isa = choose_isa()
-    kind, products = {"fp32": ("f32", 1), "int8": ("u8s8", 4), "bf16": ("bf16", 2)}[precision]
-    instruction = isa.instructions[kind]
-    instruction = "vpmaddubsw" if instruction == "vpmaddwd" else instruction
-    sums, count = 12 if isa.lanes > 4 else 8, 2**22
-    spec = f"{instruction}/{isa.lanes}/{sums}"
-
-    @njit(nogil=True)
-    def run(operands: int, count: int) -> None:
-        spin(spec, operands, count)
-
-    operands = np.zeros(3 * isa.lanes, np.float32)
-    run(operands.ctypes.data, 1)
-    seconds = min(_times(lambda: run(operands.ctypes.data, count), 7))
-    return 2 * products * isa.lanes * sums * count / seconds / 1e9 * threads
-
-
 def _times(run: Callable[[], Any], rounds: int) -> list[float]:
     times = []
     for _ in range(rounds):
@@ -258,7 +232,8 @@ def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
     found = [(rung, rung.prepare(layer, p)) for rung in rungs(precision)]
     for _, run in found:
         check(run(x), expected, layer, precision)
-    best = peak(precision)
+    isa, threads = choose_isa(), 1
+    best = measure_peak(best_instruction(precision, isa), isa, threads).gops
     times: list[list[float]] = [[] for _ in found]
     for i in range(rounds):
         for of_rung, (_, run) in zip(times, found, strict=True):
@@ -268,7 +243,8 @@ def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
                 while time.perf_counter() < start + WARM_UP:
                     run(x)
                 of_rung += _times(functools.partial(run, x), 3)
-    best = max(best, peak(precision))  # before and after: the machine may have been busy
+    again = measure_peak(best_instruction(precision, isa), isa, threads).gops
+    best = max(best, again)  # before and after: the machine may have been busy
     for of_rung, (rung, _) in zip(times, found, strict=True):
         low, seconds, high = np.percentile(of_rung, [25, 50, 75])
         gops = 2 * layer.macs(expected.shape) / seconds / 1e9
@@ -308,16 +284,17 @@ def plot(results: dict[str, list[Result]], path: str) -> None:
     path : str
         The picture's file: its suffix chooses the format.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 1 + 0.3 * max(map(len, results.values()))), layout="constrained")
-    for axes, (precision, climbed) in zip(
-        figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True
-    ):
-        top = max(r.gops / r.share for r in climbed)
-        names = [r.rung.name for r in climbed]
-        axes.barh(names, [r.gops for r in climbed], color="tab:blue")
-        axes.set(title=precision, xlabel="10⁹ operations a second; the axis ends at the peak")
-        axes.set_xlim(0, top)
-        axes.invert_yaxis()
-    figure.savefig(path, dpi=120)
+    with plots.figure(
+        path,
+        f"{LAYER.name}, {LAYER.kernel}x{LAYER.kernel} convolution of {SHAPE}",
+        height=1.2 + 0.3 * max(map(len, results.values())),
+        columns=len(results),
+    ) as drawn:
+        for axes, (precision, climbed) in zip(np.atleast_1d(drawn), results.items(), strict=True):
+            top = max(r.gops / r.share for r in climbed)
+            names = [r.rung.name for r in climbed]
+            axes.barh(names, [r.gops for r in climbed], color=plots.COLORS[precision])
+            axes.set(title=precision, xlabel="10⁹ operations a second; the axis ends at the peak")
+            axes.set_xlim(0, top)
+            axes.invert_yaxis()
+            axes.grid(axis="y", visible=False)

@@ -108,6 +108,13 @@ FORMATS = {
 }  # fmt: skip
 
 
+# For study: what is left of a convolution without its epilogue. Its outputs mean nothing.
+FORMATS |= {
+    f"{precision}, plain store": FORMATS[precision]._replace(epilogue=f"plain store of {stored}")
+    for precision, stored in [("fp32", "float32"), ("int8", "u8")]
+}
+
+
 def source_hash() -> str:
     """Hash the files of this folder."""
     files = sorted(Path(__file__).parent.glob("*.py"))

@@ -340,6 +340,11 @@ def _dequantize(builder: Builder, acc: Value, p: Columns, residual: Value | None
     return builder.fmul(builder.sitofp(builder.add(acc, p.bias), p.m.type), p.m)
 
 
+def _store_as_is(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
+    """Store as many bytes as the activation has, and compute nothing: what an epilogue costs."""
+    return builder.trunc(acc, ir.VectorType(I8, acc.type.count)) if acc.type.element == I32 else acc
+
+
 def _store_sums(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
     """Leave the sums as they are: the matrix product alone."""
     return acc
@@ -360,6 +365,8 @@ EPILOGUES = {
     "requantize": Epilogue(_requantize, I32, I8),
     "dequantize": Epilogue(_dequantize, I32, I8),
     "store": Epilogue(_store_sums, I32, I8),
+    "plain store of u8": Epilogue(_store_as_is, I32, I8),
+    "plain store of float32": Epilogue(_store_as_is, F32, F32),
 }
 
 SCALARS = {  # of an epilogue, in the order that a microkernel takes them
@@ -498,6 +505,16 @@ def _tile(
                     builder.store(value, builder.inttoptr(at, POINTER), align=1)
 
 
+CHAIN = 16  # instructions, each of which waits for the one before and takes one cycle
+
+
+def _chain(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Make a clock of dependent additions and exclusive ors, which nothing can shorten."""
+    for _ in range(CHAIN // 2):
+        acc = builder.xor(builder.add(acc, a), b)
+    return acc
+
+
 @intrinsic(prefer_literal=True)
 def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
     """Do nothing but multiply and add, in registers: the peak, as called from compiled code.
@@ -505,14 +522,15 @@ def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
     Parameters
     ----------
     spec : str literal
-        Instruction, lanes, and how many sums run beside each other, between slashes.
+        Instruction, or "chain", lanes, and how many sums run beside each other, between slashes.
     operands : int64
         Address of two vectors, which are loaded once, and room for one more.
     count : int64
         How often each sum is added to.
     """
     instruction, lanes, sums = spec.literal_value.split("/")
-    multiply_add, bits = MULTIPLY_ADD[instruction], ir.VectorType(I32, int(lanes))
+    multiply_add = _chain if instruction == "chain" else MULTIPLY_ADD[instruction]
+    bits = ir.VectorType(I32, int(lanes))
     kind = ir.VectorType(F32 if "fma" in instruction or "bf16" in instruction else I32, int(lanes))
 
     def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:

@@ -11,7 +11,7 @@ import pytest
 from minires.cli import main
 from minires.errors import MiniresError
 from minires.kernels import ladder
-from minires.kernels.ladder import LAYER, Result, check, climb, format_table, peak, problem, rungs
+from minires.kernels.ladder import LAYER, Result, check, climb, format_table, problem, rungs
 from minires.layers import Layer
 from minires.model import OPERATORS
 
@@ -84,12 +84,6 @@ def test_a_wrong_rung_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "rungs", lambda precision: [right[0], wrong])
     with pytest.raises(MiniresError, match="wrong"):
         list(climb("fp32", rounds=1))
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_peak_is_a_rate(precision: str) -> None:
-    assert 0.1 < peak(precision) < 100_000
-    assert peak(precision, threads=2) > 0
 
 
 def test_the_plot_is_a_picture(tmp_path: Any) -> None:

@@ -1,0 +1,5 @@
+"""Where the time goes: profiles, this machine's peak, rooflines, the waterfall and latency."""
+
+from minires.profiling.profiler import Event, Profile, Row, profile
+
+__all__ = ["Event", "Profile", "Row", "profile"]

@@ -1,0 +1,154 @@
+"""The machine that a measurement was made on: its name, its roofs, and whether it is quiet."""
+
+import os
+import platform
+from pathlib import Path
+from typing import NamedTuple
+
+from minires.kernels.peak import (
+    Bandwidth,
+    Peak,
+    bandwidths,
+    instructions,
+    measure_bandwidths,
+    measure_peak,
+    peak,
+)
+from minires.kernels.simd import choose_isa
+from minires.kernels.threads import get_num_threads
+from minires.profiling.text import format_columns
+
+WIDE_SPREAD = 0.1  # of a median: from here on a reader is warned
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # of a Linux container: quota and period
+WANTED = {"vdpbf16ps": "avx512bf16", "vpdpbusd": "avx512vnni or avxvnni"}
+
+
+class Roofs(NamedTuple):
+    """What bounds a precision on this machine: the roofline's roofs."""
+
+    peak: float  # 10^9 operations a second, on all threads
+    memory: list[Bandwidth]  # from the fastest level to the slowest
+
+    def level(self, size: float) -> Bandwidth:
+        """Find the first level of the memory that holds so many bytes; each was read by halves."""
+        holds = (b for b in self.memory if size <= 2 * b.size * b.threads)
+        return next(holds, self.memory[-1])
+
+
+def measure_roofs(precision: str) -> Roofs:
+    """Measure the roofs of a precision, once in a process.
+
+    Parameters
+    ----------
+    precision : str
+        fp32, bf16, int8 or int8-simulated.
+    """
+    return Roofs(peak(precision).all_gops, bandwidths())
+
+
+def describe_machine() -> str:
+    """Say in a line what measures: the CPU, the instruction set that is used, the threads."""
+    name = platform.processor() or platform.machine()
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        names = [line.partition(":")[2] for line in info.splitlines() if "model name" in line]
+        name = names[0].strip() if names else name
+    except OSError:
+        pass  # not Linux
+    threads = get_num_threads()
+    return f"{name}, {choose_isa().name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def cpu_quota() -> float | None:
+    """Tell how many cores' time a container allows this process; None where it sets no limit."""
+    try:
+        quota, period = CPU_MAX.read_text(encoding="ascii").split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def warnings_about(peaks: list[Peak]) -> list[str]:
+    """List what makes figures of this machine doubtful.
+
+    Parameters
+    ----------
+    peaks : list of Peak
+        What was measured just now.
+
+    Returns
+    -------
+    list of str
+        A sentence each; empty on a quiet machine.
+    """
+    found = []
+    widest = max((p.spread for p in peaks), default=0.0)
+    if widest > WIDE_SPREAD:
+        found.append(
+            f"the same instruction's speed varied by {widest:.0%}: the clock drifts or others use "
+            "the machine, so expect as much of all figures"
+        )
+    quota, cores = cpu_quota(), os.cpu_count() or 1
+    if quota is not None and quota < get_num_threads():
+        found.append(
+            f"a container's quota allows {quota:g} of {cores} cores' time: threads beyond that "
+            "wait; OMP_NUM_THREADS sets how many there are"
+        )
+    return found
+
+
+def measure_machine() -> tuple[list[Peak], list[Bandwidth]]:
+    """Measure all that this CPU multiplies with, and how fast its memory is read."""
+    isa = choose_isa()
+    peaks = [measure_peak(instruction, isa) for instruction in instructions(isa)]
+    return peaks, measure_bandwidths()
+
+
+def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
+    """Lay out each instruction's peak beside the arithmetic, the bandwidths, and the loops timed.
+
+    Parameters
+    ----------
+    peaks, memory : list
+        From `measure_machine`.
+
+    Returns
+    -------
+    str
+        Two tables, then the inner loops as the assembler would take them, AT&T style.
+    """
+    fp32 = next((p for p in peaks if p.instruction.precision == "fp32"), None)
+    rows, arithmetic = [], []
+    for p in peaks:
+        rows.append([
+            p.instruction.name, p.instruction.precision, f"{p.gops:.1f}",
+            f"{p.gops / fp32.gops:.2f}x" if fp32 else "", f"{p.arithmetic:.1f}",
+            f"{p.gops / p.arithmetic:.0%}", f"{p.spread:.1%}", f"{p.all_gops:.1f}",
+            f"{p.all_gops / p.gops:.2f}x",
+        ])  # fmt: skip
+        arithmetic.append(
+            f"  {p.instruction.name}: {p.lanes} lanes x {p.instruction.products} x 2 x "
+            f"{p.likely_rate:.3g} a cycle (measured: {p.rate:.2f}) x {p.clock:.2f} GHz"
+        )
+    missing = [
+        f"  {name}: not on this CPU, or not allowed; it would want {wanted}"
+        for name, wanted in WANTED.items()
+        if name not in {p.instruction.name for p in peaks}
+    ]
+    threads = peaks[0].threads
+    head = ["instruction", "precision", "GOP/s", "of fp32", "arithmetic", "reached", "spread",
+            f"{threads} threads", "of one"]  # fmt: skip
+    levels = [
+        [b.level, f"{b.size / 1024:.0f}", f"{b.one:.1f}", f"{b.all:.1f}", f"{b.all / b.one:.2f}x"]
+        for b in memory
+    ]
+    bands = format_columns(["read from", "KiB", "GB/s", f"{threads} threads", "of one"], levels)
+    loops = [f"{p.instruction.name}, what was timed:\n{p.assembly}" for p in peaks]
+    return "\n\n".join([
+        f"{describe_machine()}: registers only, no loads",
+        format_columns(head, rows),
+        "\n".join(["arithmetic = lanes x products x 2 x rate x clock, of one core:", *arithmetic,
+                   *missing]),
+        bands,
+        *loops,
+    ])  # fmt: skip

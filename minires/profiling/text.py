@@ -1,0 +1,56 @@
+"""What was measured as text: tables whose columns are as wide as need be, and JSON."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def format_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table, its first column to the left and all others to the right.
+
+    Parameters
+    ----------
+    head : sequence of str
+        The columns' names.
+    rows : sequence of sequence of str
+        As many cells as there are columns.
+
+    Returns
+    -------
+    str
+        A line of names, a rule, and a line a row.
+    """
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for cells in (head, ["-" * width for width in widths], *rows):
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join([cells[0].ljust(widths[0]), *padded[1:]]).rstrip())
+    return "\n".join(lines)
+
+
+def to_json(measured: Any) -> str:
+    """Write measurements as JSON: named tuples as objects, arrays as lists.
+
+    Parameters
+    ----------
+    measured : object
+        Of dicts, lists, tuples, arrays, strings and numbers.
+
+    Returns
+    -------
+    str
+        With an indentation of two.
+    """
+    return json.dumps(_plain(measured), indent=2)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,302 @@
+"""Where the 4x goes: from a quarter of FP32's time to INT8's, part by part.
+
+INT8's peak is at most four times FP32's. So a part that keeps all of it takes a quarter of its
+FP32 time; what it takes beyond that is a bar of the waterfall, and the bars add up to
+T_int8 - T_fp32 / 4 exactly. Why the convolutions exceed their quarter is measured apart, by
+ablation: the same layers without what is in question.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minires import plots
+from minires.kernels.engine import Engine
+from minires.kernels.peak import peak
+from minires.layers import Array
+from minires.model import ResNet50
+from minires.preprocess import Preset, load_image, normalize, resize_and_crop
+from minires.profiling.machine import describe_machine
+from minires.profiling.profiler import profile
+from minires.profiling.text import format_columns
+from minires.summary import summarize
+
+REST = "between the steps"
+SHORT = 20e-6  # seconds: of two times below this, the ratio is noise
+PREPROCESSING = ("decode", "resize", "normalize")
+
+
+class Part(NamedTuple):
+    """What a part takes in both precisions, in seconds."""
+
+    name: str
+    fp32: float
+    int8: float
+
+    @property
+    def excess(self) -> float:
+        """The bar: its INT8 time less a quarter of its FP32 time."""
+        return self.int8 - self.fp32 / 4
+
+
+class Waterfall(NamedTuple):
+    """Where the 4x went."""
+
+    title: str
+    whole: Part
+    spread: Part  # third quartile less first
+    parts: list[Part]  # they add up to the whole
+    ablation: list[tuple[str, float]]  # seconds of the convolutions' excess, by cause
+    preprocessing: dict[str, float]  # seconds: decode, resize, normalize
+    others: dict[str, float]  # seconds of the whole in other precisions
+
+
+def time_preprocessing(data: bytes, preset: Preset) -> tuple[Array, dict[str, float]]:
+    """Bring a file's bytes to the network's input, and time each step of that.
+
+    Parameters
+    ----------
+    data : bytes
+        The file's.
+    preset : Preset
+        How the network wants its images.
+
+    Returns
+    -------
+    x : ndarray
+        (1, 3, H, W) float32.
+    seconds : dict
+        Of decode, resize (with the crop) and normalize.
+    """
+    times = [time.perf_counter()]
+    image = load_image(data)
+    times.append(time.perf_counter())
+    crop_u8 = resize_and_crop(image, preset)
+    times.append(time.perf_counter())
+    x = normalize(crop_u8, preset)[np.newaxis]
+    times.append(time.perf_counter())
+    return x, dict(zip(PREPROCESSING, np.diff(times).tolist(), strict=True))
+
+
+def measure_waterfall(
+    models: Mapping[str, ResNet50], data: bytes, group: str = "stage", rounds: int = 30
+) -> Waterfall:
+    """Time two precisions in turns, whole and by parts, and what lies behind the difference.
+
+    Parameters
+    ----------
+    models : mapping
+        Compiled networks by precision: fp32, int8, and others to be told beside them.
+    data : bytes
+        An image file's.
+    group : str
+        What makes a part: stage, block, operator or step, as for a profile.
+    rounds : int
+        How often each is run, whole and by parts.
+
+    Returns
+    -------
+    Waterfall
+        Of medians.
+    """
+    preset = models["fp32"].meta["preset"]
+    x, _ = time_preprocessing(data, preset)
+    whole: dict[str, list[float]] = {precision: [] for precision in models}
+    parts: dict[str, list[dict[str, float]]] = {precision: [] for precision in models}
+    before: list[dict[str, float]] = []
+    for _ in range(rounds + 2):
+        before.append(time_preprocessing(data, preset)[1])
+        for precision, model in models.items():
+            started = time.perf_counter()
+            model(x)
+            whole[precision].append(time.perf_counter() - started)
+            with profile(model) as prof:
+                model(x)
+            parts[precision].append({row.name: row.seconds for row in prof.rows(group)})
+    # The first two rounds laid out the buffers and woke the threads.
+    before = before[2:]
+    whole = {precision: times[2:] for precision, times in whole.items()}
+    parts = {precision: times[2:] for precision, times in parts.items()}
+    quartiles = {p: np.percentile(times, [25, 50, 75]) for p, times in whole.items()}
+    middle = {p: float(q[1]) for p, q in quartiles.items()}
+
+    def median(precision: str, name: str) -> float:
+        return float(np.median([times[name] for times in parts[precision]]))
+
+    found = [Part(n, median("fp32", n), median("int8", n)) for n in parts["int8"][0]]
+    rest = (middle[p] - sum(getattr(part, p) for part in found) for p in ("fp32", "int8"))
+    wide = {p: float(q[2] - q[0]) for p, q in quartiles.items()}
+    shape = " x ".join(map(str, x.shape))
+    return Waterfall(
+        f"{shape}, {models['int8'].meta['name']}, on {describe_machine()}",
+        Part("whole", middle["fp32"], middle["int8"]),
+        Part("spread", wide["fp32"], wide["int8"]),
+        [*found, Part(REST, *rest)],
+        ablate(models, x, rounds),
+        {name: float(np.median([b[name] for b in before])) for name in PREPROCESSING},
+        {p: middle[p] for p in models if p not in ("fp32", "int8")},
+    )
+
+
+def ablate(models: Mapping[str, ResNet50], x: Array, rounds: int) -> list[tuple[str, float]]:
+    """Find what the convolutions' excess is made of, by leaving things out.
+
+    Parameters
+    ----------
+    models : mapping
+        With fp32 and int8.
+    x : ndarray
+        (N, 3, H, W) float32.
+    rounds : int
+        How often each layer is run in each way.
+
+    Returns
+    -------
+    list of (str, float)
+        Seconds of the excess by cause: instruction (the peaks' ratio is not 4; arithmetic from
+        the measured peaks), epilogue (against a plain store of the result), edges (against full
+        tiles alone), and what none of them explains. They add up.
+    """
+    convs, epilogue, edges = {}, {}, {}
+    for precision in ("fp32", "int8"):
+        model = models[precision]
+        full, plain = (
+            Engine(model.layers, model.params, name)
+            for name in (precision, f"{precision}, plain store")
+        )
+        for engine in (full, plain):
+            engine(x)  # lays out the buffers
+        program, bare = (engine.plans[x.shape].program for engine in (full, plain))
+        whole_tiles = program.copy()
+        steps = [i for i, layer in enumerate(model.layers) if layer.op == "conv"]
+        shapes = [
+            row.output_shape for row in summarize(model.layers, x.shape[2], x.shape[3], len(x))
+        ]
+        M = np.array([np.prod(shapes[i][:3]) for i in steps])
+        tiles = np.maximum(1, M // full.rows)
+        for i, rows in zip(steps, tiles, strict=True):
+            whole_tiles[i]["rows"] = rows
+            whole_tiles[i]["block"] = min(rows, program[i]["block"])
+        times = np.empty((3, len(steps), rounds))
+        for r in range(rounds):
+            for j, i in enumerate(steps):
+                for way, (engine, ran) in enumerate(
+                    [(full, program), (plain, bare), (full, whole_tiles)]
+                ):
+                    times[way, j, r] = engine.time_step(ran, i)
+        normal, stored, inner = np.median(times, axis=2)
+        convs[precision] = normal.sum()
+        epilogue[precision] = (normal - stored).sum()
+        # What full tiles would take for all rows; where there is less than one, nothing is known.
+        edges[precision] = (normal - inner * M / (tiles * full.rows))[full.rows <= M].sum()
+    ratio = peak("int8").all_gops / peak("fp32").all_gops
+    bare_fp32 = convs["fp32"] - epilogue["fp32"] - edges["fp32"]
+    causes = [
+        (f"instruction: the peak is {ratio:.2f}x", bare_fp32 * (1 / ratio - 1 / 4)),
+        ("epilogue", epilogue["int8"] - epilogue["fp32"] / 4),
+        ("edges of tiles", edges["int8"] - edges["fp32"] / 4),
+    ]
+    excess = convs["int8"] - convs["fp32"] / 4
+    causes.append(("unexplained", excess - sum(seconds for _, seconds in causes)))
+    return [(name, float(seconds)) for name, seconds in causes]
+
+
+def format_waterfall(fall: Waterfall) -> str:
+    """Lay the waterfall out as text, in milliseconds.
+
+    Parameters
+    ----------
+    fall : Waterfall
+        From `measure_waterfall`.
+
+    Returns
+    -------
+    str
+        The parts, the causes behind the convolutions' excess, and the whole application.
+    """
+
+    def ms(seconds: float) -> str:
+        return f"{1e3 * seconds:.3f}"
+
+    def row(part: Part) -> list[str]:
+        ratio = f"{part.fp32 / part.int8:.2f}x" if min(part.fp32, part.int8) > SHORT else ""
+        return [part.name, ms(part.fp32), ms(part.fp32 / 4), ms(part.int8), ms(part.excess), ratio]
+
+    whole, spread = fall.whole, fall.spread
+    head = ["milliseconds", "fp32", "a quarter", "int8", "excess", "ratio"]
+    lines = [fall.title, format_columns(head, [*map(row, fall.parts), row(whole)])]
+    lines.append(
+        f"spread of the whole, third quartile less first: fp32 {ms(spread.fp32)}, int8 "
+        f"{ms(spread.int8)}"
+    )
+    lines += [
+        f"{p}: {ms(t)}, {whole.fp32 / t:.2f}x as fast as fp32" for p, t in fall.others.items()
+    ]
+    lines += ["", "Why the convolutions take more than a quarter (ablation, each layer by itself):"]
+    excess = sum(seconds for _, seconds in fall.ablation)
+    rows = [[cause, ms(seconds), f"{seconds / excess:.0%}"] for cause, seconds in fall.ablation]
+    lines.append(format_columns(["cause", "ms", "of excess"], [*rows, ["excess", ms(excess), ""]]))
+    before = sum(fall.preprocessing.values())
+    lines += ["", "With what comes before the network, which no precision changes:"]
+    lines.append("  " + ", ".join(f"{n} {ms(t)}" for n, t in fall.preprocessing.items()))
+    decode, network = fall.preprocessing["decode"], whole.fp32 / whole.int8
+    for name, time_before in [("decoding alone", decode), ("all of it", before)]:
+        now, ideal = (
+            (whole.fp32 + time_before) / (int8 + time_before)
+            for int8 in (whole.int8, whole.fp32 / 4)
+        )
+        lines.append(
+            f"  {name}: {network:.2f}x becomes {now:.2f}x, and a full 4x would become {ideal:.2f}x"
+        )
+    return "\n".join(lines)
+
+
+def plot_waterfall(fall: Waterfall, path: str | os.PathLike[str]) -> None:
+    """Draw the waterfall, and the causes behind it; needs matplotlib.
+
+    Parameters
+    ----------
+    fall : Waterfall
+        From `measure_waterfall`.
+    path : path-like
+        The picture's file: its suffix chooses the format.
+    """
+    whole, quarter = fall.whole, fall.whole.fp32 / 4
+    steps = [("fp32 / 4", quarter, "tab:blue")]
+    steps += [(part.name, part.excess, "tab:orange") for part in fall.parts[:-1]]
+    steps += [(REST, fall.parts[-1].excess, "0.6"), ("int8", whole.int8, "tab:blue")]
+    steps += [(name, seconds, "tab:green") for name, seconds in fall.preprocessing.items()]
+    convs = [(n, s, "0.6" if n == "unexplained" else "tab:red") for n, s in fall.ablation]
+    title = f"Where the 4x goes: {fall.title}"
+    with plots.figure(path, title, width=11, height=4.6, columns=2) as (left, right):
+        _draw(left, steps, totals=("fp32 / 4", "int8"))
+        left.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
+        # The same axis told as a ratio: FP32's time over the time at that place.
+        ticks = [r for r in (4, 3, 2, 1.5, 1.25, 1) if 1e3 * whole.fp32 / r <= left.get_xlim()[1]]
+        ratios = left.secondary_xaxis("top")
+        ratios.set_xticks([1e3 * whole.fp32 / r for r in ticks], [f"{r:g}x" for r in ticks])
+        ratios.set_xlabel("FP32's time over this")
+        _draw(right, convs, totals=())
+        right.set_xlabel("milliseconds of the convolutions' excess, by ablation")
+
+
+def _draw(axes: Any, steps: list[tuple[str, float, str]], totals: tuple[str, ...]) -> None:
+    """Draw bars that each begin where the one before ended; totals begin at zero."""
+    at = 0.0
+    for i, (name, seconds, color) in enumerate(steps):
+        start = 0.0 if name in totals else at
+        axes.barh(i, 1e3 * seconds, left=1e3 * start, color=color)
+        end = 1e3 * (start + seconds)
+        axes.annotate(f"{1e3 * seconds:+.2f}" if name not in totals else f"{1e3 * seconds:.2f}",
+                      (max(end, 1e3 * start), i), xytext=(3, 0), textcoords="offset points",
+                      va="center", fontsize=8)  # fmt: skip
+        at = start + seconds
+    axes.set_yticks(range(len(steps)), [name for name, *_ in steps])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(0, low), high)

@@ -1,0 +1,85 @@
+"""Microbenchmarks: that they time what they say, not how fast it is."""
+
+import pytest
+
+from minires.kernels.peak import (
+    INSTRUCTIONS,
+    RATES,
+    Peak,
+    best_instruction,
+    cache_sizes,
+    inner_loop,
+    instructions,
+    measure_bandwidths,
+    measure_peak,
+)
+from minires.kernels.simd import ISAS, MULTIPLY_ADD, choose_isa
+
+LISTING = """
+run:
+    vmovups (%rdi), %ymm0   # the operands
+.LBB0_1:
+    vxorps %ymm1, %ymm1, %ymm1
+.LBB0_2:
+        .p2align 4
+    vfmadd231ps %ymm0, %ymm1, %ymm2
+    vfmadd231ps %ymm0, %ymm1, %ymm3
+    decq %rax
+    jne .LBB0_2
+    vmovups %ymm2, (%rsi)
+    jmp .LBB0_1
+.LBB0_3:
+    incq %rcx
+    jne .LBB0_3
+"""
+
+
+def test_the_inner_loop_is_cut_out() -> None:
+    loop = inner_loop(LISTING, "vfmadd").splitlines()
+    words = [line.split()[0] for line in loop]
+    assert words == [".LBB0_2:", "vfmadd231ps", "vfmadd231ps", "decq", "jne"]
+    assert inner_loop("ret", "vfmadd") == ""
+
+
+@pytest.mark.parametrize("instruction", instructions(choose_isa()), ids=lambda i: i.name)
+def test_what_is_timed_is_that_instruction_and_little_else(instruction: object) -> None:
+    """As many as there are sums in a round, and the counting; a sequence has that many of each."""
+    assert isinstance(instruction, type(INSTRUCTIONS[0]))
+    peak = measure_peak(instruction, choose_isa(), threads=1)
+    loop = peak.assembly
+    for mnemonic in instruction.mnemonics:
+        assert loop.count(mnemonic) >= instruction.sums
+    assert "(%" not in loop, "an operand in memory"
+    assert peak.gops > 0
+    assert peak.all_gops > 0
+    assert peak.clock > 0
+    assert 0.25 < peak.gops / peak.arithmetic < 4
+    assert peak.spread >= 0
+
+
+def test_the_arithmetic_is_lanes_products_rate_and_clock() -> None:
+    fma = next(i for i in INSTRUCTIONS if i.name == "fma")
+    peak = Peak(fma, 16, 215.0, 430.0, 2, 0.0, 3.5, "")
+    assert peak.rate == pytest.approx(215 / (2 * 16 * 3.5))
+    assert peak.likely_rate == 2
+    assert peak.arithmetic == pytest.approx(2 * 16 * 2 * 3.5)
+    assert list(RATES) == sorted(RATES)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_each_instruction_set_has_a_peak_for_each_precision(isa: object) -> None:
+    assert isinstance(isa, type(ISAS[0]))
+    best = {p: best_instruction(p, isa).name for p in ("fp32", "bf16", "int8", "int8-simulated")}
+    assert set(best.values()) <= set(MULTIPLY_ADD)
+    assert best["int8-simulated"] == best["fp32"] == isa.instructions["f32"]
+    if isa.instructions["u8s8"] == "vpdpbusd":
+        assert best["int8"] == "vpdpbusd"
+        assert "vpmaddubsw" in [i.name for i in instructions(isa)]  # what came before, beside it
+    assert best["bf16"] == ("vdpbf16ps" if isa.name == "avx512bf16" else best["fp32"])
+
+
+def test_each_level_of_the_memory_is_read() -> None:
+    found = measure_bandwidths(1)
+    assert [b.level for b in found] == [*cache_sizes(), "memory"]
+    assert [b.size for b in found] == sorted(b.size for b in found)
+    assert all(b.one > 0 and b.all > 0 for b in found)

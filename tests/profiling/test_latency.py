@@ -1,0 +1,34 @@
+"""Latency is of the whole way, and its parts are parts of it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minires.model import ResNet50
+from minires.profiling.latency import format_latency, measure_latency, plot_latency
+
+
+def test_the_parts_make_the_whole(
+    models: Mapping[str, ResNet50], photograph: bytes, tmp_path: Path
+) -> None:
+    latency = measure_latency(models["int8"], photograph, runs=12, batches=(1, 3))
+    parts = ["decode", "resize", "normalize", "inference", "softmax"]
+    assert list(latency.seconds) == [*parts, "whole"]
+    added = sum(latency.seconds[part] for part in parts)
+    assert added.shape == (12,)
+    assert (added <= latency.seconds["whole"]).all()
+    # What lies between the parts is a few calls; the best run is one that nobody interrupted.
+    assert (added / latency.seconds["whole"]).max() > 0.9
+    assert [batch for batch, *_ in latency.throughput] == [1, 3]
+    lines = format_latency(latency).splitlines()
+    assert lines[0].startswith("int8, numba, 1 x 3 x 32 x 32, 12 images, on ")
+    assert lines[1].split() == ["milliseconds", "p50", "p90", "p99", "maximum"]
+    whole = next(line for line in lines if line.startswith("whole")).split()[1:]
+    assert float(whole[3]) == pytest.approx(1e3 * latency.seconds["whole"].max(), abs=0.006)
+    assert [float(word) for word in whole] == sorted(map(float, whole))
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    plot_latency([latency, latency], tmp_path / "latency.png")
+    assert (tmp_path / "latency.png").stat().st_size > 10_000
+    assert np.isfinite(added).all()

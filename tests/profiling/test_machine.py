@@ -1,0 +1,59 @@
+"""What is said of the machine, and when a reader is warned."""
+
+from pathlib import Path
+
+import pytest
+
+from minires.kernels.peak import INSTRUCTIONS, Bandwidth, Peak
+from minires.profiling import machine
+from tests.profiling.conftest import ROOFS
+
+FMA = next(i for i in INSTRUCTIONS if i.name == "fma")
+
+
+def peak(spread: float = 0.01) -> Peak:
+    return Peak(FMA, 8, 108.0, 210.0, 2, spread, 3.4, "vfmadd231ps %ymm0, %ymm1, %ymm2")
+
+
+def test_a_size_is_found_in_the_first_level_that_holds_it() -> None:
+    assert ROOFS.level(1).level == "L2"
+    assert ROOFS.level(2 * 2 * 2**18).level == "L2"
+    assert ROOFS.level(2 * 2 * 2**18 + 1).level == "memory"
+    assert ROOFS.level(2**60).level == "memory"
+
+
+def test_a_quiet_machine_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_quota", lambda: None)
+    assert machine.warnings_about([peak()]) == []
+    assert "varied by 30%" in machine.warnings_about([peak(), peak(0.3)])[0]
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 0.5)
+    assert "quota allows 0.5" in machine.warnings_about([peak()])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("max 100000", None), ("150000 100000", 1.5), ("", None), ("x y", None)]
+)
+def test_a_quota_is_read(
+    text: str, cores: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(text, "ascii")
+    monkeypatch.setattr(machine, "CPU_MAX", tmp_path / "cpu.max")
+    assert machine.cpu_quota() == cores
+    monkeypatch.setattr(machine, "CPU_MAX", tmp_path / "none")
+    assert machine.cpu_quota() is None
+
+
+def test_the_table_has_the_arithmetic_and_what_is_missing() -> None:
+    text = machine.format_machine([peak()], [Bandwidth("memory", 2**26, 20, 25, 2)])
+    assert "fma: 8 lanes x 1 x 2 x 2 a cycle (measured: 1.99) x 3.40 GHz" in text
+    assert "vpdpbusd: not on this CPU" in text
+    assert "vdpbf16ps: not on this CPU" in text
+    assert "vfmadd231ps %ymm0, %ymm1, %ymm2" in text
+    assert "65536" in text
+
+
+def test_the_machine_has_a_name() -> None:
+    name, isa, threads = machine.describe_machine().rsplit(", ", 2)
+    assert name
+    assert isa
+    assert threads.split()[1].startswith("thread")
