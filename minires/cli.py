@@ -310,7 +310,7 @@ def ladder(arguments: Namespace) -> int:
             raise MiniresError(
                 f"{arguments.update}: wanted <!-- ladder --> and <!-- /ladder --> once"
             )
-    results = {p: list(rungs.climb(p)) for p in arguments.precisions}
+    results = {p: list(rungs.climb(p)) for p in arguments.precisions or ("fp32", "int8")}
     table = rungs.format_table(results)
     if arguments.update:
         parts[2] = f"\n{table}\n\n"
@@ -363,7 +363,7 @@ def roofline(arguments: Namespace) -> int:
         return 0
     shape = (arguments.batch, 3, *arguments.size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)  # speed asks for no picture
-    models = {p: resnet50(arguments.weights, p) for p in arguments.precisions}
+    models = {p: resnet50(arguments.weights, p) for p in arguments.precisions or ("fp32", "int8")}
     layers = roofs.measure_layers(models, x)
     for text in machine.warnings_about([peak(p) for p in models]):
         print(f"minires: {text}", file=sys.stderr)
@@ -385,6 +385,8 @@ def profile(arguments: Namespace) -> int:
 
     if arguments.plot:
         plots.check(arguments.plot)
+    if arguments.trace and not arguments.trace.absolute().parent.is_dir():
+        raise MiniresError(f"{arguments.trace}: its folder is not there; make it first")
     if arguments.latency and arguments.trace:
         raise MiniresError("--trace is of steps, and --latency of the whole way; give one of them")
     try:
@@ -392,21 +394,24 @@ def profile(arguments: Namespace) -> int:
     except OSError as error:
         raise ImageError(f"{arguments.image}: cannot be opened ({error.strerror})") from error
     preprocess(data)  # told before weights are looked for
-    models = {p: resnet50(arguments.weights, p) for p in arguments.precisions}
+    models = {
+        p: resnet50(arguments.weights, p) for p in arguments.precisions or ("fp32", "bf16", "int8")
+    }
     if arguments.latency:
-        found = [latency.measure_latency(model, data, arguments.runs) for model in models.values()]
+        found = latency.measure_latency(models, data, arguments.runs or 200)
         text = to_json(found) if arguments.json else "\n\n".join(map(latency.format_latency, found))
         print(text)
         if arguments.plot:
             latency.plot_latency(found, arguments.plot)
         return 0
     x = preprocess(data, next(iter(models.values())).meta["preset"])  # (1, 3, H, W)
-    profiles = profiler.profile_in_turns(models, x, arguments.runs)
+    runs = arguments.runs or 30
+    profiles = profiler.profile_in_turns(models, x, runs)
     for text in machine.warnings_about([peak(p) for p in models]):
         print(f"minires: {text}", file=sys.stderr)
     fall = None
     if {"fp32", "int8"} <= models.keys():
-        fall = waterfall.measure_waterfall(models, data, arguments.group, arguments.runs)
+        fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
     if arguments.trace:
         profiler.write_chrome_trace(arguments.trace, list(profiles.values()))
     if arguments.plot:
@@ -535,14 +540,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--size": _at_least(32, (224, 224), ("HEIGHT", "WIDTH"), "pixels: 224 224 unless given",
                         nargs=2),
     "--batch": _at_least(1, 1, "N", "how many images: %(default)s unless given"),
-    "--precisions": {"nargs": "+", "choices": ("fp32", "int8", "bf16"), "default": ("fp32", "int8"),
-                     "help": "fp32 and int8 unless given"},
+    "--precisions": {"nargs": "+", "choices": ("fp32", "bf16", "int8"),
+                     "help": "unless given fp32 and int8; profile takes bf16 as well"},
     "image": {"type": Path, "help": "a photograph"},
     "--group": {"choices": ("phase", "step", "operator", "block", "stage"), "default": "stage",
                 "help": "what makes a row: %(default)s unless given"},
     "--sort": {"choices": ("order", "time", "calls", "macs", "bytes", "gops", "intensity", "name"),
                "default": "order", "help": "%(default)s, that of running, unless given"},
-    "--runs": _at_least(1, 30, "N", "how many runs are measured: %(default)s unless given"),
+    "--runs": _at_least(1, None, "N", "how many runs are measured: 30, or 200 images with "
+                        "--latency, unless given"),
     "--latency": {"action": "store_true", "help": "time the whole way instead, from the file's "
                   "bytes to the label, and throughput by batch"},
     "--trace": {"type": Path, "metavar": "FILE", "help": "write a .json that Perfetto opens"},

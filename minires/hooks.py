@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Hook = Callable[[Any, tuple[Any, ...], Any], Any]
-# Told of a step that has run: the layer, the shape of the network's input (NCHW), and when the
-# step started and ended, in seconds as time.perf_counter counts them.
-Record = Callable[[Any, tuple[int, ...], float, float], None]
+# Told of a step that has run: the layer, the shape of the images that went through together
+# (NCHW), which part of the batch they were, counted from 0, and when the step started and ended,
+# in seconds as time.perf_counter counts them.
+Record = Callable[[Any, tuple[int, ...], int, float, float], None]
 
 
 @dataclass(eq=False)

@@ -223,7 +223,7 @@ class ResNet50:
             else:
                 output = operators[layer.op](layer, params.get(layer.name), *inputs)
             if self.record:
-                self.record(layer, x.shape, started, perf_counter())
+                self.record(layer, x.shape, 0, started, perf_counter())
             for handle in list(layer.hooks):
                 replacement = handle.hook(layer, inputs, output)
                 output = output if replacement is None else replacement

@@ -531,6 +531,7 @@ def test_the_choices_are_what_there_is() -> None:
         ("profile b.png --plot plot.txt", ".png, .svg or .pdf"),
         ("profile b.png --plot none/plot.png", "folder"),
         ("profile b.png --latency --trace trace.json", "one of them"),
+        ("profile b.png --trace none/trace.json", "folder"),
         ("roofline --machine Abacus", "Tesla V100"),
         ("roofline --machine labels.csv", "not TOML"),
         ("roofline --plot plot.gif", ".png, .svg or .pdf"),

@@ -7,7 +7,7 @@ away, and no im2col matrix is ever written: im2col is implicit in the addresses.
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -129,7 +129,8 @@ class Engine:
                     started = perf_counter()
                     self.execute(plan.program, first, first + steps, threads)
                     if record:
-                        record(self.layers[first], part.shape, started, perf_counter())
+                        part_at, ended = start // images, perf_counter()
+                        record(self.layers[first], part.shape, part_at, started, ended)
                 logits[start : start + images] = plan.logits[:, : logits.shape[1]]
         return logits
 
@@ -174,7 +175,9 @@ class Engine:
             y = self._widen(plan.buffers[layer.name].inner)
             return y[:, 0, 0] if layer.op == "avgpool" else y
 
-    def time_step(self, program: Array, at: int) -> float:
+    def time_step(
+        self, program: Array, at: int, execute: Callable[..., None] | None = None
+    ) -> float:
         """Run one step on what lies in the buffers, and tell the seconds it took.
 
         Parameters
@@ -183,11 +186,13 @@ class Engine:
             Of `STEP`: that of one of this engine's plans, or a changed copy of it.
         at : int
             Which step.
+        execute : callable, optional
+            What runs it, from `compile_network`, in place of the engine's own.
         """
-        threads = self.threads or get_num_threads()
+        threads, execute = self.threads or get_num_threads(), execute or self.execute
         with ONE_AT_A_TIME:
             started = perf_counter()
-            self.execute(program, at, at + 1, threads)
+            execute(program, at, at + 1, threads)
             return perf_counter() - started
 
     def _narrow(self, x: Array) -> Array:

@@ -19,9 +19,9 @@ from minires.kernels.simd import CHAIN, ISA, choose_isa, spin
 from minires.kernels.threads import get_num_threads
 
 SECONDS = 0.01  # a measurement takes about as long: many times what starting a thread does
-ROUNDS = 9
-# How many of an instruction, or of a sequence, can be issued in a cycle on the CPUs there are.
-RATES = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 1, 4 / 3, 3 / 2, 2, 3, 4)
+ROUNDS = 15
+FITS = 0.12  # how far from a rate that a CPU can have a measured one may lie, as a share of it
+ONCE = (1 / 2, 1, 2)  # how many a cycle: by the number and the width of the vector units
 
 
 class Instruction(NamedTuple):
@@ -32,15 +32,18 @@ class Instruction(NamedTuple):
     products: int  # a lane of 32 bits
     mnemonics: tuple[str, ...]
     sums: int = 12  # beside each other: enough for the latency, and they fit the registers
+    rates: tuple[float, ...] = ONCE  # that CPUs have
 
 
 INSTRUCTIONS = [
     Instruction("fma", "fp32", 1, ("vfmadd",)),
-    Instruction("mul, add", "fp32", 1, ("mulps", "addps"), sums=8),
+    Instruction("mul, add", "fp32", 1, ("mulps", "addps"), sums=8, rates=(1 / 2, 1, 2)),
     Instruction("vdpbf16ps", "bf16", 2, ("vdpbf16ps",)),
-    Instruction("vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd")),
-    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd",), sums=8),
-    Instruction("mul, add of bytes", "int8", 4, ("pmul",), sums=4),
+    Instruction(
+        "vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd"), rates=(1 / 3, 2 / 3, 1)
+    ),
+    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd",), sums=8, rates=(1 / 4, 1 / 2, 2 / 3, 1)),
+    Instruction("mul, add of bytes", "int8", 4, ("pmul",), sums=4, rates=()),
     Instruction("vpdpbusd", "int8", 4, ("vpdpbusd",)),
 ]
 
@@ -50,10 +53,10 @@ class Peak(NamedTuple):
 
     instruction: Instruction
     lanes: int
-    gops: float  # 10^9 multiplications and additions a second, on one core: the median
+    gops: float  # 10^9 multiplications and additions a second, on one core, in the best round
     all_gops: float  # on all threads
     threads: int
-    spread: float  # third quartile less first, as a share of the median
+    spread: float  # how much longer the median round took: of one core, of all, of the clock's
     clock: float  # 10^9 cycles a second, measured in between
     assembly: str  # of the loop that was timed
 
@@ -63,14 +66,17 @@ class Peak(NamedTuple):
         return self.gops / (2 * self.instruction.products * self.lanes * self.clock)
 
     @property
-    def arithmetic(self) -> float:
-        """Lanes x products x 2 x rate x clock, in 10^9 a second, at the likely rate."""
-        return 2 * self.instruction.products * self.lanes * self.likely_rate * self.clock
+    def likely_rate(self) -> float | None:
+        """The rate that this CPU must have; None where none is near what was measured."""
+        rates = self.instruction.rates
+        best = min(rates, key=lambda rate: abs(math.log(rate / self.rate)), default=math.inf)
+        return best if abs(self.rate / best - 1) <= FITS else None
 
     @property
-    def likely_rate(self) -> float:
-        """The nearest rate that a CPU can have."""
-        return min(RATES, key=lambda rate: abs(math.log(rate / self.rate)))
+    def arithmetic(self) -> float | None:
+        """Lanes x products x 2 x rate x clock, in 10^9 a second, at the likely rate."""
+        once = 2 * self.instruction.products * self.lanes * self.clock
+        return once * self.likely_rate if self.likely_rate else None
 
 
 class Bandwidth(NamedTuple):
@@ -143,7 +149,7 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
     every = _spinners(name, lanes, sums)
     operands = np.zeros(4 * lanes * threads, np.float32)
     at, count = operands.ctypes.data, 2**12
-    while _time(one, at, count) < SECONDS:
+    while min(_time(one, at, count) for _ in range(3)) < SECONDS:
         count *= 2
     every(at, 1, threads)
     chain = count * CHAIN // 4  # about as long
@@ -152,12 +158,13 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
         (_time(one, at, count), _time(clock, at, chain), _time(every, at, count, threads))
         for _ in range(ROUNDS)
     ]
-    alone, chained, together = np.array(runs).T
-    low, seconds, high = np.percentile(alone, [25, 50, 75])
+    # A peak is what was reached: whatever else runs can only make a round slower.
+    alone, chained, together = best = np.min(runs, axis=0)
+    spread = float((np.median(runs, axis=0) / best - 1).max())
+    listing = next(iter(one.inspect_asm().values()))  # type: ignore[attr-defined]
     return Peak(
-        instruction, lanes, work / seconds, work * threads / float(np.median(together)), threads,
-        (high - low) / seconds, chain * CHAIN / float(np.median(chained)) / 1e9,
-        inner_loop(next(iter(one.inspect_asm().values())), instruction.mnemonics[0]),  # type: ignore[attr-defined]
+        instruction, lanes, float(work / alone), float(work * threads / together), threads, spread,
+        float(chain * CHAIN / chained / 1e9), inner_loop(listing, instruction.mnemonics[0]),
     )  # fmt: skip
 
 
@@ -184,7 +191,6 @@ def best_instruction(precision: str, isa: ISA | None = None) -> Instruction:
     return max(found, key=lambda i: (i.name == "vpdpbusd", i.name == "vpmaddubsw"))
 
 
-@functools.cache
 def peak(precision: str) -> Peak:
     """Measure the peak of a precision, once in a process.
 
@@ -193,7 +199,27 @@ def peak(precision: str) -> Peak:
     precision : str
         As for `best_instruction`.
     """
-    return measure_peak(best_instruction(precision), choose_isa())
+    isa = choose_isa()
+    return _peak_once(best_instruction(precision, isa), isa.name, get_num_threads())
+
+
+def peak_of(kind: str) -> Peak:
+    """Measure the peak of the instruction that the kernels use, once in a process.
+
+    Parameters
+    ----------
+    kind : str
+        A key of `ISA.instructions`. Without VNNI that of u8s8 is an exact way, and slower than
+        `peak` has it.
+    """
+    isa = choose_isa()
+    used = next(i for i in INSTRUCTIONS if i.name == isa.instructions[kind])
+    return _peak_once(used, isa.name, get_num_threads())
+
+
+@functools.cache
+def _peak_once(instruction: Instruction, isa: str, threads: int) -> Peak:
+    return measure_peak(instruction, choose_isa(), threads)
 
 
 def inner_loop(assembly: str, mnemonic: str) -> str:
@@ -227,37 +253,48 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
     return "\n".join(kept)
 
 
-@njit(types.int64(types.int64[:, ::1], types.int64), nogil=True, parallel=True)
-def _read(x: Any, times: int) -> int:
-    """Sum each row, over and over: one thread a row."""
-    total = 0
-    for row in prange(len(x)):
-        part = x[row]
-        for again in range(times):
-            part[0] = again  # so that the sums are not all one
-            total += part.sum()
-    return total
+@functools.cache
+def _reader() -> Callable[..., int]:
+    @njit(types.int64(types.int64[:, ::1], types.int64), nogil=True, parallel=True)
+    def read(x: Any, times: int) -> int:
+        total = 0
+        for row in prange(len(x)):  # one thread a row
+            part = x[row]
+            for again in range(times):
+                part[0] = again  # so that the sums are not all one
+                total += part.sum()
+        return total
+
+    return read
 
 
-def cache_sizes() -> dict[str, int]:
-    """Tell how many bytes a core's caches hold, its share of a common one; Linux alone tells."""
-    sizes = {}
+class Cache(NamedTuple):
+    """A level of the caches, as the first core sees it."""
+
+    level: str
+    size: int  # bytes
+    sharers: int  # threads that share it
+
+
+def caches() -> list[Cache]:
+    """Ask Linux for the sizes of the caches; where it does not tell, assume what is usual."""
+    found = []
     for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
             level, kind, size, shared = (
-                (cache / name).read_text().strip()
+                (cache / name).read_text(encoding="ascii").strip()
                 for name in ("level", "type", "size", "shared_cpu_map")
             )
-        except OSError:
-            continue
-        if kind != "Instruction":
             sharers = max(1, bin(int(shared.replace(",", ""), 16)).count("1"))
-            sizes[f"L{level}"] = int(size.rstrip("K")) * 1024 // sharers
-    return sizes or {"L1": 2**15, "L2": 2**18}
+            if kind != "Instruction":
+                found.append(Cache(f"L{level}", int(size.removesuffix("K")) * 1024, sharers))
+        except (OSError, ValueError):
+            continue
+    return found or [Cache("L1 (size assumed)", 2**15, 1), Cache("L2 (size assumed)", 2**18, 1)]
 
 
 def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
-    """Measure how fast each level of the memory is read: half of each cache, eight times the last.
+    """Measure how fast each level of the memory is read: by halves of a core's share of a cache.
 
     Parameters
     ----------
@@ -267,25 +304,30 @@ def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
     Returns
     -------
     list of Bandwidth
-        From L1 to memory.
+        From L1 to memory, of which four times as much is read as the last cache holds.
     """
-    threads = threads or get_num_threads()
-    found, sizes = [], {level: size // 2 for level, size in cache_sizes().items()}
-    sizes["memory"] = max(2**25, min(2**28, 8 * max(sizes.values())))
-    for level, size in sizes.items():
+    threads, read = threads or get_num_threads(), _reader()
+    levels = [(cache.level, cache.size // cache.sharers // 2) for cache in caches()]
+    last = max(cache.size for cache in caches())
+    found = []
+    for level, size in [*levels, ("memory", max(2**25, 4 * last))]:
         rates = []
         for count in (1, threads):
-            x = np.zeros((count, size // 8), np.int64)
+            each = size // count if level == "memory" else size
+            # Written, not zeros: pages that nobody has written are all one page, in the cache.
+            x = np.ones((count, each // 8), np.int64)
             times = 1
-            while _time(_read, x, times) < SECONDS and times < 2**20:
+            while _time(read, x, times) < SECONDS and times < 2**20:
                 times *= 2
-            seconds = float(np.median([_time(_read, x, times) for _ in range(ROUNDS)]))
+            seconds = min(_time(read, x, times) for _ in range(ROUNDS))
             rates.append(x.nbytes * times / seconds / 1e9)
         found.append(Bandwidth(level, size, rates[0], rates[1], threads))
     return found
 
 
-@functools.cache
 def bandwidths() -> list[Bandwidth]:
     """Measure the bandwidths, once in a process."""
-    return measure_bandwidths()
+    return _bandwidths_once(get_num_threads())
+
+
+_bandwidths_once = functools.cache(measure_bandwidths)

@@ -506,10 +506,14 @@ def _tile(
 
 
 CHAIN = 16  # instructions, each of which waits for the one before and takes one cycle
+FLOATS = ("fma", "mul, add", "vdpbf16ps", "fma of halves", "mul, add of halves")
 
 
 def _chain(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
-    """Make a clock of dependent additions and exclusive ors, which nothing can shorten."""
+    """Make a clock of dependent additions and exclusive ors, which nothing can shorten.
+
+    They are scalar: in vectors some CPUs take two cycles for each.
+    """
     for _ in range(CHAIN // 2):
         acc = builder.xor(builder.add(acc, a), b)
     return acc
@@ -530,8 +534,8 @@ def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
     """
     instruction, lanes, sums = spec.literal_value.split("/")
     multiply_add = _chain if instruction == "chain" else MULTIPLY_ADD[instruction]
-    bits = ir.VectorType(I32, int(lanes))
-    kind = ir.VectorType(F32 if "fma" in instruction or "bf16" in instruction else I32, int(lanes))
+    bits = I64 if instruction == "chain" else ir.VectorType(I32, int(lanes))
+    kind = ir.VectorType(F32, int(lanes)) if instruction in FLOATS else bits
 
     def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:
         places = [builder.add(arguments[1], I64(4 * int(lanes) * i)) for i in range(3)]
@@ -541,6 +545,7 @@ def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
         # A text of no instructions, of which LLVM knows no more than that it changes a: else it
         # would make the products once, before the loop.
         register = {"x86_64": "v" if int(lanes) == 16 else "x"}.get(TRIPLE.partition("-")[0], "w")
+        register = "r" if instruction == "chain" else register
         unknown = ir.FunctionType(bits, [bits])
 
         def body(x: Value, *acc: Value) -> list[Value]:
@@ -551,7 +556,7 @@ def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
             return [x, *following]
 
         # Sums that begin alike would be one sum.
-        starts = [_constant(kind, i) for i in range(int(sums))]
+        starts = [I64(0)] if kind == I64 else [_constant(kind, i) for i in range(int(sums))]
         _, total, *others = _loop(builder, arguments[2], [a, *starts], body)
         for other in others:  # so that none can be left out
             total = builder.xor(builder.bitcast(total, bits), builder.bitcast(other, bits))

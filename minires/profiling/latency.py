@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,31 +10,65 @@ import numpy as np
 from minires import plots
 from minires.layers import Array
 from minires.model import ResNet50
+from minires.preprocess import Preset, load_image, normalize, resize_and_crop
 from minires.profiling.machine import describe_machine
 from minires.profiling.text import format_columns
-from minires.profiling.waterfall import PREPROCESSING, time_preprocessing
 from minires.reference import softmax_ref
 
 PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "maximum": 100}
+
+
+PREPROCESSING = ("decode", "resize", "normalize")
 
 
 class Latency(NamedTuple):
     """What single images took."""
 
     title: str
+    precision: str
     seconds: dict[str, Array]  # of each run, by part: decode to softmax, and the whole
     throughput: list[tuple[int, float, float]]  # batch, images a second, its spread
 
 
+def time_preprocessing(data: bytes, preset: Preset) -> tuple[Array, dict[str, float]]:
+    """Bring a file's bytes to the network's input, and time each step of that.
+
+    Parameters
+    ----------
+    data : bytes
+        The file's.
+    preset : Preset
+        How the network wants its images.
+
+    Returns
+    -------
+    x : ndarray
+        (1, 3, H, W) float32.
+    seconds : dict
+        Of decode, resize (with the crop) and normalize.
+    """
+    times = [time.perf_counter()]
+    image = load_image(data)
+    times.append(time.perf_counter())
+    crop_u8 = resize_and_crop(image, preset)
+    times.append(time.perf_counter())
+    x = normalize(crop_u8, preset)[np.newaxis]
+    times.append(time.perf_counter())
+    return x, dict(zip(PREPROCESSING, np.diff(times).tolist(), strict=True))
+
+
 def measure_latency(
-    model: ResNet50, data: bytes, runs: int = 200, batches: Sequence[int] = (1, 2, 4, 8, 16, 32)
-) -> Latency:
+    models: Mapping[str, ResNet50],
+    data: bytes,
+    runs: int = 200,
+    batches: Sequence[int] = (1, 2, 4, 8, 16, 32),
+) -> list[Latency]:
     """Bring an image from bytes to a label over and over; then time batches of it.
 
     Parameters
     ----------
-    model : ResNet50
-        Any precision, either backend.
+    models : mapping
+        Networks, by precision; they take turns, a tenth of the runs each.
     data : bytes
         An image file's.
     runs : int
@@ -44,38 +78,50 @@ def measure_latency(
 
     Returns
     -------
-    Latency
-        Parts are decode, resize, normalize, inference and softmax.
+    list of Latency
+        One for each network. Parts are decode, resize, normalize, inference and softmax.
     """
-    preset = model.meta["preset"]
-    names = (*PREPROCESSING, "inference", "softmax", "whole")
-    times = np.empty((runs + 3, len(names)))
-    for row in times:
+    rows: dict[str, list[list[float]]] = {precision: [] for precision in models}
+    turn = max(1, runs // 10)
+    while len(next(iter(rows.values()))) < runs:
+        for precision, model in models.items():
+            _one_image(model, data)  # what the other network put out of the cache comes back
+            left = min(turn, runs - len(rows[precision]))
+            rows[precision] += [_one_image(model, data) for _ in range(left)]
+    found = []
+    for precision, model in models.items():
+        names = (*PREPROCESSING, "inference", "softmax", "whole")
+        seconds = dict(zip(names, np.array(rows[precision]).T, strict=True))
+        x, _ = time_preprocessing(data, model.meta["preset"])
+        size = " x ".join(map(str, x.shape))
+        title = f"{precision}, {model.backend}, {size}, {runs} images, on {describe_machine()}"
+        throughput = [(batch, *_throughput(model, x, batch)) for batch in batches]
+        found.append(Latency(title, precision, seconds, throughput))
+    return found
+
+
+def _one_image(model: ResNet50, data: bytes) -> list[float]:
+    started = time.perf_counter()
+    x, before = time_preprocessing(data, model.meta["preset"])
+    ready = time.perf_counter()
+    logits = model(x)
+    computed = time.perf_counter()
+    softmax_ref(logits).argsort()
+    ended = time.perf_counter()
+    return [*before.values(), computed - ready, ended - computed, ended - started]
+
+
+def _throughput(model: ResNet50, x: Array, batch: int) -> tuple[float, float]:
+    """Tell the images a second of a batch: the median, and how far the quartiles lie apart."""
+    xs = np.repeat(x, batch, axis=0)
+    model(xs)
+    times: list[float] = []
+    while len(times) < 5 or (sum(times) < 0.5 and len(times) < 50):
         started = time.perf_counter()
-        x, before = time_preprocessing(data, preset)
-        ready = time.perf_counter()
-        logits = model(x)
-        computed = time.perf_counter()
-        softmax_ref(logits).argsort()
-        ended = time.perf_counter()
-        row[:] = (*before.values(), computed - ready, ended - computed, ended - started)
-    seconds = dict(zip(names, times[3:].T, strict=True))  # the first ones lay out the buffers
-    throughput = []
-    for batch in batches:
-        xs = np.repeat(x, batch, axis=0)
         model(xs)
-        rates: list[float] = []
-        while len(rates) < 5 or (sum(batch / rate for rate in rates) < 0.5 and len(rates) < 50):
-            started = time.perf_counter()
-            model(xs)
-            rates.append(batch / (time.perf_counter() - started))
-        low, middle, high = np.percentile(rates, [25, 50, 75])
-        throughput.append((batch, float(middle), float((high - low) / middle)))
-    title = (
-        f"{model.precision}, {model.backend}, {' x '.join(map(str, x.shape))}, {runs} images, on "
-        f"{describe_machine()}"
-    )
-    return Latency(title, seconds, throughput)
+        times.append(time.perf_counter() - started)
+    low, middle, high = np.percentile(batch / np.array(times), [25, 50, 75])
+    return float(middle), float((high - low) / middle)
 
 
 def format_latency(latency: Latency) -> str:
@@ -89,10 +135,18 @@ def format_latency(latency: Latency) -> str:
     Returns
     -------
     str
-        Percentiles are of each part by itself, so they do not add up.
+        Percentiles are of each part by itself, so they do not add up; where there are too few
+        images for one, it is left out.
     """
     rows = [
-        [part, *(f"{1e3 * np.percentile(s, p):.2f}" for p in PERCENTILES.values())]
+        # A percentile needs images beyond it: of 50 there is no p99.
+        [
+            part,
+            *(
+                f"{1e3 * np.percentile(s, p):.2f}" if p == 100 or len(s) >= 100 / (100 - p) else "-"
+                for p in PERCENTILES.values()
+            ),
+        ]
         for part, s in latency.seconds.items()
     ]
     table = format_columns(["milliseconds", *PERCENTILES], rows)
@@ -119,7 +173,7 @@ def plot_latency(latencies: Sequence[Latency], path: str | os.PathLike[str]) -> 
     title = "\n".join(latency.title for latency in latencies)
     with plots.figure(path, title, height=3.9, columns=2) as (left, right):
         for latency in latencies:
-            precision = latency.title.partition(",")[0]
+            precision = latency.precision
             color = plots.COLORS.get(precision, "tab:gray")
             for part, style in [("whole", "-"), ("inference", "--")]:
                 ordered = np.sort(1e3 * latency.seconds[part])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minires.kernels.peak import (
+    ROUNDS,
     Bandwidth,
     Peak,
     bandwidths,
@@ -19,8 +20,17 @@ from minires.kernels.threads import get_num_threads
 from minires.profiling.text import format_columns
 
 WIDE_SPREAD = 0.1  # of a median: from here on a reader is warned
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # of a Linux container: quota and period
-WANTED = {"vdpbf16ps": "avx512bf16", "vpdpbusd": "avx512vnni or avxvnni"}
+CGROUP = Path("/sys/fs/cgroup")
+CPU_QUOTA = [  # quota and period of a Linux container, in either version of control groups
+    [CGROUP / "cpu.max"],
+    [CGROUP / "cpu" / "cpu.cfs_quota_us", CGROUP / "cpu" / "cpu.cfs_period_us"],
+]
+WANTED = {
+    "fma": "fma",
+    "vpmaddubsw": "avx2",
+    "vdpbf16ps": "avx512bf16",
+    "vpdpbusd": "avx512vnni or avxvnni",
+}
 
 
 class Roofs(NamedTuple):
@@ -28,6 +38,7 @@ class Roofs(NamedTuple):
 
     peak: float  # 10^9 operations a second, on all threads
     memory: list[Bandwidth]  # from the fastest level to the slowest
+    weights: int = 0  # bytes of all the network's: where they lie, each layer's come from
 
     def level(self, size: float) -> Bandwidth:
         """Find the first level of the memory that holds so many bytes; each was read by halves."""
@@ -35,15 +46,17 @@ class Roofs(NamedTuple):
         return next(holds, self.memory[-1])
 
 
-def measure_roofs(precision: str) -> Roofs:
+def measure_roofs(precision: str, weights: int = 0) -> Roofs:
     """Measure the roofs of a precision, once in a process.
 
     Parameters
     ----------
     precision : str
         fp32, bf16, int8 or int8-simulated.
+    weights : int
+        Bytes of all the network's weights.
     """
-    return Roofs(peak(precision).all_gops, bandwidths())
+    return Roofs(peak(precision).all_gops, bandwidths(), weights)
 
 
 def describe_machine() -> str:
@@ -61,11 +74,14 @@ def describe_machine() -> str:
 
 def cpu_quota() -> float | None:
     """Tell how many cores' time a container allows this process; None where it sets no limit."""
-    try:
-        quota, period = CPU_MAX.read_text(encoding="ascii").split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
+    for files in CPU_QUOTA:
+        try:
+            words = " ".join(file.read_text(encoding="ascii") for file in files).split()
+            quota, period = (int(word) for word in words)
+        except (OSError, ValueError):  # not there; or "max", which is no limit
+            continue
+        return quota / period if quota > 0 else None
+    return None
 
 
 def warnings_about(peaks: list[Peak]) -> list[str]:
@@ -122,13 +138,15 @@ def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
     for p in peaks:
         rows.append([
             p.instruction.name, p.instruction.precision, f"{p.gops:.1f}",
-            f"{p.gops / fp32.gops:.2f}x" if fp32 else "", f"{p.arithmetic:.1f}",
-            f"{p.gops / p.arithmetic:.0%}", f"{p.spread:.1%}", f"{p.all_gops:.1f}",
-            f"{p.all_gops / p.gops:.2f}x",
+            f"{p.gops / fp32.gops:.2f}x" if fp32 else "",
+            f"{p.arithmetic:.1f}" if p.arithmetic else "?",
+            f"{p.gops / p.arithmetic:.0%}" if p.arithmetic else "?", f"{p.spread:.1%}",
+            f"{p.all_gops:.1f}", f"{p.all_gops / p.gops:.2f}x",
         ])  # fmt: skip
+        rate = f"{p.likely_rate:.3g}" if p.likely_rate else "no likely number (busy, throttled?)"
         arithmetic.append(
-            f"  {p.instruction.name}: {p.lanes} lanes x {p.instruction.products} x 2 x "
-            f"{p.likely_rate:.3g} a cycle (measured: {p.rate:.2f}) x {p.clock:.2f} GHz"
+            f"  {p.instruction.name}: {p.lanes} lanes x {p.instruction.products} x 2 x {rate} "
+            f"a cycle (measured: {p.rate:.2f}) x {p.clock:.2f} GHz"
         )
     missing = [
         f"  {name}: not on this CPU, or not allowed; it would want {wanted}"
@@ -145,7 +163,7 @@ def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
     bands = format_columns(["read from", "KiB", "GB/s", f"{threads} threads", "of one"], levels)
     loops = [f"{p.instruction.name}, what was timed:\n{p.assembly}" for p in peaks]
     return "\n\n".join([
-        f"{describe_machine()}: registers only, no loads",
+        f"{describe_machine()}: registers only, no loads; the best of {ROUNDS} rounds",
         format_columns(head, rows),
         "\n".join(["arithmetic = lanes x products x 2 x rate x clock, of one core:", *arithmetic,
                    *missing]),

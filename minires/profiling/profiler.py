@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,10 @@ from minires import plots
 from minires import reference as ref
 from minires.errors import MiniresError
 from minires.hooks import Record
-from minires.kernels.peak import Bandwidth
 from minires.layers import Array, Layer, Shape
 from minires.model import ResNet50
 from minires.profiling.machine import Roofs, describe_machine, measure_roofs
-from minires.profiling.text import format_columns
+from minires.profiling.text import format_columns, to_json
 from minires.summary import summarize
 
 # A NumPy convolution's phases are calls of these definitions, as layers.py makes them. What
@@ -30,6 +30,7 @@ PHASES = {
     "fake_quantize_ref": "quantize",
     "round_bf16_ref": "round",
 }
+SHORT = 20e-6  # seconds of a call: what is shorter is told as a time, not as a speed
 FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's one phase; what remains of a NumPy one
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int8-simulated": 4}  # of an activation or a weight
 
@@ -38,7 +39,8 @@ class Event(NamedTuple):
     """A step that has run."""
 
     layer: Layer
-    shape: Shape  # of the images that the network was given, NCHW
+    shape: Shape  # of the images that went through together, NCHW
+    part: int  # of the batch, where an engine takes it in parts: the first is 0
     started: float  # seconds, as time.perf_counter counts them
     ended: float
     phases: tuple[tuple[str, float, float], ...]  # name, start and end of those that were timed
@@ -50,19 +52,28 @@ class Event(NamedTuple):
         for name, started, ended in self.phases:
             found[name] = found.get(name, 0.0) + ended - started
         gemm = self.layer.op in ("conv", "linear")
-        rest = EPILOGUE if self.phases else FUSED if gemm else self.layer.op
+        rest = (EPILOGUE if self.phases else FUSED) if gemm else self.layer.op
         return found | {rest: self.ended - self.started - math.fsum(found.values())}
 
 
+class Work(NamedTuple):
+    """What a step takes."""
+
+    macs: int
+    bytes: dict[str, int]  # by phase
+    weights: int  # bytes
+
+
 class Row(NamedTuple):
-    """A line of a profile: a phase, a step, or a group of them."""
+    """A line of a profile: a phase, a step, or a group of them. All are sums over all calls."""
 
     name: str
     kind: str  # the operator; of a convolution its kernel and stride
     calls: int
-    seconds: float  # of all calls, as are the next two
+    seconds: float
     macs: int
-    bytes: int  # each operand read once, each result written once
+    bytes: int  # counted, not measured: each operand read once, each result written once
+    weights: int  # those of the bytes that are weights
     roofs: Roofs
 
     @property
@@ -81,21 +92,29 @@ class Row(NamedTuple):
         return self.gops / self.roofs.peak
 
     @property
-    def roof(self) -> float:
-        """What the roofline allows, in 10^9 operations a second (Williams et al. 2009, section 3).
+    def least(self) -> dict[str, float]:
+        """The seconds that it would take to compute, and to move its bytes, each at its roof.
 
-        The peak, or what the level of the memory that holds a call's bytes can feed.
+        The roofline's two times (Williams et al. 2009, section 3). A call's activations come
+        from the level of the memory that holds them; weights from the one that holds those of all
+        layers, since all pass by between two uses.
         """
-        return min(self.roofs.peak, self.intensity * self._level.all)
+        level = self.roofs.level((self.bytes - self.weights) / max(1, self.calls))
+        home = self.roofs.level(self.roofs.weights)
+        moving = {level.level: (self.bytes - self.weights) / (level.all * 1e9)}
+        moving[home.level] = moving.get(home.level, 0.0) + self.weights / (home.all * 1e9)
+        name = max(moving, key=lambda level: moving[level])
+        return {"compute": 2 * self.macs / (self.roofs.peak * 1e9), name: sum(moving.values())}
 
     @property
     def bound(self) -> str:
-        """What stands in the way: compute, or that level of the memory."""
-        return "compute" if self.roof == self.roofs.peak else self._level.level
+        """The roof above it: compute, or the level of the memory that moving waits for most."""
+        return max(self.least, key=lambda roof: self.least[roof])
 
     @property
-    def _level(self) -> Bandwidth:
-        return self.roofs.level(self.bytes / max(1, self.calls))
+    def of_roof(self) -> float:
+        """The share of its roof that it reaches."""
+        return max(self.least.values()) / self.seconds if self.seconds else 0.0
 
 
 GROUPS: dict[str, Callable[[Layer, str], str]] = {
@@ -125,6 +144,37 @@ def kind_of(layer: Layer) -> str:
     return f"conv {layer.kernel}x{layer.kernel}{stride}{' + add' if layer.inputs[1:] else ''}"
 
 
+_LISTENING: list["Profile"] = []
+_DEFINITIONS: dict[str, Callable[..., Any]] = {}  # what stands where the timed ones are
+
+
+def _listen(prof: "Profile") -> None:
+    """Have the definitions tell when they run, as long as anybody listens."""
+    _LISTENING.append(prof)
+    for name, phase in PHASES.items() if not _DEFINITIONS else ():
+        _DEFINITIONS[name] = definition = getattr(ref, name)
+        setattr(ref, name, _timed(definition, phase))
+
+
+def _stop_listening(prof: "Profile") -> None:
+    _LISTENING.remove(prof)
+    while _DEFINITIONS and not _LISTENING:
+        setattr(ref, *_DEFINITIONS.popitem())
+
+
+def _timed(definition: Callable[..., Any], phase: str) -> Callable[..., Any]:
+    def run(*arguments: Any, **more: Any) -> Any:
+        started = time.perf_counter()
+        result = definition(*arguments, **more)
+        ended, thread = time.perf_counter(), threading.get_ident()
+        for prof in _LISTENING:
+            if prof._thread == thread:
+                prof._phases.append((phase, started, ended))
+        return result
+
+    return run
+
+
 class Profile:
     """What `profile` returns. It listens while its with statement lasts, and tells afterwards.
 
@@ -140,39 +190,34 @@ class Profile:
         self.events: list[Event] = []
         self._before: Record | None = None
         self._phases: list[tuple[str, float, float]] = []
-        self._definitions: dict[str, Callable[..., Any]] = {}
+        self._thread = 0
 
     def __enter__(self) -> "Profile":
+        if self in _LISTENING:
+            raise MiniresError("this profile is on already; profile(model) makes another")
+        self._thread = threading.get_ident()
         self._before, self.model.record = self.model.record, self._record
-        for name, phase in PHASES.items() if self.backend == "numpy" else ():
-            self._definitions[name] = getattr(ref, name)
-            setattr(ref, name, self._timed(getattr(ref, name), phase))
+        _listen(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.model.record = self._before
-        while self._definitions:
-            setattr(ref, *self._definitions.popitem())
+        _stop_listening(self)
 
-    def _timed(self, definition: Callable[..., Any], phase: str) -> Callable[..., Any]:
-        def run(*arguments: Any, **more: Any) -> Any:
-            started = time.perf_counter()
-            result = definition(*arguments, **more)
-            self._phases.append((phase, started, time.perf_counter()))
-            return result
-
-        return run
-
-    def _record(self, layer: Layer, shape: Shape, started: float, ended: float) -> None:
+    def _record(self, layer: Layer, shape: Shape, part: int, started: float, ended: float) -> None:
         if self._before:
-            self._before(layer, shape, started, ended)
+            self._before(layer, shape, part, started, ended)
         # A definition that a user calls between two steps is no part of the second.
-        inside = layer.op in ("conv", "linear")
-        phases = tuple(phase for phase in self._phases if inside and phase[1] >= started)
+        phases = tuple(phase for phase in self._phases if phase[1] >= started)
         self._phases.clear()
-        self.events.append(Event(layer, shape, started, ended, phases))
+        self.events.append(Event(layer, shape, part, started, ended, phases))
         if self.callback:
             self.callback(self.events[-1])
+
+    @property
+    def runs(self) -> int:
+        """How often the network was called."""
+        return sum(event.layer.op == "input" and event.part == 0 for event in self.events)
 
     @property
     def seconds(self) -> float:
@@ -200,25 +245,27 @@ class Profile:
         for what, value, known in choices:
             if value not in known:
                 raise MiniresError(f"{what} is {value!r}; wanted one of {', '.join(known)}")
-        roofs = measure_roofs(self.precision)
+        weights = BYTES[self.precision] * sum(layer.parameters for layer in self.model.layers)
+        roofs = measure_roofs(self.precision, weights)
         found: dict[str, Row] = {}
         work: dict[tuple[Layer, Shape], Work] = {}
         for event in self.events:
-            key = event.layer, event.shape
-            work[key] = done = work.get(key) or self._work(*key)
+            done = work.get(event[:2]) or work.setdefault(event[:2], self._work(*event[:2]))
             for i, (phase, seconds) in enumerate(event.seconds.items()):
                 name, kind = GROUPS[group](event.layer, phase), kind_of(event.layer)
-                row = found.get(name, Row(name, kind, 0, 0.0, 0, 0, roofs))
+                row = found.get(name, Row(name, kind, 0, 0.0, 0, 0, 0, roofs))
+                multiplies = phase in (FUSED, "gemm")
                 found[name] = row._replace(
                     kind=row.kind if row.kind == kind else "",
                     calls=row.calls + (i == 0 or group == "phase"),
                     seconds=row.seconds + seconds,
-                    macs=row.macs + (done.macs if phase in (FUSED, "gemm") else 0),
+                    macs=row.macs + multiplies * done.macs,
                     bytes=row.bytes + done.bytes[phase],
+                    weights=row.weights + multiplies * done.weights,
                 )
         return sorted(found.values(), key=SORTS[sort])
 
-    def _work(self, layer: Layer, shape: Shape) -> "Work":
+    def _work(self, layer: Layer, shape: Shape) -> Work:
         """Count what a step computes, and what each phase of it reads and writes."""
         layers = self.model.layers if layer in self.model.layers else self.model.apart
         rows = summarize(layers, shape[2], shape[3], shape[0])
@@ -229,24 +276,25 @@ class Profile:
         y, inputs = math.prod(shapes[layer.name]), [shapes[name] for name in layer.inputs]
         x = math.prod(inputs[0]) if inputs else math.prod(shape)
         residual = y * (len(inputs) - 1) if inputs else 0
-        K, macs = layer.kernel**2 * layer.in_c, layer.macs(shapes[layer.name])
-        columns, w, acc = macs // layer.out_c, K * layer.out_c, 4 * y  # columns: M * K
+        macs = layer.macs(shapes[layer.name])
+        columns, w, acc = macs // layer.out_c, layer.kernel**2 * layer.in_c * layer.out_c, 4 * y
+        read = min(x, columns) if macs else x  # a 1x1 kernel with a stride skips pixels
         y_size = 4 if layer.op == "linear" else size  # logits are float32
         x_size = size if inputs else 4  # and so are the pixels
         moved = {
-            FUSED: size * (x + w + residual) + y_size * y,
-            "im2col": size * (x + columns),
+            FUSED: size * (read + w + residual) + y_size * y,
+            "im2col": size * (read + columns),
             "gemm": size * (columns + w) + acc,
             EPILOGUE: 2 * acc + size * residual,
             "requantize": acc + y_size * y,
-            "quantize": 2 * acc,
-            "round": 2 * acc,
+            "quantize": acc + size * y,
+            "round": 8 * w * bool(macs) + 2 * acc * (layer.op != "linear"),  # weights too
             layer.op: x_size * x + size * residual + y_size * y,
         }
-        return Work(macs, moved)
+        return Work(macs, moved, size * w if macs else 0)
 
     def table(self, group: str = "step", sort: str = "order") -> str:
-        """Lay the rows out as text, their sum at the end.
+        """Lay the rows out as text, their sum at the end; all figures are of one run.
 
         Parameters
         ----------
@@ -256,29 +304,37 @@ class Profile:
         Returns
         -------
         str
-            Times and shares of the time are of all calls; MMAC and MB are those of one.
+            Its columns are explained beneath it.
         """
-        rows, whole = self.rows(group, sort), self.seconds or math.inf
-        head = ["name", "operator", "calls", "ms", "of time", "MMAC", "MB", "GOP/s", "of peak",
-                "op/byte", "bound by"]  # fmt: skip
-        cells = [
-            [r.name, r.kind, str(r.calls), f"{1e3 * r.seconds:.3f}", f"{r.seconds / whole:.1%}",
-             f"{r.macs / r.calls / 1e6:.1f}", f"{r.bytes / r.calls / 1e6:.2f}", f"{r.gops:.1f}",
-             f"{r.share:.0%}", f"{r.intensity:.1f}", r.bound]
-            for r in rows
-        ]  # fmt: skip
-        runs = sum(event.layer.op == "input" for event in self.events)
-        total = f"{1e3 * self.seconds:.3f} ms in {runs} run{'s' if runs != 1 else ''}"
-        return f"{self.title}\n{format_columns(head, cells)}\n{total}"
+        rows, whole, runs = self.rows(group, sort), self.seconds or math.inf, self.runs or 1
+        head = ["name", "operator", "calls", "ms", "of time", "MMAC", "MB", "op/byte", "GOP/s",
+                "of peak", "of roof", "roof"]  # fmt: skip
+        cells = []
+        for r in rows:
+            speed = [f"{r.gops:.1f}", f"{r.share:.0%}"] if r.macs else ["", ""]
+            speed = [*speed, f"{r.of_roof:.0%}", r.bound]
+            if r.seconds / r.calls < SHORT:
+                speed = ["short", "", "", ""]
+            cells.append(
+                [r.name, r.kind, f"{r.calls / runs:.0f}", f"{1e3 * r.seconds / runs:.3f}",
+                 f"{r.seconds / whole:.1%}", f"{r.macs / runs / 1e6:.1f}",
+                 f"{r.bytes / runs / 1e6:.2f}", f"{r.intensity:.1f}", *speed]
+            )  # fmt: skip
+        total = f"{1e3 * self.seconds / runs:.3f} ms, the mean of {runs} run{'s' * (runs != 1)}"
+        legend = (
+            "MB: counted, each operand read once and each result written once. of peak: of the\n"
+            "instruction's, measured. roof: what takes longest at its measured best, computing or "
+            "moving the MB."
+        )
+        return f"{self.title}\n{format_columns(head, cells)}\n{total}\n{legend}"
 
     @property
     def title(self) -> str:
         """What was measured, on what."""
-        shapes = {" x ".join(map(str, event.shape)) for event in self.events}
-        return (
-            f"{self.precision}, {self.backend}, input {' and '.join(sorted(shapes))}, on "
-            f"{describe_machine()}"
-        )
+        shapes = [list(event.shape) for event in self.events if event.layer.op == "input"]
+        batch = sum(shape[0] for shape in shapes) // (self.runs or 1)
+        size = " x ".join(map(str, [batch, *shapes[0][1:]])) if shapes else "nothing"
+        return f"{self.precision}, {self.backend}, input {size}, on {describe_machine()}"
 
     def to_json(self) -> str:
         """Write what `rows` of phases tell as JSON, with what it was measured on.
@@ -286,20 +342,23 @@ class Profile:
         Returns
         -------
         str
-            An object with ``title``, ``precision``, ``backend``, ``seconds``, ``peak_gops`` and
-            ``rows``.
+            An object with ``title``, ``precision``, ``backend``, ``seconds``, ``runs``,
+            ``peak_gops`` and ``rows``, whose figures are sums over all runs.
         """
         rows = self.rows("phase")
         found = [
             {
                 **{key: value for key, value in row._asdict().items() if key != "roofs"},
-                **{key: getattr(row, key) for key in ("gops", "share", "intensity", "bound")},
+                **{
+                    key: getattr(row, key)
+                    for key in ("gops", "share", "intensity", "of_roof", "bound")
+                },
             }
             for row in rows
         ]
         document = {key: getattr(self, key) for key in ("title", "precision", "backend", "seconds")}
-        document["peak_gops"] = measure_roofs(self.precision).peak
-        return json.dumps(document | {"rows": found}, indent=2)
+        document["runs"], document["peak_gops"] = self.runs, rows[0].roofs.peak if rows else None
+        return to_json(document | {"rows": found})
 
     def export_chrome_trace(self, path: str | os.PathLike[str]) -> None:
         """Write a file that Perfetto and chrome://tracing open: see `write_chrome_trace`.
@@ -321,24 +380,17 @@ class Profile:
         group : str
             As for `rows`.
         """
-        rows, runs = self.rows(group), sum(e.layer.op == "input" for e in self.events) or 1
+        rows, runs = self.rows(group), self.runs or 1
+        places = {row.name: place for place, row in enumerate(rows)}
         with plots.figure(path, self.title, height=1 + 0.18 * len(rows)) as axes:
-            kinds = list(dict.fromkeys(row.kind or "several" for row in rows))
-            for kind in kinds:
+            for kind in dict.fromkeys(row.kind or "several" for row in rows):
                 mine = [row for row in rows if (row.kind or "several") == kind]
                 times = [1e3 * row.seconds / runs for row in mine]
-                axes.barh([row.name for row in mine], times, label=kind)
-            axes.set_yticks([row.name for row in rows])
+                axes.barh([places[row.name] for row in mine], times, label=kind)
+            axes.set_yticks(range(len(rows)), list(places))
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set_xlabel("milliseconds a run")
             axes.legend(loc="lower right")
-
-
-class Work(NamedTuple):
-    """What a step takes."""
-
-    macs: int
-    bytes: dict[str, int]  # by phase
 
 
 def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) -> Profile:
@@ -350,7 +402,8 @@ def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) ->
         Any precision, either backend; from fused=False come the parts of the steps. Hooks on its
         layers have a compiled network copy each activation in and out, which counts as the step's.
     callback : callable, optional
-        Called as ``callback(event)`` after each step, whose time it does not change.
+        Called as ``callback(event)`` after each step, whose time it does not change. It must not
+        run a compiled network: the one that runs holds all threads until it is done.
 
     Returns
     -------
@@ -384,6 +437,7 @@ def profile_in_turns(
     found = {precision: profile(model) for precision, model in models.items()}
     for _ in range(runs):
         for precision, model in models.items():
+            model(x)  # what the other network put out of the cache comes back
             with found[precision]:
                 model(x)
     return found
@@ -403,8 +457,10 @@ def write_chrome_trace(path: str | os.PathLike[str], profiles: Sequence[Profile]
     start = min((prof.events[0].started for prof in profiles if prof.events), default=0.0)
     for pid, prof in enumerate(profiles, start=1):
         spans.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": prof.title}})
+        counted: dict[tuple[Layer, Shape], Work] = {}
         for event in prof.events:
-            work = prof._work(event.layer, event.shape)
+            key = event[:2]
+            work = counted.get(key) or counted.setdefault(key, prof._work(*key))
             moved = sum(work.bytes[phase] for phase in event.seconds)
             step = (event.layer.name, event.started, event.ended)
             for name, started, ended in [step, *event.phases]:

@@ -22,6 +22,10 @@ from minires.profiling.text import format_columns
 from minires.summary import summarize
 
 GOP = 2 * sum(row.macs for row in summarize(resnet50_layers())) / 1e9  # of one image of 224 x 224
+FORM = (
+    "each [[machine]] wants name, bandwidth_gb_s, tdp_w, kind and peak_tops, or cores, clock_ghz "
+    "and ops_per_cycle"
+)
 WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # bytes of a value
 
 
@@ -33,6 +37,7 @@ class Claim(NamedTuple):
     precision: str
     kind: str
     source: str
+    upper_limit: bool = False  # it was less than that
 
 
 class Machine(NamedTuple):
@@ -40,7 +45,6 @@ class Machine(NamedTuple):
 
     name: str
     peaks: dict[str, float]  # 10^12 operations a second, by precision, of one part
-    peak_kind: str  # specification or arithmetic
     bandwidth: float  # 10^9 bytes a second
     watts: float
     dollars: float | None
@@ -75,23 +79,28 @@ def read_machines(path: str | os.PathLike[str] | None = None) -> list[Machine]:
         raise MiniresError(f"{path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MiniresError(f"{path} is not TOML: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise MiniresError(
-            f"{path}: {error} is missing or misplaced; each [[machine]] wants name, "
-            "bandwidth_gb_s, tdp_w, kind and peak_tops, or cores, clock_ghz and ops_per_cycle"
-        ) from error
+    except KeyError as error:
+        raise MiniresError(f"{path}: {error} is missing; {FORM}") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise MiniresError(f"{path}: {error}; {FORM}") from error
 
 
 def _machine(entry: dict[str, Any]) -> Machine:
-    peaks, kind = entry.get("peak_tops"), "specification"
+    peaks, kind = entry.get("peak_tops"), entry["kind"]
     if peaks is None:
         each = entry["cores"] * entry["clock_ghz"] / 1e3
         peaks = {p: ops * each for p, ops in entry["ops_per_cycle"].items()}
-        kind = "arithmetic"
+        kind = f"peak by arithmetic from cores, clock and operations a cycle; {kind}"
     claims = [Claim(**claim) for claim in entry.get("claims", [])]
+    positive = [entry["bandwidth_gb_s"], entry["tdp_w"], entry.get("price_usd", 1), *peaks.values()]
+    if not all(isinstance(n, int | float) and n > 0 for n in positive):
+        raise ValueError(f"{entry['name']} has a figure that is no number above 0")
+    for precision in [*peaks, *(claim.precision for claim in claims)]:
+        if precision not in WIDTHS or precision not in peaks:
+            raise ValueError(f"{entry['name']} has no peak in {precision}, or none is known by it")
     return Machine(
-        entry["name"], peaks, kind, entry["bandwidth_gb_s"], entry["tdp_w"],
-        entry.get("price_usd"), entry["kind"], entry.get("note", ""), claims,
+        entry["name"], peaks, entry["bandwidth_gb_s"], entry["tdp_w"], entry.get("price_usd"),
+        kind, entry.get("note", ""), claims,
     )  # fmt: skip
 
 
@@ -153,23 +162,27 @@ def format_machines(machines: list[Machine]) -> str:
             for claim in claims or [None]:
                 parts = claim.parts if claim else 1
                 bound, memory = (parts * b for b in throughput_bounds(machine, precision))
-                said = claim.images_per_second if claim else 0
-                cost = parts * machine.dollars / 1000 if machine.dollars else 0
+                cells = ["", "", "", ""]
+                if claim:
+                    said, cost = claim.images_per_second, parts * (machine.dollars or 0) / 1000
+                    cells[0] = f"{'<' * claim.upper_limit}{said:.0f}"
+                    if not claim.upper_limit:
+                        cells[1:3] = f"{said / bound:.0%}", f"{said / parts / machine.watts:.1f}"
+                        cells[3] = f"{said / cost:.0f}" if cost else ""
+                    sources.append(f"  {cells[0]}: {claim.kind}; {claim.source}")
                 rows.append([
                     machine.name, precision, str(parts), f"{parts * peak:.1f}", f"{bound:.0f}",
-                    f"{memory:.0f}", f"{said:.0f}" if said else "", f"{said / bound:.0%}" if said
-                    else "", f"{said / (parts * machine.watts):.1f}" if said else "",
-                    f"{said / cost:.0f}" if said and cost else "",
+                    f"{memory:.0f}", *cells,
                 ])  # fmt: skip
-                if claim:
-                    sources.append(f"  {said:.0f}: {claim.kind}; {claim.source}")
-        notes.append(f"{machine.name}: peak by {machine.peak_kind}; {machine.kind}.")
+        notes.append(f"{machine.name}: {machine.kind}.")
         notes += [f"  {machine.note}"] if machine.note else []
         notes += dict.fromkeys(sources)
     legend = (
         f"by peak: images/s if all {GOP:.2f} GOP of ResNet-50 v1.5 (224 x 224) ran at the peak.\n"
-        "by memory: if every activation went through the memory, once each way, and weights cost\n"
-        "nothing. Claims are of ResNet-50, mostly without saying which: v1 has 6% fewer operations."
+        "by memory: if every activation went through the memory, once each way, and weights\n"
+        "cost nothing. Claims are images/s of ResNet-50 by all parts together, mostly without\n"
+        "saying of which one: v1 has 6% fewer operations. /W: by the parts' TDP alone, and a\n"
+        "GPU needs a host besides. /1000 $: by their list price then."
     )
     return "\n".join([format_columns(head, rows), legend, "", *notes])
 
@@ -191,10 +204,21 @@ def measure_layers(
     Returns
     -------
     dict
-        By precision, the rows of the steps that multiply.
+        By precision, the rows of the steps that multiply: of one run, with the median's time.
     """
-    profiles = profile_in_turns(models, x, runs)
-    return {p: [row for row in prof.rows() if row.macs] for p, prof in profiles.items()}
+    found: dict[str, list[Row]] = {}
+    profiles = [profile_in_turns(models, x, 1) for _ in range(runs)]
+    for precision in models:
+        rows = [of_run[precision].rows() for of_run in profiles]
+        medians = [
+            float(np.median([row.seconds for row in same])) for same in zip(*rows, strict=True)
+        ]
+        found[precision] = [
+            row._replace(seconds=seconds)
+            for row, seconds in zip(rows[0], medians, strict=True)
+            if row.macs
+        ]
+    return found
 
 
 def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:
@@ -217,8 +241,7 @@ def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:
     for of_layer in zip(*layers.values(), strict=True):
         cells = [of_layer[0].name]
         for row in of_layer:
-            share = row.gops / row.roof
-            cells += [f"{row.intensity:.1f}", f"{row.gops:.1f}", f"{share:.0%} {row.bound}"]
+            cells += [f"{row.intensity:.1f}", f"{row.gops:.1f}", f"{row.of_roof:.0%} {row.bound}"]
         rows.append(cells)
     return f"{title}\n{format_columns(head, rows)}"
 
@@ -237,7 +260,7 @@ def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], t
     """
     with plots.figure(path, title, width=9, height=5.5) as axes:
         intensity = np.geomspace(0.25, 1024, 200)
-        tallest = 0.0
+        tallest, lowest = 0.0, min(row.gops for rows in layers.values() for row in rows)
         for precision, rows in layers.items():
             color, roofs = plots.COLORS.get(precision), measure_roofs(precision)
             tallest = max(tallest, roofs.peak)
@@ -250,12 +273,14 @@ def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], t
         for level in measure_roofs("fp32").memory[1:]:
             reach = level.all * intensity
             inside = reach <= tallest
+            if not inside.any():
+                continue
             axes.plot(intensity[inside], reach[inside], color="0.6", linewidth=1)
             axes.annotate(
                 f"{level.level}, {level.all:.0f} GB/s", (intensity[inside][0], reach[inside][0]),
                 color="0.4", xytext=(4, 3), textcoords="offset points",
             )  # fmt: skip
-        axes.set(xscale="log", yscale="log", ylim=(1, 2 * tallest),
+        axes.set(xscale="log", yscale="log", ylim=(min(1, lowest), 2 * tallest),
                  xlabel="operations a byte (each operand read once, each result written once)",
                  ylabel="10⁹ operations a second")  # fmt: skip
         axes.legend(loc="lower right")
@@ -274,7 +299,7 @@ def plot_machines(machines: list[Machine], path: str | os.PathLike[str]) -> None
     bars = [
         (f"{claim.parts} x {machine.name}, {claim.precision} ({claim.source.partition(',')[0]})",
          claim.parts * throughput_bounds(machine, claim.precision)[0], claim.images_per_second)
-        for machine in machines for claim in machine.claims
+        for machine in machines for claim in machine.claims if not claim.upper_limit
     ] or [
         (f"{machine.name}, {precision}", throughput_bounds(machine, precision)[0], 0.0)
         for machine in machines for precision in machine.peaks

@@ -4,16 +4,16 @@ import pytest
 
 from minires.kernels.peak import (
     INSTRUCTIONS,
-    RATES,
+    Instruction,
     Peak,
     best_instruction,
-    cache_sizes,
+    caches,
     inner_loop,
     instructions,
     measure_bandwidths,
     measure_peak,
 )
-from minires.kernels.simd import ISAS, MULTIPLY_ADD, choose_isa
+from minires.kernels.simd import ISA, ISAS, MULTIPLY_ADD, available_isas
 
 LISTING = """
 run:
@@ -41,19 +41,20 @@ def test_the_inner_loop_is_cut_out() -> None:
     assert inner_loop("ret", "vfmadd") == ""
 
 
-@pytest.mark.parametrize("instruction", instructions(choose_isa()), ids=lambda i: i.name)
-def test_what_is_timed_is_that_instruction_and_little_else(instruction: object) -> None:
+TIMED = [(isa, i) for isa in available_isas() for i in instructions(isa)]
+
+
+@pytest.mark.parametrize(("isa", "instruction"), TIMED, ids=lambda value: value.name)
+def test_what_is_timed_is_that_instruction_and_little_else(
+    isa: ISA, instruction: Instruction
+) -> None:
     """As many as there are sums in a round, and the counting; a sequence has that many of each."""
-    assert isinstance(instruction, type(INSTRUCTIONS[0]))
-    peak = measure_peak(instruction, choose_isa(), threads=1)
+    peak = measure_peak(instruction, isa, threads=1)
     loop = peak.assembly
     for mnemonic in instruction.mnemonics:
         assert loop.count(mnemonic) >= instruction.sums
     assert "(%" not in loop, "an operand in memory"
-    assert peak.gops > 0
-    assert peak.all_gops > 0
-    assert peak.clock > 0
-    assert 0.25 < peak.gops / peak.arithmetic < 4
+    assert min(peak.gops, peak.all_gops, peak.clock) > 0
     assert peak.spread >= 0
 
 
@@ -63,12 +64,11 @@ def test_the_arithmetic_is_lanes_products_rate_and_clock() -> None:
     assert peak.rate == pytest.approx(215 / (2 * 16 * 3.5))
     assert peak.likely_rate == 2
     assert peak.arithmetic == pytest.approx(2 * 16 * 2 * 3.5)
-    assert list(RATES) == sorted(RATES)
+    assert peak._replace(gops=150.0).arithmetic is None  # 1.3 a cycle
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-def test_each_instruction_set_has_a_peak_for_each_precision(isa: object) -> None:
-    assert isinstance(isa, type(ISAS[0]))
+def test_each_instruction_set_has_a_peak_for_each_precision(isa: ISA) -> None:
     best = {p: best_instruction(p, isa).name for p in ("fp32", "bf16", "int8", "int8-simulated")}
     assert set(best.values()) <= set(MULTIPLY_ADD)
     assert best["int8-simulated"] == best["fp32"] == isa.instructions["f32"]
@@ -80,6 +80,7 @@ def test_each_instruction_set_has_a_peak_for_each_precision(isa: object) -> None
 
 def test_each_level_of_the_memory_is_read() -> None:
     found = measure_bandwidths(1)
-    assert [b.level for b in found] == [*cache_sizes(), "memory"]
+    assert [b.level for b in found] == [*(cache.level for cache in caches()), "memory"]
     assert [b.size for b in found] == sorted(b.size for b in found)
     assert all(b.one > 0 and b.all > 0 for b in found)
+    assert found[-1].one < found[0].one, "the memory is as fast as the first cache"

@@ -16,11 +16,8 @@ from tests.making_files import save_photograph
 from tests.seeded_weights import seeded_input, seeded_state_dict
 
 ROOFS = Roofs(100.0, [Bandwidth("L2", 2**18, 50.0, 100.0, 2), Bandwidth("memory", 2**26, 9, 10, 2)])
-META = {
-    "name": "seeded",
-    "categories": [f"class {i}" for i in range(1000)],
-    "preset": Preset(32, 32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
-}
+PRESET = Preset(32, 32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+META = {"name": "seeded", "categories": [f"class {i}" for i in range(1000)], "preset": PRESET}
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +34,7 @@ def models() -> Mapping[str, ResNet50]:
 @pytest.fixture(autouse=True)
 def _roofs(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (profiler, roofline):
-        monkeypatch.setattr(module, "measure_roofs", lambda precision: ROOFS)
+        monkeypatch.setattr(module, "measure_roofs", lambda *_: ROOFS)
 
 
 @pytest.fixture(scope="session")

@@ -31,16 +31,27 @@ def test_a_quiet_machine_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "cores"), [("max 100000", None), ("150000 100000", 1.5), ("", None), ("x y", None)]
-)
+    ("texts", "cores"),
+    [
+        (["max 100000"], None), (["150000 100000"], 1.5), ([""], None), (["x y"], None),
+        (["50000", "100000"], 0.5), (["-1", "100000"], None), ([], None),
+    ],
+)  # fmt: skip
 def test_a_quota_is_read(
-    text: str, cores: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    texts: list[str], cores: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "cpu.max").write_text(text, "ascii")
-    monkeypatch.setattr(machine, "CPU_MAX", tmp_path / "cpu.max")
+    files = [tmp_path / str(i) for i in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text + "\n", "ascii")
+    monkeypatch.setattr(machine, "CPU_QUOTA", [[tmp_path / "none"], files])
     assert machine.cpu_quota() == cores
-    monkeypatch.setattr(machine, "CPU_MAX", tmp_path / "none")
-    assert machine.cpu_quota() is None
+
+
+def test_a_rate_that_no_cpu_has_is_not_explained_away() -> None:
+    slow = peak()._replace(gops=75.0)  # 1.4 a cycle: neither 1 nor 2
+    assert slow.likely_rate is None
+    assert slow.arithmetic is None
+    assert "no likely number" in machine.format_machine([slow], [])
 
 
 def test_the_table_has_the_arithmetic_and_what_is_missing() -> None:
