@@ -17,7 +17,7 @@ from minires.errors import MiniresError
 from minires.hooks import Record
 from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
 from minires.kernels.prepack import aligned, prepack
-from minires.kernels.simd import ISA, choose_isa
+from minires.kernels.simd import ISA, ISAS, choose_isa
 from minires.kernels.threads import get_num_threads
 from minires.layers import Array, Int8Params, Layer, Shape
 from minires.reference import QParams, round_bf16_ref
@@ -91,6 +91,8 @@ class Engine:
     ) -> None:
         self.layers, self.params, self.threads = layers, params, threads
         self.isa, self.form = isa or choose_isa(), FORMATS[precision]
+        if self.isa not in ISAS or (threads is not None and threads < 1):
+            raise MiniresError("an engine wants one of ISAS, and at least one thread")
         self.rows, vectors = self.isa.tiles[self.form.kind]
         self.columns = vectors * self.isa.lanes
         self.execute = compile_network(precision, self.isa.name)
@@ -117,7 +119,8 @@ class Engine:
         """
         x = np.ascontiguousarray(x)
         logits = np.empty((len(x), self.layers[-1].out_c), np.float32)
-        images = self._images_at_once(x.shape)
+        parts = -(-len(x) // self._images_at_once(x.shape))
+        images = -(-len(x) // parts)  # alike: a last image by itself would take as long as alone
         with ONE_AT_A_TIME:
             for start in range(0, len(x), images):
                 part = x[start : start + images]
@@ -331,7 +334,8 @@ class Engine:
         tables = []
         for strides in (x_strides, y_strides):
             i, j, k = (
-                np.arange(n) * s for n, s in zip((batch, out_h, out_w), strides, strict=True)
+                np.arange(n, dtype=np.int64) * s
+                for n, s in zip((batch, out_h, out_w), strides, strict=True)
             )
             offsets = (i[:, None, None] + j[:, None] + k).ravel()
             # Rows that are missing in the last tile are the last row again: written twice, alike.

@@ -232,8 +232,8 @@ def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
     found = [(rung, rung.prepare(layer, p)) for rung in rungs(precision)]
     for _, run in found:
         check(run(x), expected, layer, precision)
-    isa, threads = choose_isa(), 1
-    best = measure_peak(best_instruction(precision, isa), isa, threads).gops
+    isa = choose_isa()
+    best = measure_peak(best_instruction(precision, isa), isa, threads=1).gops
     times: list[list[float]] = [[] for _ in found]
     for i in range(rounds):
         for of_rung, (_, run) in zip(times, found, strict=True):
@@ -243,7 +243,7 @@ def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
                 while time.perf_counter() < start + WARM_UP:
                     run(x)
                 of_rung += _times(functools.partial(run, x), 3)
-    again = measure_peak(best_instruction(precision, isa), isa, threads).gops
+    again = measure_peak(best_instruction(precision, isa), isa, threads=1).gops
     best = max(best, again)  # before and after: the machine may have been busy
     for of_rung, (rung, _) in zip(times, found, strict=True):
         low, seconds, high = np.percentile(of_rung, [25, 50, 75])

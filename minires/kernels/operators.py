@@ -16,9 +16,11 @@ import numpy as np
 from numba import carray, from_dtype, njit, prange, types
 from numba.extending import overload
 
+from minires.errors import MiniresError
 from minires.kernels.simd import ISA, ISAS, larger, microkernel, pointer
 
-# One fused operator, ready to run. Addresses and counts in int64; strides in elements.
+# One fused operator, ready to run. Addresses and counts in int64; strides of rows and images in
+# bytes, a convolution's in pixels; of the offsets, x's in bytes and y's in elements.
 STEP = np.dtype(
     [
         (name, kind)
@@ -145,21 +147,33 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
     notice.start()  # loading them from the cache takes less
 
     signature = types.void(from_dtype(STEP)[::1], types.int64, types.int64, types.int64)
+
+    def execute(program: Any, first: int, last: int, threads: int) -> None:
+        for i in range(first, last):
+            for share in prange(threads):
+                run_share(spec, program[i], share, threads)
+
     try:
-
-        @njit(signature, parallel=True, nogil=True, cache=True)
-        def execute(program: Any, first: int, last: int, threads: int) -> None:
-            for i in range(first, last):
-                for share in prange(threads):
-                    run_share(spec, program[i], share, threads)
-
+        return compile_cached(execute, signature, parallel=True)
     finally:
         notice.cancel()
-    return execute
+
+
+def compile_cached(function: Callable[..., Any], signature: Any, **options: Any) -> Any:
+    """Compile for a signature, and keep the code on the disk where that can be written to."""
+    try:
+        return njit(signature, nogil=True, cache=True, **options)(function)
+    except RuntimeError as error:
+        if "no locator" not in str(error):
+            raise
+        return njit(signature, nogil=True, **options)(function)
 
 
 def run_share(spec: str, step: Any, share: int, shares: int) -> None:
     """Do one thread's share of a step, out of `shares`; for compiled code alone."""
+    raise MiniresError(
+        "NUMBA_DISABLE_JIT keeps the kernels from compiling; unset it, or ask for backend numpy"
+    )
 
 
 @overload(run_share, prefer_literal=True)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from llvmlite import binding, ir
 from numba.core import cgutils, config, types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from minires.errors import MiniresError
@@ -102,12 +103,16 @@ ISAS += [
 ]
 
 
+def _present(features: str) -> set[str]:
+    """Take those of LLVM's words for features that have a plus."""
+    return {word[1:] for word in features.split(",") if word[:1] == "+"}
+
+
 def available_isas() -> list[ISA]:
     """List what this CPU has and Numba compiles for: the best first, those for study last."""
-    host = binding.get_host_cpu_features()
-    features = {name for name, there in host.items() if there}
+    features = _present(get_host_cpu_features())  # as Numba has it: AVX only where it trusts it
     if config.CPU_FEATURES is not None:  # restricted by NUMBA_CPU_FEATURES or NUMBA_CPU_NAME
-        features &= {word[1:] for word in config.CPU_FEATURES.split(",") if word[:1] == "+"}
+        features &= _present(config.CPU_FEATURES)
     return [isa for isa in ISAS if isa.features <= features]
 
 

@@ -45,6 +45,6 @@ def get_num_threads() -> int:
         What `set_num_threads` was last given; before that OMP_NUM_THREADS, if it is set, and at
         most what Numba starts with.
     """
-    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    default = max(1, int(wanted)) if wanted.isdigit() else _most()
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    default = max(1, int(wanted)) if wanted.isdecimal() else _most()
     return _chosen or min(default, _most())

@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from minires import layers as ops
 from minires.errors import MiniresError
 from minires.kernels import engine as engine_module
+from minires.kernels import operators
 from minires.kernels import prepack as prepack_module
 from minires.kernels.engine import Engine
+from minires.kernels.operators import run_share
 from minires.kernels.prepack import ALIGNMENT, SLACK
+from minires.kernels.simd import choose_isa
 from minires.layers import FloatParams, Layer
 from minires.model import OPERATORS, ResNet50
 from minires.quantize.calibrate import calibrate
@@ -336,7 +339,42 @@ def test_a_large_batch_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(engine_module, "CACHE", 2 * 3 * 64 * 32 * 32)  # three images' stem
     assert engine._images_at_once(x.shape) == 3
     assert_same(engine(x), expected)
-    assert {shape[0] for shape in engine.plans} == {7, 3, 1}
+    assert [shape[0] for shape in engine.plans] == [7, 3, 1]
+    monkeypatch.setattr(engine_module, "CACHE", 2 * 6 * 64 * 32 * 32)  # six: not 6 and 1
+    assert_same(engine(x), expected)
+    assert [shape[0] for shape in engine.plans] == [7, 3, 1, 4]
+
+
+def test_engines_that_cannot_be_are_refused() -> None:
+    model = model_of("fp32")
+    isa = choose_isa()
+    with pytest.raises(MiniresError, match="one of ISAS"):
+        Engine(model.layers, model.params, "fp32", isa._replace(lanes=2))
+    with pytest.raises(MiniresError, match="at least one thread"):
+        Engine(model.layers, model.params, "fp32", threads=0)
+
+
+def test_without_a_compiler_nothing_is_computed() -> None:
+    """NUMBA_DISABLE_JIT would have Python run what stands for compiled code."""
+    with pytest.raises(MiniresError, match="NUMBA_DISABLE_JIT"):
+        run_share("", None, 0, 1)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def njit(signature: object, **options: object) -> Any:
+        asked.append(options)
+        if "cache" in options:
+            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
+        return lambda function: function
+
+    monkeypatch.setattr(operators, "njit", njit)
+    assert operators.compile_cached(abs, None, parallel=True) is abs
+    assert asked == [
+        {"nogil": True, "cache": True, "parallel": True},
+        {"nogil": True, "parallel": True},
+    ]
 
 
 def test_precision_and_backend_may_change() -> None:
