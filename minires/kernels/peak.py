@@ -43,7 +43,7 @@ INSTRUCTIONS = [
         "vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd"), rates=(1 / 3, 2 / 3, 1)
     ),
     Instruction("vpmaddwd", "int8", 4, ("vpmaddwd",), sums=8, rates=(1 / 4, 1 / 2, 2 / 3, 1)),
-    Instruction("mul, add of bytes", "int8", 4, ("pmul",), sums=4, rates=()),
+    Instruction("mul, add of bytes", "int8", 4, ("pm",), sums=4, rates=()),
     Instruction("vpdpbusd", "int8", 4, ("vpdpbusd",)),
 ]
 

@@ -295,6 +295,13 @@ def _rint(builder: Builder, t: Value) -> Value:
     return _call(builder, f"llvm.rint.v{t.type.count}f32", t.type, t)
 
 
+def _to_int(builder: Builder, t: Value, kind: Any) -> Value:
+    """Round to whole numbers, half to even, as integers: one instruction where LLVM knows it."""
+    if not LLVM_22:
+        return builder.fptosi(_rint(builder, t), kind)
+    return _call(builder, f"llvm.lrint.v{t.type.count}i32.v{t.type.count}f32", kind, t)
+
+
 def _widen_bf16(builder: Builder, x: Value) -> Value:
     wide = builder.zext(x, ir.VectorType(I32, x.type.count))
     shifted = builder.shl(wide, _constant(wide.type, 16))
@@ -331,18 +338,18 @@ def _fake_quantize(builder: Builder, acc: Value, p: Columns, residual: Value | N
 
 def _requantize(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
     """Do what `requantize_ref` does, in its order, each operation rounded by itself."""
-    t = builder.fmul(builder.sitofp(builder.add(acc, p.bias), p.m.type), p.m)
+    t = builder.fmul(builder.sitofp(acc, p.m.type), p.m)
     if residual is not None:
         steps = builder.sub(builder.zext(residual, acc.type), p.scalars["residual_zero_point"])
         t = builder.fadd(t, builder.fmul(builder.sitofp(steps, t.type), p.scalars["m_residual"]))
-    t = _rint(builder, _clip(builder, t, p.scalars["low"], p.scalars["high"]))
-    y = builder.add(builder.fptosi(t, acc.type), p.scalars["zero_point"])
+    whole = _to_int(builder, _clip(builder, t, p.scalars["low"], p.scalars["high"]), acc.type)
+    y = builder.add(whole, p.scalars["zero_point"])
     return builder.trunc(y, ir.VectorType(I8, acc.type.count))
 
 
 def _dequantize(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
     """Leave as float32: the logits of the classifier in INT8."""
-    return builder.fmul(builder.sitofp(builder.add(acc, p.bias), p.m.type), p.m)
+    return builder.fmul(builder.sitofp(acc, p.m.type), p.m)
 
 
 def _store_as_is(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
@@ -361,14 +368,15 @@ class Epilogue(NamedTuple):
     run: Callable[..., Value]
     bias: Any  # the lanes' types
     residual: Any
+    bias_first: bool = False  # sums begin with it: integers may be added in any order
 
 
 EPILOGUES = {
     "activate": Epilogue(_activate, F32, F32),
     "activate, bf16": Epilogue(_activate_bf16, F32, I16),
     "fake quantize": Epilogue(_fake_quantize, F32, F32),
-    "requantize": Epilogue(_requantize, I32, I8),
-    "dequantize": Epilogue(_dequantize, I32, I8),
+    "requantize": Epilogue(_requantize, I32, I8, bias_first=True),
+    "dequantize": Epilogue(_dequantize, I32, I8, bias_first=True),
     "store": Epilogue(_store_sums, I32, I8),
     "plain store of u8": Epilogue(_store_as_is, I32, I8),
     "plain store of float32": Epilogue(_store_as_is, F32, F32),
@@ -475,8 +483,10 @@ def _tile(
         return [panel, builder.add(start, tap_stride), *acc]
 
     bases = [builder.add(x, offset(x_offsets, row)) for row in range(rows)]
-    zeros = [_constant(sums, 0)] * (rows * vectors)
-    _, _, *acc = _loop(builder, taps, [w, I64(0), *zeros], tap)
+    begin = [_constant(sums, 0)] * vectors
+    if epilogue.bias_first:
+        begin = [load(after(bias, 4 * lanes * v), sums) for v in places]
+    _, _, *acc = _loop(builder, taps, [w, I64(0), *begin * rows], tap)
 
     fields = (builder.extract_value(scalars, i) for i in range(len(SCALARS)))
     known = {
