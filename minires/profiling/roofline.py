@@ -265,8 +265,10 @@ def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], t
             color, roofs = plots.COLORS.get(precision), measure_roofs(precision)
             tallest = max(tallest, roofs.peak)
             axes.axhline(roofs.peak, color=color, linewidth=1.5)
-            axes.annotate(f"{precision} peak, {roofs.peak:.0f} GOP/s", (0.27, roofs.peak * 1.06),
-                          color=color)  # fmt: skip
+            axes.annotate(
+                f"{precision} peak, {roofs.peak:.0f} GOP/s", (1000, roofs.peak * 1.06),
+                color=color, ha="right",
+            )  # fmt: skip
             places = [r.intensity for r in rows], [r.gops for r in rows]
             label = f"{precision}, {len(rows)} layers"
             axes.scatter(*places, s=18, color=color, label=label, alpha=0.8, linewidths=0)
@@ -278,7 +280,7 @@ def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], t
             axes.plot(intensity[inside], reach[inside], color="0.6", linewidth=1)
             axes.annotate(
                 f"{level.level}, {level.all:.0f} GB/s", (intensity[inside][0], reach[inside][0]),
-                color="0.4", xytext=(4, 3), textcoords="offset points",
+                color="0.4", xytext=(8, -6), textcoords="offset points",
             )  # fmt: skip
         axes.set(xscale="log", yscale="log", ylim=(min(1, lowest), 2 * tallest),
                  xlabel="operations a byte (each operand read once, each result written once)",

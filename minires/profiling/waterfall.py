@@ -251,8 +251,12 @@ def plot_waterfall(fall: Waterfall, path: str | os.PathLike[str]) -> None:
         left.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
         # The same axis told as a ratio: FP32's time over the time at that place.
         # It ends at INT8's: what comes on top belongs to another ratio.
-        ticks = [r for r in (4, 3.5, 3, 2.5, 2, 1.5, 1) if whole.fp32 / r < 0.97 * whole.int8]
-        ticks.append(round(whole.fp32 / whole.int8, 2))
+        last = whole.fp32 / whole.int8
+        apart = 0.08 * 1e3 * whole.int8  # so that the numbers do not overlap
+        ticks = [round(last, 2)]
+        for ratio in (1.5, 2, 3, 4):
+            if 1e3 * whole.fp32 * (1 / ticks[-1] - 1 / ratio) > apart:
+                ticks.append(ratio)
         ratios = left.secondary_xaxis("top")
         ratios.set_xticks([1e3 * whole.fp32 / r for r in ticks], [f"{r:g}x" for r in ticks])
         ratios.set_xlabel("FP32's time over this")
