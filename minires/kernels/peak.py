@@ -7,6 +7,7 @@ cycle each, the instructions a cycle by doing nothing else.
 
 import functools
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ class Instruction(NamedTuple):
     name: str  # a key of `simd.MULTIPLY_ADD`
     precision: str
     products: int  # a lane of 32 bits
-    mnemonics: tuple[str, ...]
+    mnemonics: tuple[str, ...]  # regular expressions
     sums: int = 12  # beside each other: enough for the latency, and they fit the registers
     rates: tuple[float, ...] = ONCE  # that CPUs have
 
@@ -42,7 +43,9 @@ INSTRUCTIONS = [
     Instruction(
         "vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd"), rates=(1 / 3, 2 / 3, 1)
     ),
-    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd",), sums=8, rates=(1 / 4, 1 / 2, 2 / 3, 1)),
+    Instruction(
+        "vpmaddwd", "int8", 4, ("vpmaddwd|vpdpwssd",), sums=8, rates=(1 / 4, 1 / 2, 2 / 3, 1)
+    ),
     Instruction("mul, add of bytes", "int8", 4, ("pm",), sums=4, rates=()),
     Instruction("vpdpbusd", "int8", 4, ("vpdpbusd",)),
 ]
@@ -230,7 +233,7 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
     assembly : str
         In AT&T syntax, as LLVM prints it.
     mnemonic : str
-        How the instruction's name begins.
+        A regular expression for the instruction's name.
 
     Returns
     -------
@@ -247,7 +250,7 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
         elif words and words[0].startswith("j") and words[-1] in labels:
             loops.append(lines[labels[words[-1]] : i + 1])
     # A loop around another has its instructions too: the shortest of those that have most wins.
-    best = max(loops, key=lambda loop: (sum(mnemonic in line for line in loop), -len(loop)),
+    best = max(loops, key=lambda loop: (len(re.findall(mnemonic, "\n".join(loop))), -len(loop)),
                default=[])  # fmt: skip
     kept = (line for line in best if line.strip() and not line.startswith((" .", "        .")))
     return "\n".join(kept)

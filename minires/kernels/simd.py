@@ -146,6 +146,12 @@ def _splat(builder: Builder, value: Value, lanes: int) -> Value:
     return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
 
 
+def _opaque(builder: Builder, value: Value, register: str) -> Value:
+    """Pass a value through a text of no instructions, of which LLVM knows no more than that."""
+    unknown = ir.FunctionType(value.type, [value.type])
+    return builder.asm(unknown, "", f"={register},0", [value], side_effect=False)
+
+
 def _constant(kind: Any, value: float) -> Value:
     """Make a vector whose lanes are all the same number."""
     return ir.Constant(kind, [ir.Constant(kind.element, value)] * kind.count)
@@ -236,7 +242,9 @@ def _maddubs(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
     ubs, wd = {8: ("avx2.pmadd.ub.sw", "avx2.pmadd.wd"),
                16: ("avx512.pmaddubs.w.512", "avx512.pmaddw.d.512")}[lanes]  # fmt: skip
     pairs = _call(builder, f"llvm.x86.{ubs}", words, a, b)
-    return builder.add(acc, _call(builder, f"llvm.x86.{wd}", acc.type, pairs, _constant(words, 1)))
+    quads = _call(builder, f"llvm.x86.{wd}", acc.type, pairs, _constant(words, 1))
+    # Where there is VNNI, LLVM would make one instruction of the last two: vpdpwssd.
+    return builder.add(acc, _opaque(builder, quads, "v" if lanes == 16 else "x"))
 
 
 def _split_maddubs(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
@@ -557,16 +565,14 @@ def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
         pointers = [builder.inttoptr(place, POINTER) for place in places]
         a, b = (builder.load(pointer, align=1, typ=bits) for pointer in pointers[:2])
 
-        # A text of no instructions, of which LLVM knows no more than that it changes a: else it
-        # would make the products once, before the loop.
+        # Were it known that a stays the same, LLVM would make the products once, before the loop.
         register = {"x86_64": "v" if int(lanes) == 16 else "x"}.get(TRIPLE.partition("-")[0], "w")
         register = "r" if instruction == "chain" else register
-        unknown = ir.FunctionType(bits, [bits])
 
         def body(x: Value, *acc: Value) -> list[Value]:
             following = []
             for total in acc:
-                x = builder.asm(unknown, "", f"={register},0", [x], side_effect=True)
+                x = _opaque(builder, x, register)
                 following.append(multiply_add(builder, total, x, b))
             return [x, *following]
 

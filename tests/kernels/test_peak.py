@@ -1,5 +1,7 @@
 """Microbenchmarks: that they time what they say, not how fast it is."""
 
+import re
+
 import pytest
 
 from minires.kernels.peak import (
@@ -52,7 +54,7 @@ def test_what_is_timed_is_that_instruction_and_little_else(
     peak = measure_peak(instruction, isa, threads=1)
     loop = peak.assembly
     for mnemonic in instruction.mnemonics:
-        assert loop.count(mnemonic) >= instruction.sums
+        assert len(re.findall(mnemonic, loop)) >= instruction.sums
     assert "(%" not in loop, "an operand in memory"
     assert min(peak.gops, peak.all_gops, peak.clock) > 0
     assert peak.spread >= 0
