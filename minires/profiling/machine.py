@@ -5,7 +5,9 @@ import platform
 from pathlib import Path
 from typing import NamedTuple
 
+from minires.kernels.operators import FORMATS
 from minires.kernels.peak import (
+    INSTRUCTIONS,
     ROUNDS,
     Bandwidth,
     Peak,
@@ -15,7 +17,7 @@ from minires.kernels.peak import (
     measure_peak,
     peak,
 )
-from minires.kernels.simd import choose_isa
+from minires.kernels.simd import ISAS, assembly, choose_isa
 from minires.kernels.threads import get_num_threads
 from minires.profiling.text import format_columns
 
@@ -120,6 +122,19 @@ def measure_machine() -> tuple[list[Peak], list[Bandwidth]]:
     return peaks, measure_bandwidths()
 
 
+def _elsewhere(name: str) -> str:
+    """Show an instruction as a microkernel has it on a CPU that knows it."""
+    instruction = next(i for i in INSTRUCTIONS if i.name == name)
+    isa, kind = next((isa, kind) for isa in ISAS for kind, used in isa.instructions.items()
+                     if used.partition(",")[0] == name)  # fmt: skip
+    rows, vectors = isa.tiles[kind]
+    epilogue = next(form.epilogue for form in FORMATS.values() if form.kind == kind)
+    spec = f"{isa.instructions[kind]}/{epilogue}/{isa.lanes}/{rows}/{vectors}"
+    text = assembly(spec, isa)
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return next(line for line in lines if line.startswith(instruction.mnemonics[0]))
+
+
 def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
     """Lay out each instruction's peak beside the arithmetic, the bandwidths, and the loops timed.
 
@@ -149,7 +164,8 @@ def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
             f"a cycle (measured: {p.rate:.2f}) x {p.clock:.2f} GHz"
         )
     missing = [
-        f"  {name}: not on this CPU, or not allowed; it would want {wanted}"
+        f"  {name}: not on this CPU, or not allowed: it would want {wanted}; there it is "
+        f"{_elsewhere(name)}"
         for name, wanted in WANTED.items()
         if name not in {p.instruction.name for p in peaks}
     ]
