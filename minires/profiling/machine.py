@@ -1,5 +1,6 @@
 """The machine that a measurement was made on: its name, its roofs, and whether it is quiet."""
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -64,12 +65,10 @@ def measure_roofs(precision: str, weights: int = 0) -> Roofs:
 def describe_machine() -> str:
     """Say in a line what measures: the CPU, the instruction set that is used, the threads."""
     name = platform.processor() or platform.machine()
-    try:
+    with contextlib.suppress(OSError):  # not Linux
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         names = [line.partition(":")[2] for line in info.splitlines() if "model name" in line]
         name = names[0].strip() if names else name
-    except OSError:
-        pass  # not Linux
     threads = get_num_threads()
     return f"{name}, {choose_isa().name}, {threads} thread{'s' if threads > 1 else ''}"
 
@@ -163,12 +162,11 @@ def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
             f"  {p.instruction.name}: {p.lanes} lanes x {p.instruction.products} x 2 x {rate} "
             f"a cycle (measured: {p.rate:.2f}) x {p.clock:.2f} GHz"
         )
+    absent = WANTED.keys() - {p.instruction.name for p in peaks}
     missing = [
-        f"  {name}: not on this CPU, or not allowed: it would want {wanted}; there it is "
-        f"{_elsewhere(name)}"
-        for name, wanted in WANTED.items()
-        if name not in {p.instruction.name for p in peaks}
-    ]
+        f"  {name}: not on this CPU, or not allowed; with {wanted} it is {_elsewhere(name)}"
+        for name, wanted in WANTED.items() if name in absent
+    ]  # fmt: skip
     threads = peaks[0].threads
     head = ["instruction", "precision", "GOP/s", "of fp32", "arithmetic", "reached", "spread",
             f"{threads} threads", "of one"]  # fmt: skip

@@ -59,8 +59,8 @@ def test_the_table_has_the_arithmetic_and_what_is_missing() -> None:
     assert "fma: 8 lanes x 1 x 2 x 2 a cycle (measured: 1.99) x 3.40 GHz" in text
     assert "vpdpbusd: not on this CPU" in text
     assert "vdpbf16ps: not on this CPU" in text
-    assert "there it is vpdpbusd %zmm" in text  # its operands, as on a CPU that has it
-    assert "there it is vpmaddubsw %" in text
+    assert "it is vpdpbusd %zmm" in text  # its operands, as on a CPU that has it
+    assert "it is vpmaddubsw %" in text
     assert "vfmadd231ps %ymm0, %ymm1, %ymm2" in text
     assert "65536" in text
 
