@@ -282,7 +282,7 @@ def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], t
                 f"{level.level}, {level.all:.0f} GB/s", (intensity[inside][0], reach[inside][0]),
                 color="0.4", xytext=(8, -6), textcoords="offset points",
             )  # fmt: skip
-        axes.set(xscale="log", yscale="log", ylim=(min(1, lowest), 2 * tallest),
+        axes.set(xscale="log", yscale="log", xlim=(0.2, 1500), ylim=(min(1, lowest), 2 * tallest),
                  xlabel="operations a byte (each operand read once, each result written once)",
                  ylabel="10⁹ operations a second")  # fmt: skip
         axes.legend(loc="lower right")
