@@ -23,12 +23,11 @@ from minires.layers import Array
 from minires.model import ResNet50
 from minires.profiling.latency import PREPROCESSING, time_preprocessing
 from minires.profiling.machine import describe_machine
-from minires.profiling.profiler import profile
+from minires.profiling.profiler import SHORT, profile
 from minires.profiling.text import format_columns
 from minires.summary import summarize
 
 REST = "rest, unexplained"  # of the whole: what its parts do not add up to
-SHORT = 20e-6  # seconds: of two times below this, the ratio is noise
 
 
 class Part(NamedTuple):
@@ -80,8 +79,6 @@ def measure_waterfall(
     """
     preset = models["fp32"].meta["preset"]
     x, _ = time_preprocessing(data, preset)
-    if len(x) != 1:
-        raise MiniresError("a waterfall is of one image")
     whole: dict[str, list[float]] = {precision: [] for precision in models}
     parts: dict[str, list[dict[str, float]]] = {precision: [] for precision in models}
     before: list[dict[str, float]] = []
@@ -139,6 +136,8 @@ def ablate(
         from what was measured of those that the kernels use), epilogue (against a plain store of
         the result), edges (against full tiles alone), and what none of them explains. They add up.
     """
+    if len(x) != 1:
+        raise MiniresError(f"an ablation is of one image, not of {len(x)}")
     convs, epilogue, edges = {}, {}, {}
     for precision in ("fp32", "int8"):
         engine = Engine(models[precision].layers, models[precision].params, precision)
