@@ -3,13 +3,14 @@
     python weights/train_cifar10.py --data cifar10.tar.xz --out RUN
     python weights/train_cifar10.py --out RUN --export weights/NAME.safetensors
 
-Needs torch and matplotlib beside what minires needs. Everything a run makes is in --out: the
+Needs torch and matplotlib beside minires. Everything a run makes is in --out: the
 decoded images, a checkpoint after each epoch (the same command again resumes from it), a line an
 epoch in log.jsonl, the curve, and at the end the float32 weights and their metadata.
 """
 
 import argparse
 import copy
+import dataclasses
 import io
 import json
 import math
@@ -26,11 +27,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import minires
+from minires.model import ResNet50 as ForInference
+from minires.quantize import calibrate
+
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer"]
 CLASSES += ["dog", "frog", "horse", "ship", "truck"]
 MEAN = (0.4913, 0.4821, 0.4465)  # of the training pixels / 255, measured, red green blue
 STD = (0.2452, 0.2428, 0.2606)
 SIZE = 64  # what the network sees at inference: 32x32 enlarged
+CALIBRATION_IMAGES = 512
 
 
 class Bottleneck(nn.Module):
@@ -56,10 +62,12 @@ class Bottleneck(nn.Module):
 
     def forward(self, x):
         """(N, in_c, H, W) to (N, 4 * mid_c, H / stride, W / stride)."""
-        y = torch.relu(self.bn1(self.conv1(x)))
-        y = torch.relu(self.bn2(self.conv2(y)))
+        # In place where backward does not need what is overwritten: memory is what limits these.
+        y = torch.relu_(self.bn1(self.conv1(x)))
+        y = torch.relu_(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y += x if self.downsample is None else self.downsample(x)
+        return torch.relu_(y)
 
 
 class ResNet50(nn.Module):
@@ -81,7 +89,7 @@ class ResNet50(nn.Module):
 
     def forward(self, x):
         """(N, 3, H, W), normalized, to (N, 10) logits."""
-        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(torch.relu_(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean((2, 3)))
 
@@ -128,7 +136,7 @@ def augment(padded_u8, chosen, flip, rng):
 
 
 @torch.no_grad()
-def accuracy(model, images_u8, labels, dtype=torch.bfloat16):
+def accuracy(model, images_u8, labels, dtype=torch.float32):
     """Top-1 in percent, on images enlarged as they are at inference: by Pillow, to uint8.
 
     In training torch enlarges, without rounding. Both filters are bilinear with half-pixel
@@ -158,8 +166,8 @@ class Muon:
     there is no weight decay here, and `lr` is the size of a step relative to the weight.
     """
 
-    def __init__(self, weights, momentum=0.9):
-        self.weights, self.momentum = list(weights), momentum
+    def __init__(self, weights, dtype, momentum=0.9):
+        self.weights, self.dtype, self.momentum = list(weights), dtype, momentum
         self.averages = [torch.zeros_like(w) for w in self.weights]
 
     @torch.no_grad()
@@ -169,7 +177,7 @@ class Muon:
             average.lerp_(w.grad, 1 - self.momentum)
             update = w.grad.lerp(average, self.momentum)  # Nesterov: looks a step ahead
             update = update.permute(0, 2, 3, 1)  # OHWI, as it lies in memory
-            x = update.flatten(1).bfloat16()  # (out_c, k_h * k_w * in_c)
+            x = update.flatten(1).to(self.dtype)  # (out_c, k_h * k_w * in_c)
             tall = x.shape[0] > x.shape[1]
             x = x.T if tall else x
             x = x / (x.norm() + 1e-7)
@@ -194,7 +202,8 @@ def train(args, recipe):
     torch.set_flush_denormal(True)
     model = ResNet50().to(memory_format=torch.channels_last)
     average = copy.deepcopy(model)  # moving average of the weights: what is kept in the end
-    muon = Muon(p for p in model.parameters() if p.ndim == 4)
+    dtype = getattr(torch, args.dtype)
+    muon = Muon((p for p in model.parameters() if p.ndim == 4), dtype)
     vectors = [p for p in model.parameters() if p.ndim == 1]  # BatchNorm and bias: not decayed
     groups = [{"params": vectors, "weight_decay": 0}, {"params": [model.fc.weight]}]
     sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
@@ -225,7 +234,7 @@ def train(args, recipe):
             # Each image is mirrored in every other epoch rather than by chance (Jordan 2024).
             x = normalize(augment(padded, chosen, mirrored[chosen] ^ (epoch % 2 == 1), rng))
             x = nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 logits = model(x).float()
             wanted = labels[chosen]
             loss = nn.functional.cross_entropy(logits, wanted, label_smoothing=args.smoothing)
@@ -252,11 +261,11 @@ def train(args, recipe):
                 rate = (step + 1) * args.batch / (time.time() - started)
                 place = f"epoch {epoch + 1} step {step}/{steps}"
                 print(f"  {place} loss {loss.item():.3f} {rate:.0f} images/s", flush=True)
-        every = 1 if epoch + 1 == len(sizes) else 5  # a fifth of the test images until the last
+        every = 1 if epoch + 1 == len(sizes) else 10  # a tenth of the test images until the last
         row = {"epoch": epoch + 1, "size": size[0], "lr": args.lr * cycle}
         row |= {"loss": total_loss / steps, "train": 100 * right / (steps * args.batch)}
-        row["test"] = accuracy(model, test_images[::every], test_labels[::every])
-        row["test_average"] = accuracy(average, test_images[::every], test_labels[::every])
+        for key, network in [("test", model), ("test_average", average)]:
+            row[key] = accuracy(network, test_images[::every], test_labels[::every], dtype)
         row |= {"test_images": len(test_images[::every]), "seconds": time.time() - started}
         log.append(row)
         print(json.dumps(row), flush=True)
@@ -277,7 +286,7 @@ def train(args, recipe):
         "std": STD,
         "recipe": recipe,
         "weights": "exponential moving average, decay 0.995 a step",
-        "top1_fp32": accuracy(average, test_images, test_labels, torch.float32),
+        "top1_fp32": accuracy(average, test_images, test_labels),
         "torch": torch.__version__,
     }
     state = {name: tensor.contiguous() for name, tensor in average.state_dict().items()}
@@ -301,7 +310,10 @@ def plot(log, path):
 
 
 def export(args):
-    """Round convolution and linear weights to float16; BatchNorm and bias stay float32."""
+    """Round convolution and linear weights to float16; BatchNorm and bias stay float32.
+
+    The rounded network is calibrated for INT8, so that whoever loads the file need not do it.
+    """
     source = args.out / "resnet50_cifar10_fp32.safetensors"
     if not source.exists():
         sys.exit(f"train_cifar10: {source} is not there: train first, without --export")
@@ -309,8 +321,16 @@ def export(args):
     model = ResNet50()
     model.load_state_dict(state)  # back to float32, rounded
     metadata = json.loads((args.out / "metadata.json").read_text())
-    rounded = accuracy(model, *decode(args.data, args.out, "test"), torch.float32)
+    rounded = accuracy(model, *decode(args.data, args.out, "test"))
     metadata["top1_fp16_weights"] = rounded
+    images, _ = decode(args.data, args.out, "train")  # sorted by class
+    images = images[:: len(images) // CALIBRATION_IMAGES][:CALIBRATION_IMAGES]
+    preset = minires.Preset(resize=32, crop=32, mean=MEAN, std=STD, enlarge=SIZE)
+    network = ForInference.from_state_dict(
+        {k: v.float().numpy() for k, v in state.items() if "num_batches" not in k}
+    )
+    batches = (minires.preprocess(list(part), preset) for part in np.split(images, 16))
+    metadata["calibration"] = dataclasses.asdict(calibrate(network, batches, "mse"))
     # safetensors' metadata maps strings to strings: what is not one travels as JSON.
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     save_file(state, args.export, metadata=text)
@@ -346,6 +366,12 @@ def main():
         "--warmup", type=float, default=0.15, help="rising part of the cycle (default: %(default)s)"
     )
     add("--smoothing", type=float, default=0.1, help="of the labels (default: %(default)s)")
+    add(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of the products: float32 for a CPU without bfloat16 (default: %(default)s)",
+    )
     add("--every", type=int, default=1, help="for a trial: train on every Nth image alone")
     add("--seed", type=int, default=0)
     add("--export", type=Path, help="do not train: write the float16 file of a finished run here")
@@ -360,7 +386,7 @@ def main():
         parser.error(f"--data: there is no file {args.data}")
     keep_memory()
     args.out.mkdir(parents=True, exist_ok=True)
-    keys = ("epochs", "batch", "lr", "sgd_lr", "warmup", "smoothing", "every", "seed")
+    keys = ("epochs", "batch", "lr", "sgd_lr", "warmup", "smoothing", "dtype", "every", "seed")
     if args.export is None:
         train(args, {key: getattr(args, key) for key in keys})
     else:
