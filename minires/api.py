@@ -12,7 +12,7 @@ from minires.errors import ImageError, MiniresError, WeightsError
 from minires.layers import Array
 from minires.model import OPERATORS, ResNet50, resnet50_layers
 from minires.preprocess import IMAGENET_V1, ImageSource, preprocess
-from minires.quantize.default import default_int8
+from minires.quantize.default import STORED_CALIBRATION, default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
 from minires.state_dict import state_dict_shapes
@@ -41,10 +41,12 @@ def resnet50(
     ----------
     weights : str or path-like, optional
         A name that `minires.available_weights` lists, fetched and cached where needed; or the
-        path of a .pth or .safetensors file. IMAGENET1K_V2 unless given.
+        path of a .pth or .safetensors file. Unless given, IMAGENET1K_V2 where it is here or can
+        be fetched, else CIFAR10, which comes with the package; a line on stderr says so.
     precision : str
         "fp32", "bf16", "int8" or "int8-simulated" (INT8's numbers, computed in float32). Float
-        weights are calibrated once for INT8, on photographs that come with the package.
+        weights are calibrated once for INT8, on photographs that come with the package, unless
+        their file has a calibration of its own.
     backend : str
         "numba", compiled kernels; or "numpy", the definitions.
     progress : bool
@@ -65,7 +67,8 @@ def resnet50(
     for name, value, known in [("precision", precision, OPERATORS), ("backend", backend, BACKENDS)]:
         if value not in known:
             raise MiniresError(f"there is no {name} {value!r}; there is {', '.join(known)}")
-    path, entry = download.resolve(download.DEFAULT if weights is None else weights, progress)
+    weights = download.default_weights(progress) if weights is None else weights
+    path, entry = download.resolve(weights, progress)
     load_fp32 = functools.partial(_load_fp32, path, entry)
     if is_int8_file(path):
         model = load_int8(path)
@@ -95,7 +98,10 @@ def _load_fp32(path: Path, entry: download.Weights | None) -> ResNet50:
         state = checkpoint.check_state_dict(state, shapes)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    return ResNet50.from_state_dict(state, entry.meta if entry else _guess_meta(path, classes))
+    meta = entry.meta if entry else _guess_meta(path, classes)
+    found = checkpoint.read_metadata(path)
+    stored = {key: found[key] for key in found if key == STORED_CALIBRATION}
+    return ResNet50.from_state_dict(state, meta | stored)
 
 
 def _guess_meta(path: Path, classes: int) -> dict[str, Any]:

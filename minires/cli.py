@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what stdout cannot
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _environment(arguments):
             warnings.showwarning = lambda message, *_: print(f"minires: {message}", file=sys.stderr)
             status = COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()
@@ -64,6 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error, arguments.debug)
         return 1
     return status
+
+
+@contextlib.contextmanager
+def _environment(arguments: Namespace) -> Iterator[None]:
+    """Let --offline be MINIRES_OFFLINE=1, for as long as the command runs."""
+    before = os.environ.get("MINIRES_OFFLINE")
+    if getattr(arguments, "offline", False):
+        os.environ["MINIRES_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("MINIRES_OFFLINE", None)
+        else:
+            os.environ["MINIRES_OFFLINE"] = before
 
 
 def classify(arguments: Namespace) -> int:
@@ -149,7 +164,7 @@ def quantize(arguments: Namespace) -> int:
     from minires.api import resnet50
     from minires.preprocess import preprocess
     from minires.quantize import calibrate, quantize_model, save_int8
-    from minires.quantize.default import OBSERVER, default_batches
+    from minires.quantize.default import OBSERVER, default_batches, stored_calibration
     from minires.quantize.report import format_report, report
 
     if arguments.images and not arguments.calibrate:
@@ -183,7 +198,11 @@ def quantize(arguments: Namespace) -> int:
         with tqdm(source(), text, len(files) or None, leave=False, disable=None) as bar:
             yield from bar
 
-    calibration = calibrate(fp32, shown("calibrating"), arguments.observer or OBSERVER)
+    told = arguments.calibrate or arguments.observer  # otherwise as classify does it
+    calibration = None if told else stored_calibration(fp32)
+    calibration = calibration or calibrate(
+        fp32, shown("calibrating"), arguments.observer or OBSERVER
+    )
     int8 = quantize_model(fp32, calibration)
     save_int8(int8, arguments.output)
     print(format_report(report(fp32, int8, shown("comparing with FP32"))))
@@ -198,6 +217,7 @@ def evaluate(arguments: Namespace) -> int:
     from tqdm import tqdm
 
     from minires.api import resnet50
+    from minires.download import default_weights
     from minires.evaluate import accuracy, compare, logits_of, read_labels
     from minires.quantize.int8_file import is_int8_file
 
@@ -207,11 +227,12 @@ def evaluate(arguments: Namespace) -> int:
         given = arguments.weights
         alone = given and not arguments.against_weights and os.path.isfile(given)
         against = "none" if alone and is_int8_file(given) else "fp32"
-    asked = [(arguments.precision, arguments.weights)]
-    other = (against, arguments.against_weights or arguments.weights)
+    weights = arguments.weights or default_weights()  # chosen once, for both
+    asked = [(arguments.precision, weights)]
+    other = (against, arguments.against_weights or weights)
     if against != "none" and other not in asked:
         asked.append(other)
-    models = [resnet50(weights, precision) for precision, weights in asked]
+    models = [resnet50(of_model, precision) for precision, of_model in asked]
     classes = models[0].layers[-1].out_c
     if models[-1].layers[-1].out_c != classes:
         raise MiniresError("the two networks tell different numbers of classes apart")
@@ -291,7 +312,7 @@ def weights(arguments: Namespace) -> int:
     else:
         path = download.locate(name)
         if path is None:
-            raise MiniresError(f"{name} is not here yet; minires weights fetch {name} gets it")
+            raise MiniresError(f"{name} is not here yet; {download.get_weights(name).remedy}")
         print(path)
     return 0
 
@@ -470,10 +491,20 @@ class Command(NamedTuple):
 COMMANDS = {
     "classify": Command(
         classify,
-        ("images", "--weights", "--precision", "--backend", "--top", "--batch-size", "--json"),
+        (
+            "images",
+            "--weights",
+            "--offline",
+            "--precision",
+            "--backend",
+            "--top",
+            "--batch-size",
+            "--json",
+        ),
     ),
     "quantize": Command(
-        quantize, ("--weights", "--calibrate", "--observer", "--images", "-o, --output")
+        quantize,
+        ("--weights", "--offline", "--calibrate", "--observer", "--images", "-o, --output"),
     ),
     "evaluate": Command(
         evaluate,
@@ -481,13 +512,16 @@ COMMANDS = {
             "folder",
             "--labels",
             "--weights",
+            "--offline",
             "--precision",
             "--against",
             "--against-weights",
             "--json",
         ),
     ),
-    "summary": Command(summary, ("--weights|--classes", "--precision", "--size", "--batch")),
+    "summary": Command(
+        summary, ("--weights|--classes", "--offline", "--precision", "--size", "--batch")
+    ),
     "ladder": Command(ladder, ("--precisions", "--plot", "--update")),
     "profile": Command(
         profile,
@@ -515,6 +549,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
                "help": "photographs, or folders of them"},
     "--weights": {"metavar": "NAME|PATH", "help": "a name that 'minires weights list' shows, or "
                   "a .pth or .safetensors file"},
+    "--offline": {"action": "store_true", "help": "download nothing, as with MINIRES_OFFLINE=1; "
+                  "where no weights are named and none are here, CIFAR10 answers"},
     "--precision": {"default": "fp32", "choices": PRECISIONS, "help": "%(default)s unless given"},
     "--backend": {"default": "numba", "choices": ("numba", "numpy"),
                   "help": "compiled kernels or NumPy's definitions: %(default)s unless given"},
@@ -529,7 +565,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
                   "unless given, or none for a file that is in INT8"},
     "--against-weights": {"metavar": "NAME|PATH", "help": "those of --weights unless given"},
     "--calibrate": {"type": Path, "metavar": "FOLDER", "help": "photographs like those to come; "
-                    "the few that come with the package unless given"},
+                    "what comes with the weights or the package unless given"},
     "--observer": {"choices": ("minmax", "percentile", "entropy", "mse"),
                    "help": "how a range is chosen: as classify does it unless given"},
     "--images": _at_least(1, None, "N", "how many of the folder, evenly spread over it: "

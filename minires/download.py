@@ -1,15 +1,18 @@
 """Weights by name: what is known of them, where they lie, and how they come here.
 
-``weights/manifest.toml`` has the facts. A file is looked for in minires's cache and in torch's,
-and downloaded into minires's where neither has it.
+``weights/manifest.toml`` has the facts. Some files lie beside it and come with the package; others
+are looked for in minires's cache and in torch's, and downloaded where neither has them.
 """
 
 import contextlib
 import difflib
 import hashlib
 import os
+import re
 import shutil
+import sys
 import tempfile
+import threading
 import time
 import tomllib
 from dataclasses import dataclass
@@ -22,20 +25,22 @@ from minires.errors import DownloadError, WeightsError
 from minires.preprocess import Preset
 
 DEFAULT = "IMAGENET1K_V2"
+FALLBACK = "CIFAR10"  # comes with the package
 ATTEMPTS = 3  # for each file
 TIMEOUTS = (5.0, 30.0)  # seconds: to be connected, and between two pieces of the file
+PATIENCE = 3.0  # seconds for a server to answer, where the weights were not asked for by name
 PARTIAL = ".download-"  # how the folders are called in which files arrive
 STALE_SECONDS = 24 * 60 * 60  # such a folder is no longer in use
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file that can be downloaded.
+    """A file that comes with the package, or can be downloaded.
 
     Parameters
     ----------
     url : str
-        Where it is.
+        Where it is; relative to the manifest where it comes with the package.
     sha256 : str
         Its checksum, in hexadecimal.
     size : int, optional
@@ -50,6 +55,11 @@ class WeightsFile:
     def name(self) -> str:
         """The file's name on its server, and in torch's cache."""
         return self.url.rpartition("/")[2]
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it comes with the package."""
+        return self.url == self.name
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,13 @@ class Weights:
     def sha256(self) -> str:
         """What tells these weights from all others: the preferred file's checksum."""
         return self.files[0].sha256
+
+    @property
+    def remedy(self) -> str:
+        """What to do where the file is missing or damaged."""
+        if self.files[0].bundled:
+            return "it comes with minires: install minires anew"
+        return f"minires weights fetch {self.name} gets it"
 
 
 def weights_dir() -> Path:
@@ -186,6 +203,60 @@ def resolve(weights: str | os.PathLike[str], progress: bool = True) -> tuple[Pat
     return fetch(entry.name, progress), entry
 
 
+def default_weights(progress: bool = True) -> str:
+    """Choose the weights where nobody named any: ImageNet's, or else those of the package.
+
+    Those of ImageNet are downloaded where they are not here but can be had. Where they cannot, a
+    line on stderr says so: ten classes answer in place of a thousand.
+
+    Parameters
+    ----------
+    progress : bool
+        As for `fetch`.
+
+    Returns
+    -------
+    str
+        A name of `available_weights`; its file is here.
+    """
+    try:
+        _fetch(get_weights(DEFAULT), progress, hurry=True)
+    except WeightsError as error:
+        classes = len(get_weights(FALLBACK).meta["categories"])
+        print(
+            f"minires: {error}; {FALLBACK} answers, with {classes} classes; "
+            "for the 1000: minires weights fetch",
+            file=sys.stderr,
+        )
+        return FALLBACK
+    return DEFAULT
+
+
+def _knock(file: WeightsFile) -> None:
+    """Find out within seconds whether a server answers, in whatever way; OSError where not.
+
+    A time-out of requests is for each of a server's addresses, and the name is looked up before
+    it begins: where a firewall drops all packets, only another thread keeps the whole short.
+    """
+    import requests
+
+    failures: list[OSError] = []
+
+    def ask() -> None:
+        try:
+            requests.head(file.url, timeout=PATIENCE)
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)  # a daemon does not hold up the exit
+    thread.start()
+    thread.join(PATIENCE)
+    if thread.is_alive():
+        failures.append(OSError(f"no answer within {PATIENCE:.0f} s"))
+    if failures:
+        raise failures[0]
+
+
 def _recognize(path: Path) -> Weights | None:
     """Find the entry of the manifest whose file this is, wherever it came from."""
     for entry in map(get_weights, available_weights()):
@@ -219,7 +290,7 @@ def locate(name: str) -> Path | None:
 
 def _find(entry: Weights) -> tuple[Path, WeightsFile] | None:
     for file in entry.files:
-        path = _path_in_cache(entry, file)
+        path = _own_path(entry, file)
         if _has_size(path, file):  # what lies there was checked when it was put there
             return path, file
     for file in entry.files:
@@ -230,7 +301,9 @@ def _find(entry: Weights) -> tuple[Path, WeightsFile] | None:
     return None
 
 
-def _path_in_cache(entry: Weights, file: WeightsFile) -> Path:
+def _own_path(entry: Weights, file: WeightsFile) -> Path:
+    if file.bundled:
+        return weights_dir() / file.url
     # The checksum is part of the name, so that no other version can be taken for this one.
     return cache_dir() / f"{entry.name}-{file.sha256[:16]}{Path(file.name).suffix}"
 
@@ -278,16 +351,14 @@ def verify(name: str) -> Path:
     WeightsError
         Where the weights are not here, or the checksum is wrong.
     """
-    found = _find(get_weights(name))
+    entry = get_weights(name)
+    found = _find(entry)
     if found is None:
-        raise WeightsError(
-            f"{name} is not here, or not whole; minires weights fetch {name} gets it"
-        )
+        raise WeightsError(f"{name} is not here, or not whole; {entry.remedy}")
     path, file = found
     if (sha256 := _sha256(path)) != file.sha256:
         raise WeightsError(
-            f"{path} has the sha256 {sha256}, wanted {file.sha256}; "
-            f"delete it, and minires weights fetch {name} gets it anew"
+            f"{path} has the sha256 {sha256}, wanted {file.sha256}; delete it: {entry.remedy}"
         )
     return path
 
@@ -303,7 +374,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     name : str
         One of `available_weights`.
     progress : bool
-        Whether a download shows a bar on stderr, on a terminal.
+        Whether stderr tells of a download: by a bar on a terminal, by a line elsewhere.
 
     Returns
     -------
@@ -318,23 +389,40 @@ def fetch(name: str, progress: bool = True) -> Path:
         Where no server gave the file, or where MINIRES_OFFLINE is set.
     """
     entry = get_weights(name)
+    try:
+        return _fetch(entry, progress)
+    except DownloadError as error:
+        raise DownloadError(
+            f"{error}; get {entry.files[0].url} by other means, and give its path (--weights PATH)"
+        ) from error
+
+
+def _fetch(entry: Weights, progress: bool, hurry: bool = False) -> Path:
+    """Do what `fetch` does; in a hurry, a server that does not answer soon is not waited for."""
     if found := _find(entry):
         return found[0]
+    if entry.files[0].bundled:
+        raise WeightsError(f"{_own_path(entry, entry.files[0])} is missing; {entry.remedy}")
     failures = []
     if os.environ.get("MINIRES_OFFLINE", "0") not in ("", "0"):
-        failures.append("MINIRES_OFFLINE is set")
+        failures.append("MINIRES_OFFLINE or --offline forbids it")
     else:
         for file in entry.files:
             try:
-                return _download_patiently(file, _path_in_cache(entry, file), progress)
+                if hurry:
+                    _knock(file)
+                return _download_patiently(file, _own_path(entry, file), progress)
             except (OSError, DownloadError) as error:  # those of requests are OSErrors
-                # Where no connection came about, requests wraps the reason twice.
-                reason = getattr(error.args[0], "reason", error) if error.args else repr(error)
-                failures.append(f"{file.url}: {reason}")
+                failures.append(f"{file.url}: {_reason(error)}")
     raise DownloadError(
-        f"{name} is not on this machine and could not be downloaded ({'; '.join(failures)}); "
-        f"get {entry.files[0].url} by other means, and give its path (--weights PATH)"
+        f"{entry.name} is not on this machine and could not be downloaded ({'; '.join(failures)})"
     )
+
+
+def _reason(error: Exception) -> str:
+    """Dig out what happened: where no connection came about, requests wraps it several times."""
+    reason = getattr(error.args[0], "reason", error) if error.args else repr(error)
+    return re.sub(r"^(<.*?>|HTTPS?Connection\(.*?\)): ", "", str(reason))
 
 
 def _download_patiently(file: WeightsFile, target: Path, progress: bool) -> Path:
@@ -372,6 +460,9 @@ def _download(file: WeightsFile, target: Path, progress: bool) -> None:
         requests.get(file.url, stream=True, timeout=TIMEOUTS) as response,
     ):
         response.raise_for_status()
+        if progress and not sys.stderr.isatty():  # where no bar shows
+            size = f", {file.size / 1e6:.0f} MB" if file.size else ""
+            print(f"minires: downloading {file.url}{size}", file=sys.stderr)
         arrived = Path(folder) / target.name
         with (
             arrived.open("wb") as output,

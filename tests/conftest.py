@@ -9,6 +9,12 @@ import numpy as np
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is downloaded, not even where a test forgets to name its weights."""
+    monkeypatch.setenv("MINIRES_OFFLINE", "1")
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real weights and photographs, which are not part of the project."""

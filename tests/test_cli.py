@@ -2,6 +2,7 @@ import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -268,7 +269,7 @@ def test_weights_that_are_not_here(
     assert main(["weights", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted(api.download.available_weights())
-    assert all("not here" in line for line in lines)
+    assert [line.split()[0] for line in lines if "not here" not in line] == ["CIFAR10"]
     assert main(["weights", "path", "IMAGENET1K_V1"]) == 1
     assert "minires weights fetch IMAGENET1K_V1" in complaint(capsys)
     assert main(["weights", "verify"]) == 1
@@ -324,6 +325,69 @@ def test_names_that_stdout_cannot_hold(tmp_path: Path, monkeypatch: pytest.Monke
     assert main(["classify", str(tmp_path)]) == 0
     stdout.seek(0)
     assert "katze \\xfc.png" in stdout.read()
+
+
+# Where no weights are named
+
+
+def one_complaint(capture: Capture) -> str:
+    """Return what stands on stdout; on stderr is one line, on the network that answers."""
+    out, err = capture.readouterr()
+    assert re.fullmatch("minires: IMAGENET1K_V2 is not .*; CIFAR10 answers, with 10 .*\n", err)
+    return out
+
+
+@pytest.fixture
+def nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what would go to the network fails the test."""
+    for variable in "MINIRES_CACHE", "TORCH_HOME":
+        monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    monkeypatch.delenv("MINIRES_OFFLINE")
+    monkeypatch.setattr(api.download, "_knock", lambda _: pytest.fail("asked a server"))
+    monkeypatch.setattr(api.download, "_download", lambda *_: pytest.fail("downloaded"))
+
+
+@pytest.mark.usefixtures("nothing_cached")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_offline_the_packages_network_answers_and_says_so(
+    precision: str, photographs: Path, capsys: Capture
+) -> None:
+    words = ["classify", str(photographs), "--offline", "--json", "--precision", precision]
+    assert main(words) == 0
+    answer = json.loads(one_complaint(capsys))
+    assert answer["model"] == {"name": "CIFAR10", "precision": precision, "backend": "numpy"}
+    assert len(answer["images"]) == 3
+    assert "MINIRES_OFFLINE" not in os.environ
+
+
+@pytest.mark.usefixtures("nothing_cached")
+def test_both_sides_of_a_comparison_are_the_same_network(
+    photographs: Path, capsys: Capture
+) -> None:
+    (photographs / "labels.csv").write_text("file,label\nb.png,3\n")
+    words = ["evaluate", str(photographs), "--labels", str(photographs / "labels.csv")]
+    assert main([*words, "--offline", "--precision", "int8"]) == 0
+    assert one_complaint(capsys).count("CIFAR10") == 2
+
+
+@pytest.mark.usefixtures("nothing_cached")
+def test_weights_asked_for_by_name_are_not_replaced(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    words = ["classify", str(photographs), "--weights", "IMAGENET1K_V2"]
+    assert main([*words, "--offline"]) == 1
+    assert "--weights PATH" in complaint(capsys)
+    monkeypatch.setenv("MINIRES_OFFLINE", "0")
+    main([*words, "--offline"])
+    assert os.environ["MINIRES_OFFLINE"] == "0"
+
+
+def test_quantize_takes_the_calibration_of_the_weights(tmp_path: Path, capsys: Capture) -> None:
+    words = ["quantize", "--weights", "CIFAR10", "-o", str(tmp_path / "int8.safetensors")]
+    assert main(words) == 0
+    assert "calibrated on 512 images" in capsys.readouterr().out
+    assert main([*words, "--observer", "minmax"]) == 0
+    assert "calibrated on 32 images" in capsys.readouterr().out
 
 
 # quantize and evaluate

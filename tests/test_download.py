@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -104,6 +104,17 @@ def write_manifest(folder: Path, *urls: str, size: str = f"size = {len(CONTENT)}
     (folder / "manifest.toml").write_text("\n".join(lines))
 
 
+FEW = f"""
+[FEW]
+categories = "names.txt"
+{PRESET}
+[[FEW.files]]
+url = "few.pth"
+sha256 = "{SHA256}"
+size = {len(CONTENT)}
+"""
+
+
 @pytest.fixture
 def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder for `write_manifest`."""
@@ -116,6 +127,17 @@ def small(server: Server, manifest: Path) -> Server:
     """The server from which SMALL can be had."""
     write_manifest(manifest, server.url("/models/small.pth"))
     return server
+
+
+@pytest.fixture
+def few(small: Server, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights that come with the package, for where SMALL, which is the default, cannot be had."""
+    with (manifest / "manifest.toml").open("a") as file:
+        file.write(FEW)
+    (manifest / "few.pth").write_bytes(CONTENT)
+    monkeypatch.setattr(download, "DEFAULT", "SMALL")
+    monkeypatch.setattr(download, "FALLBACK", "FEW")
+    return manifest / "few.pth"
 
 
 def torch_file(tmp_path: Path, content: bytes = CONTENT) -> Path:
@@ -392,7 +414,7 @@ def test_neither_a_path_nor_a_name(wanted: str | Path) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("progress", [False, True])
-def test_a_bar_shows_on_a_terminal(
+def test_a_bar_shows_on_a_terminal_and_a_line_elsewhere(
     terminal: bool,
     progress: bool,
     small: Server,
@@ -405,6 +427,7 @@ def test_a_bar_shows_on_a_terminal(
     out, err = capsys.readouterr()
     assert out == ""
     assert (CACHED in err) == (terminal and progress)
+    assert err.count("minires: downloading") == (progress and not terminal)
 
 
 def test_what_is_known_by_name(small: Server) -> None:
@@ -485,3 +508,111 @@ def test_a_file_given_by_path_is_recognized_by_its_checksum(
     assert entry == download.get_weights("SMALL")
     path.write_bytes(b"x" * path.stat().st_size)
     assert download.resolve(path) == (path, None)
+
+
+# What comes with the package
+
+
+def test_what_comes_with_the_package_is_here(few: Path, small: Server, cache: Path) -> None:
+    assert download.locate("FEW") == download.fetch("FEW") == download.verify("FEW") == few
+    assert download.resolve("FEW") == (few, download.get_weights("FEW"))
+    assert small.requests == []
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("ask", [download.fetch, download.verify])
+@pytest.mark.parametrize("content", [None, CONTENT[:-1], CONTENT[::-1]])
+def test_what_came_with_the_package_and_is_damaged(
+    ask: Callable[[str], Path], content: bytes | None, few: Path, small: Server
+) -> None:
+    few.unlink() if content is None else few.write_bytes(content)
+    if content == CONTENT[::-1] and ask is download.fetch:  # only verify reads all of it
+        assert ask("FEW") == few
+    else:
+        with pytest.raises(WeightsError, match="install minires anew"):
+            ask("FEW")
+    assert small.requests == []
+
+
+# Where nobody named any weights
+
+
+def one_line(capture: pytest.CaptureFixture[str]) -> str:
+    out, err = capture.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.usefixtures("few")
+def test_the_default_is_downloaded_where_it_can_be(
+    small: Server, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert download.default_weights() == "SMALL"
+    assert one_line(capsys) == f"minires: downloading {small.url('/models/small.pth')}, 0 MB\n"
+    assert os.listdir(cache) == [CACHED]
+    monkeypatch.setenv("MINIRES_OFFLINE", "1")
+    assert download.default_weights() == "SMALL"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("failure", FAILURES)
+def test_the_package_answers_where_a_download_fails(
+    failure: str, small: Server, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small.plan += [failure] * 9
+    assert download.default_weights(progress=False) == "FEW"
+    told = one_line(capsys)
+    assert told.startswith("minires: SMALL is not on this machine")
+    assert FAILURES[failure] in told
+    assert "FEW answers, with 2 classes" in told
+    assert "minires weights fetch" in told
+    assert os.listdir(cache) == []
+
+
+@pytest.mark.usefixtures("few")
+def test_the_package_answers_where_nothing_can_be_kept(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache.write_text("a file where the folder should be")
+    assert download.default_weights() == "FEW"
+    assert str(cache) in one_line(capsys)
+
+
+def test_the_package_answers_where_nobody_listens(
+    few: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(manifest, "http://127.0.0.1:1/a.pth", "http://127.0.0.1:1/b.pth")
+    with (manifest / "manifest.toml").open("a") as file:
+        file.write(FEW)
+    assert download.default_weights() == "FEW"
+    told = one_line(capsys)
+    assert re.search(r"a\.pth: .*refused.*b\.pth: .*refused", told)
+    assert "HTTPConnection" not in told
+
+
+@pytest.mark.usefixtures("few")
+def test_a_network_that_swallows_everything_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(requests, "head", lambda *_, **__: released.wait(20))
+    monkeypatch.setattr(requests, "get", lambda *_, **__: pytest.fail("asked in spite of that"))
+    monkeypatch.setattr(download, "PATIENCE", 0.1)
+    began = time.monotonic()
+    assert download.default_weights() == "FEW"
+    assert time.monotonic() - began < 10
+    released.set()
+    assert "no answer" in one_line(capsys)
+
+
+@pytest.mark.usefixtures("few")
+def test_offline_the_package_answers_at_once(
+    small: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINIRES_OFFLINE", "1")
+    monkeypatch.setattr(download, "_knock", lambda _: pytest.fail("asked"))
+    assert download.default_weights() == "FEW"
+    assert "MINIRES_OFFLINE or --offline" in one_line(capsys)
+    assert small.requests == []

@@ -50,6 +50,19 @@ def test_classify_names_weights_that_are_not_there() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_cat_is_called_a_cat_by_what_comes_with_the_package(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in "MINIRES_CACHE", "TORCH_HOME":
+        monkeypatch.setenv(variable, str(tmp_path))
+    process = run(CAT, "--precision", precision)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[1].endswith("%  cat")
+    assert "CIFAR10 answers" in process.stderr
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_cat_is_called_a_cat(
     precision: str,
     tmp_path_factory: pytest.TempPathFactory,

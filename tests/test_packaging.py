@@ -7,7 +7,9 @@ from pathlib import Path
 from minires import cli, download
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = CONFIGURATION["project"]
+TRAINING = {"train_cifar10.py", "train_log.jsonl", "train_curve.png"}  # in the sdist alone
 
 
 def test_the_command_is_the_module() -> None:
@@ -20,6 +22,14 @@ def test_type_checkers_see_the_hints() -> None:
 
 def test_weights_are_found_wherever_minires_is_installed() -> None:
     assert (download.weights_dir() / "manifest.toml").is_file()
+
+
+def test_the_wheel_has_all_of_the_weights_but_what_training_needs() -> None:
+    included = CONFIGURATION["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert all(f"minires/{source}" == target for source, target in included.items())
+    here = {f"weights/{path.name}" for path in (ROOT / "weights").iterdir()
+            if path.name not in TRAINING | {"__pycache__"}}  # fmt: skip
+    assert set(included) == here
 
 
 def test_the_changelog_starts_with_what_is_next() -> None:

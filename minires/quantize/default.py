@@ -1,22 +1,28 @@
-"""INT8 with no further step: calibrated once on the package's own photographs, and cached."""
+"""INT8 with no further step: by the calibration that comes with the weights, or else on the
+package's own photographs; done once, and cached.
+"""  # noqa: D205
 
 import contextlib
 import hashlib
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from minires.download import cache_dir, weights_dir
 from minires.errors import WeightsError
 from minires.layers import Array
 from minires.model import ResNet50
 from minires.preprocess import Preset, load_image, preprocess
-from minires.quantize.calibrate import calibrate
+from minires.quantize.calibrate import Calibration, calibrate, quantized_edges
 from minires.quantize.convert import quantize_model
 from minires.quantize.int8_file import load_int8, save_int8
 
 OBSERVER = "mse"
 RECIPE = f"{OBSERVER}-crops-1"  # a part of the cached file's name: change it with the recipe
+STORED_CALIBRATION = "calibration"  # where a file of weights has its own, in its metadata
 
 
 def calibration_photographs() -> list[Path]:
@@ -49,10 +55,48 @@ def default_batches(preset: Preset) -> Iterator[Array]:
         yield preprocess([image, *closer], preset)
 
 
+def stored_calibration(fp32: ResNet50) -> Calibration | None:
+    """Take the calibration that came in the metadata of the network's weights.
+
+    Parameters
+    ----------
+    fp32 : ResNet50
+        The network in fp32. Its meta has the text under `STORED_CALIBRATION`: a `Calibration`'s
+        fields in JSON.
+
+    Returns
+    -------
+    Calibration or None
+        None where there was none.
+
+    Raises
+    ------
+    WeightsError
+        For one that is damaged, or another network's.
+    """
+    text = fp32.meta.get(STORED_CALIBRATION)
+    if text is None:
+        return None
+    try:
+        stored = Calibration(**json.loads(text))
+        edges = set(quantized_edges(fp32.layers))
+        if not edges == set(stored.ranges) == set(stored.saturated):
+            raise ValueError("its edges are not those of this network")
+        for name, (low, high) in stored.ranges.items():
+            if not -np.inf < low <= high < np.inf:
+                raise ValueError(f"{name} has the range {low} to {high}")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{fp32.meta['name']}: the calibration in its metadata cannot be used ({error}); "
+            "calibrate on photographs, with minires quantize --calibrate FOLDER"
+        ) from error
+    return stored
+
+
 def default_int8(
     load_fp32: Callable[[], ResNet50], weights_key: str, progress: bool = True
 ) -> ResNet50:
-    """Load the INT8 network from the cache, or calibrate it by the default recipe and cache it.
+    """Load the INT8 network from the cache, or make it by the default recipe and cache it.
 
     Parameters
     ----------
@@ -82,7 +126,8 @@ def default_int8(
         total=len(calibration_photographs()),
         disable=None if progress else True,
     )
-    int8 = quantize_model(fp32, calibrate(fp32, photographs, OBSERVER))
+    calibration = stored_calibration(fp32) or calibrate(fp32, photographs, OBSERVER)
+    int8 = quantize_model(fp32, calibration)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         save_int8(int8, cached)

@@ -1,20 +1,31 @@
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from minires.api import resnet50
 from minires.download import weights_dir
+from minires.errors import WeightsError
 from minires.model import ResNet50
 from minires.preprocess import IMAGENET_V2, Preset, load_image, preprocess
 from minires.quantize import default
 from minires.quantize.calibrate import calibrate
 from minires.quantize.convert import quantize_model
-from minires.quantize.default import calibration_photographs, default_batches, default_int8
+from minires.quantize.default import (
+    STORED_CALIBRATION,
+    calibration_photographs,
+    default_batches,
+    default_int8,
+    stored_calibration,
+)
 from minires.quantize.int8_file import load_int8
 from tests.comparing import Array, assert_same
 from tests.making_files import save_photograph
@@ -226,6 +237,70 @@ def test_a_damaged_file_in_the_cache_is_made_again(
     assert_same(default_int8(lambda: fp32, KEY)(X), expected)
     assert_same(default_int8(ask, KEY)(X), expected)
     only_file(cache)
+
+
+# A calibration that comes with the weights
+
+
+@pytest.fixture(scope="module")
+def calibration(fp32: ResNet50) -> dict[str, Any]:
+    """One that no photograph gives; as JSON has it, without tuples."""
+    fields = asdict(calibrate(fp32, [3 * X], "minmax"))
+    return dict(json.loads(json.dumps(fields)))
+
+
+def with_calibration(fp32: ResNet50, text: str) -> ResNet50:
+    return ResNet50(fp32.layers, fp32.params, meta={**fp32.meta, STORED_CALIBRATION: text})
+
+
+def test_the_weights_own_calibration_is_used(
+    fp32: ResNet50, calibration: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path))
+    monkeypatch.setattr(default, "calibrate", lambda *_: pytest.fail("calibrated"))
+    assert stored_calibration(fp32) is None
+    equipped = with_calibration(fp32, json.dumps(calibration))
+    int8 = default_int8(lambda: equipped, KEY)
+    assert int8.meta["calibration"] == {"observer": "minmax", "images": len(X)}
+    assert_same(int8(X), quantize_model(fp32, calibrate(fp32, [3 * X], "minmax"))(X))
+    assert_same(default_int8(ask, KEY)(X), int8(X))
+
+
+def test_the_calibration_is_found_in_the_files_metadata(
+    calibration: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path / "cache"))
+    metadata = {STORED_CALIBRATION: json.dumps(calibration)}
+    save_file(seeded_state_dict(), tmp_path / "own.safetensors", metadata=metadata)
+    model = resnet50(tmp_path / "own.safetensors", "int8")
+    assert model.meta["calibration"] == {"observer": "minmax", "images": len(X)}
+
+
+SPOILED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a field is missing": lambda fields: fields.pop("saturated"),
+    "a field is unknown": lambda fields: fields.update(more=1),
+    "a layer is missing": lambda fields: fields["ranges"].pop("conv1"),
+    "a layer is unknown": lambda fields: fields["ranges"].update(fc=[0, 1]),
+    "no ranges": lambda fields: fields.update(ranges=None),
+    "ranges in a list": lambda fields: fields.update(ranges=list(fields["ranges"])),
+    "one limit": lambda fields: fields["ranges"].update(conv1=[1]),
+    "the wrong way round": lambda fields: fields["ranges"].update(conv1=[1, 0]),
+    "not finite": lambda fields: fields["ranges"].update(conv1=[0, float("nan")]),
+    "not a number": lambda fields: fields["ranges"].update(conv1=["0", "1"]),
+}
+
+
+@pytest.mark.parametrize("kind", ["no JSON", "no fields", *SPOILED])
+def test_a_spoiled_calibration_is_told(
+    kind: str, fp32: ResNet50, calibration: dict[str, Any]
+) -> None:
+    texts = {"no JSON": "{", "no fields": "[1]"}
+    if kind in SPOILED:
+        fields = json.loads(json.dumps(calibration))
+        SPOILED[kind](fields)
+        texts[kind] = json.dumps(fields)
+    with pytest.raises(WeightsError, match=r"^seeded: the calibration .*--calibrate FOLDER$"):
+        stored_calibration(with_calibration(fp32, texts[kind]))
 
 
 # A cache that cannot be written
