@@ -10,7 +10,9 @@ import minires
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("images", nargs="+", metavar="IMAGE")
-parser.add_argument("--weights", metavar="NAME|PATH", help="IMAGENET1K_V2 or CIFAR10 unless given")
+parser.add_argument(
+    "--weights", metavar="NAME|PATH", help="ImageNet's, or minires's own, unless given"
+)
 parser.add_argument("--precision", default="fp32", help="fp32, int8 or int8-simulated")
 arguments = parser.parse_args()
 

@@ -99,9 +99,10 @@ def _load_fp32(path: Path, entry: download.Weights | None) -> ResNet50:
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     meta = entry.meta if entry else _guess_meta(path, classes)
-    found = checkpoint.read_metadata(path)
-    stored = {key: found[key] for key in found if key == STORED_CALIBRATION}
-    return ResNet50.from_state_dict(state, meta | stored)
+    metadata = checkpoint.read_metadata(path)
+    if STORED_CALIBRATION in metadata:
+        meta = meta | {STORED_CALIBRATION: metadata[STORED_CALIBRATION]}
+    return ResNet50.from_state_dict(state, meta)
 
 
 def _guess_meta(path: Path, classes: int) -> dict[str, Any]:

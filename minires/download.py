@@ -384,7 +384,8 @@ def fetch(name: str, progress: bool = True) -> Path:
     Raises
     ------
     WeightsError
-        For a name that is not known, or a cache that cannot be written.
+        For a name that is not known, a file of the package that is missing, or a cache that cannot
+        be written.
     DownloadError
         Where no server gave the file, or where MINIRES_OFFLINE is set.
     """

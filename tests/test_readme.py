@@ -12,7 +12,6 @@ import pytest
 
 from minires import cli
 from tests.making_files import save_once
-from tests.seeded_weights import seeded_state_dict
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,10 +27,9 @@ SET_UP = """
 """
 
 
-def workplace(folder: Path, weights: Path) -> Path:
+def workplace(folder: Path) -> Path:
     """Make a folder in which the README's relative paths are right."""
     shutil.copytree(ROOT / "examples", folder / "examples")
-    (folder / "imagenet.safetensors").symlink_to(weights)
     return folder
 
 
@@ -42,7 +40,7 @@ def test_the_set_up_is_two_commands() -> None:
 def test_there_is_something_to_check() -> None:
     assert len(FILES) >= 10
     assert len(SNIPPETS) == 1
-    assert len(CONSOLE) >= 2
+    assert len(CONSOLE) >= 3
     assert len(COMMANDS) >= 7
 
 
@@ -62,13 +60,11 @@ def test_every_command_is_one_that_minires_takes(command: str) -> None:
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_the_snippet_runs(
     snippet: str,
-    tmp_path_factory: pytest.TempPathFactory,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    weights = save_once(tmp_path_factory, "seeded.safetensors", seeded_state_dict)
-    monkeypatch.chdir(workplace(tmp_path, weights))
+    monkeypatch.chdir(workplace(tmp_path))
     exec(compile(snippet, "README.md", "exec"), {})
     out = capsys.readouterr().out
     assert "layer4.2.conv3" in out
@@ -80,20 +76,28 @@ def test_the_snippet_runs(
 def test_pasted_output_is_the_output(
     command: str,
     pasted: str,
+    request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    real_state_dict: dict[str, Any],
 ) -> None:
-    weights = save_once(tmp_path_factory, "imagenet.safetensors", lambda: real_state_dict)
-    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path / "cache"))
+    folder = workplace(tmp_path)
+    if "imagenet.safetensors" in command:
+        real: dict[str, Any] = request.getfixturevalue("real_state_dict")
+        weights = save_once(tmp_path_factory, "imagenet.safetensors", lambda: real)
+        (folder / "imagenet.safetensors").symlink_to(weights)
+    for variable in "MINIRES_CACHE", "TORCH_HOME":
+        monkeypatch.setenv(variable, str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     words = shlex.split(command)
     words[:1] = [sys.executable, *(["-m", "minires"] if words[0] == "minires" else [])]
-    process = subprocess.run(
-        words, cwd=workplace(tmp_path, weights), text=True, capture_output=True, check=True
-    )
-    seen, shown = ([line.split("%") for line in t.splitlines()] for t in (process.stdout, pasted))
-    assert [line[-1] for line in seen] == [line[-1] for line in shown]  # file and labels
-    for ours, theirs in zip(seen[1:], shown[1:], strict=True):
-        assert abs(float(ours[0]) - float(theirs[0])) <= 0.02  # points: BLAS sums as it likes
+    process = subprocess.run(words, cwd=folder, text=True, capture_output=True, check=True)
+    texts = (process.stderr + process.stdout, pasted)
+    seen, shown = ([line.split("%") for line in text.splitlines()] for text in texts)
+    assert [line[-1] for line in seen] == [line[-1] for line in shown]  # files and labels
+    assert any(len(line) == 2 for line in shown)
+    # Points. BLAS sums as it likes; where a calibration is made of that, other ranges come out.
+    tolerance = 1 if "int8" in command else 0.02
+    for ours, theirs in zip(seen, shown, strict=True):
+        if len(theirs) == 2:
+            assert abs(float(ours[0]) - float(theirs[0])) <= tolerance
