@@ -198,11 +198,10 @@ def quantize(arguments: Namespace) -> int:
         with tqdm(source(), text, len(files) or None, leave=False, disable=None) as bar:
             yield from bar
 
-    told = arguments.calibrate or arguments.observer  # otherwise as classify does it
-    calibration = None if told else stored_calibration(fp32)
-    calibration = calibration or calibrate(
-        fp32, shown("calibrating"), arguments.observer or OBSERVER
-    )
+    as_classify = not (arguments.calibrate or arguments.observer)
+    calibration = stored_calibration(fp32) if as_classify else None
+    observer = arguments.observer or OBSERVER
+    calibration = calibration or calibrate(fp32, shown("calibrating"), observer)
     int8 = quantize_model(fp32, calibration)
     save_int8(int8, arguments.output)
     print(format_report(report(fp32, int8, shown("comparing with FP32"))))
@@ -489,39 +488,14 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "classify": Command(
-        classify,
-        (
-            "images",
-            "--weights",
-            "--offline",
-            "--precision",
-            "--backend",
-            "--top",
-            "--batch-size",
-            "--json",
-        ),
-    ),
-    "quantize": Command(
-        quantize,
-        ("--weights", "--offline", "--calibrate", "--observer", "--images", "-o, --output"),
-    ),
-    "evaluate": Command(
-        evaluate,
-        (
-            "folder",
-            "--labels",
-            "--weights",
-            "--offline",
-            "--precision",
-            "--against",
-            "--against-weights",
-            "--json",
-        ),
-    ),
-    "summary": Command(
-        summary, ("--weights|--classes", "--offline", "--precision", "--size", "--batch")
-    ),
+    "classify": Command(classify, ("images", "--weights", "--offline", "--precision", "--backend",
+                                   "--top", "--batch-size", "--json")),
+    "quantize": Command(quantize, ("--weights", "--offline", "--calibrate", "--observer",
+                                   "--images", "-o, --output")),
+    "evaluate": Command(evaluate, ("folder", "--labels", "--weights", "--offline", "--precision",
+                                   "--against", "--against-weights", "--json")),
+    "summary": Command(summary, ("--weights|--classes", "--offline", "--precision", "--size",
+                                 "--batch")),
     "ladder": Command(ladder, ("--precisions", "--plot", "--update")),
     "profile": Command(
         profile,
@@ -543,7 +517,7 @@ COMMANDS = {
         roofline, ("--weights|--machine", "--precisions", "--size", "--batch", "--plot")
     ),
     "weights": Command(weights, ("action", "name")),
-}
+}  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "images": {"nargs": "+", "type": Path, "metavar": "IMAGE|FOLDER",
                "help": "photographs, or folders of them"},
