@@ -120,13 +120,15 @@ def default_int8(
     from tqdm import tqdm  # here, because it takes long and is seldom needed
 
     fp32 = load_fp32()
-    photographs = tqdm(
-        default_batches(fp32.meta["preset"]),
-        desc="calibrating for INT8, once",
-        total=len(calibration_photographs()),
-        disable=None if progress else True,
-    )
-    calibration = stored_calibration(fp32) or calibrate(fp32, photographs, OBSERVER)
+    calibration = stored_calibration(fp32)
+    if calibration is None:
+        photographs = tqdm(
+            default_batches(fp32.meta["preset"]),
+            desc="calibrating for INT8, once",
+            total=len(calibration_photographs()),
+            disable=None if progress else True,
+        )
+        calibration = calibrate(fp32, photographs, OBSERVER)
     int8 = quantize_model(fp32, calibration)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -254,8 +255,13 @@ def with_calibration(fp32: ResNet50, text: str) -> ResNet50:
 
 
 def test_the_weights_own_calibration_is_used(
-    fp32: ResNet50, calibration: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fp32: ResNet50,
+    calibration: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("MINIRES_CACHE", str(tmp_path))
     monkeypatch.setattr(default, "calibrate", lambda *_: pytest.fail("calibrated"))
     assert stored_calibration(fp32) is None
@@ -264,6 +270,7 @@ def test_the_weights_own_calibration_is_used(
     assert int8.meta["calibration"] == {"observer": "minmax", "images": len(X)}
     assert_same(int8(X), quantize_model(fp32, calibrate(fp32, [3 * X], "minmax"))(X))
     assert_same(default_int8(ask, KEY)(X), int8(X))
+    assert capsys.readouterr().err == ""  # no bar for what is not done
 
 
 def test_the_calibration_is_found_in_the_files_metadata(
