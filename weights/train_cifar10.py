@@ -181,9 +181,17 @@ class Muon:
             tall = x.shape[0] > x.shape[1]
             x = x.T if tall else x
             x = x / (x.norm() + 1e-7)
-            for _ in range(3):  # Newton-Schulz: an odd polynomial sends singular values to about 1
-                a = x @ x.T
-                x = torch.addmm(x, torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+            # Newton-Schulz: an odd polynomial p(x x^T) x sends singular values to about 1. Three
+            # steps of it are one product of polynomials of x x^T, which is small: so x itself, up
+            # to nine times as long, is multiplied only twice.
+            gram, total = x @ x.T, None
+            for step in range(3):
+                factor = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+                factor.diagonal().add_(3.4445)
+                total = factor if total is None else factor @ total
+                if step < 2:
+                    gram = factor @ gram @ factor
+            x = total @ x
             x = x.T if tall else x
             w.sub_(x.float().view(update.shape).permute(0, 3, 1, 2), alpha=lr)
             w.mul_(len(w) ** 0.5 / w.norm())
