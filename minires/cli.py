@@ -363,6 +363,7 @@ def roofline(arguments: Namespace) -> int:
 
     from minires import plots
     from minires.api import resnet50
+    from minires.download import default_weights
     from minires.kernels.peak import peak
     from minires.profiling import machine
     from minires.profiling import roofline as roofs
@@ -383,7 +384,8 @@ def roofline(arguments: Namespace) -> int:
         return 0
     shape = (arguments.batch, 3, *arguments.size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)  # speed asks for no picture
-    models = {p: resnet50(arguments.weights, p) for p in arguments.precisions or ("fp32", "int8")}
+    weights = arguments.weights or default_weights()  # chosen once, for all
+    models = {p: resnet50(weights, p) for p in arguments.precisions or ("fp32", "int8")}
     layers = roofs.measure_layers(models, x)
     for text in machine.warnings_about([peak(p) for p in models]):
         print(f"minires: {text}", file=sys.stderr)
@@ -398,6 +400,7 @@ def profile(arguments: Namespace) -> int:
     """Tell where an image's time goes, and where the 4x of INT8 goes."""
     from minires import plots
     from minires.api import resnet50
+    from minires.download import default_weights
     from minires.kernels.peak import peak
     from minires.preprocess import preprocess
     from minires.profiling import latency, machine, profiler, waterfall
@@ -414,9 +417,9 @@ def profile(arguments: Namespace) -> int:
     except OSError as error:
         raise ImageError(f"{arguments.image}: cannot be opened ({error.strerror})") from error
     preprocess(data)  # told before weights are looked for
-    models = {
-        p: resnet50(arguments.weights, p) for p in arguments.precisions or ("fp32", "bf16", "int8")
-    }
+    weights = arguments.weights or default_weights()  # chosen once, for all
+    precisions = arguments.precisions or ("fp32", "bf16", "int8")
+    models = {p: resnet50(weights, p) for p in precisions}
     if arguments.latency:
         found = latency.measure_latency(models, data, arguments.runs or 200)
         text = to_json(found) if arguments.json else "\n\n".join(map(latency.format_latency, found))
@@ -497,25 +500,11 @@ COMMANDS = {
     "summary": Command(summary, ("--weights|--classes", "--offline", "--precision", "--size",
                                  "--batch")),
     "ladder": Command(ladder, ("--precisions", "--plot", "--update")),
-    "profile": Command(
-        profile,
-        (
-            "image",
-            "--weights",
-            "--precisions",
-            "--group",
-            "--sort",
-            "--runs",
-            "--latency",
-            "--plot",
-            "--trace",
-            "--json",
-        ),
-    ),
+    "profile": Command(profile, ("image", "--weights", "--offline", "--precisions", "--group",
+                                 "--sort", "--runs", "--latency", "--plot", "--trace", "--json")),
     "peak": Command(peak, ("--json",)),
-    "roofline": Command(
-        roofline, ("--weights|--machine", "--precisions", "--size", "--batch", "--plot")
-    ),
+    "roofline": Command(roofline, ("--weights|--machine", "--offline", "--precisions", "--size",
+                                   "--batch", "--plot")),
     "weights": Command(weights, ("action", "name")),
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {

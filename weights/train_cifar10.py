@@ -87,10 +87,15 @@ class ResNet50(nn.Module):
             self.add_module(f"layer{stage}", nn.Sequential(*layer))
         self.fc = nn.Linear(in_c, len(CLASSES))
 
-    def forward(self, x):
-        """(N, 3, H, W), normalized, to (N, 10) logits."""
+    def forward(self, x, blocks=None):
+        """(N, 3, H, W), normalized, to (N, 10) logits, by the first blocks of each stage or all.
+
+        A block that has not been trained is its shortcut, so leaving it out changes nothing: a
+        network can begin shallow, which is quick, and grow.
+        """
         x = self.maxpool(torch.relu_(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage[:blocks](x)
         return self.fc(x.mean((2, 3)))
 
 
@@ -174,6 +179,8 @@ class Muon:
     def step(self, lr):
         """Move every weight by its gradient."""
         for w, average in zip(self.weights, self.averages, strict=True):
+            if w.grad is None:  # of a block that does not take part yet
+                continue
             average.lerp_(w.grad, 1 - self.momentum)
             update = w.grad.lerp(average, self.momentum)  # Nesterov: looks a step ahead
             update = update.permute(0, 2, 3, 1)  # OHWI, as it lies in memory
@@ -203,7 +210,7 @@ def train(args, recipe):
     test_images, test_labels = decode(args.data, args.out, "test")
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
     labels = torch.from_numpy(labels)
-    sizes = [size for size, epochs in args.schedule for _ in range(epochs)]  # one an epoch
+    plan = [(size, blocks) for size, epochs, blocks in args.schedule for _ in range(epochs)]
     steps = len(images) // args.batch  # an epoch; the rest of the shuffle waits for the next
 
     torch.manual_seed(args.seed)
@@ -214,7 +221,7 @@ def train(args, recipe):
     muon = Muon((p for p in model.parameters() if p.ndim == 4), dtype)
     vectors = [p for p in model.parameters() if p.ndim == 1]  # BatchNorm and bias: not decayed
     groups = [{"params": vectors, "weight_decay": 0}, {"params": [model.fc.weight]}]
-    sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+    sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
     log, checkpoint = [], args.out / "checkpoint.pt"
     if checkpoint.exists():
@@ -224,11 +231,11 @@ def train(args, recipe):
         for name, owner in [("model", model), ("average", average), ("sgd", sgd)]:
             owner.load_state_dict(saved[name])
         muon.averages, log = saved["muon"], saved["log"]
-        print(f"resuming after epoch {len(log)} of {len(sizes)}", flush=True)
+        print(f"resuming after epoch {len(log)} of {len(plan)}", flush=True)
 
     mirrored = np.random.default_rng(args.seed).random(len(images)) < 0.5
-    for epoch in range(len(log), len(sizes)):
-        started, size = time.time(), (sizes[epoch], sizes[epoch])
+    for epoch in range(len(log), len(plan)):
+        started, (size, blocks) = time.time(), plan[epoch]
         rng = np.random.default_rng((args.seed, epoch))  # a resumed run draws the same numbers
         order = rng.permutation(len(images))
         total_loss = right = 0
@@ -236,14 +243,14 @@ def train(args, recipe):
         for step in range(steps):
             # One cycle: the step size goes up in a straight line, then down to nothing.
             count = epoch * steps + step
-            done = (count + 1) / (len(sizes) * steps)
+            done = (count + 1) / (len(plan) * steps)
             cycle = min(done / args.warmup, (1 - done) / (1 - args.warmup))
             chosen = order[step * args.batch : (step + 1) * args.batch]
             # Each image is mirrored in every other epoch rather than by chance (Jordan 2024).
             x = normalize(augment(padded, chosen, mirrored[chosen] ^ (epoch % 2 == 1), rng))
-            x = nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+            x = nn.functional.interpolate(x, size=(size, size), mode="bilinear")
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                logits = model(x).float()
+                logits = model(x, blocks).float()
             wanted = labels[chosen]
             loss = nn.functional.cross_entropy(logits, wanted, label_smoothing=args.smoothing)
             model.zero_grad()
@@ -252,7 +259,7 @@ def train(args, recipe):
                 group["lr"] = args.sgd_lr * cycle
             sgd.step()
             muon.step(args.lr * cycle)
-            keep = min(0.995, (1 + count) / (10 + count))  # a short memory while it learns fast
+            keep = min(0.99, (1 + count) / (10 + count))  # a short memory while it learns fast
             pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
             for mean, now in pairs:
                 if now.is_floating_point():
@@ -269,8 +276,8 @@ def train(args, recipe):
                 rate = (step + 1) * args.batch / (time.time() - started)
                 place = f"epoch {epoch + 1} step {step}/{steps}"
                 print(f"  {place} loss {loss.item():.3f} {rate:.0f} images/s", flush=True)
-        every = 1 if epoch + 1 == len(sizes) else 10  # a tenth of the test images until the last
-        row = {"epoch": epoch + 1, "size": size[0], "lr": args.lr * cycle}
+        every = 1 if epoch + 1 == len(plan) else 10  # a tenth of the test images until the last
+        row = {"epoch": epoch + 1, "size": size, "blocks": blocks, "lr": args.lr * cycle}
         row |= {"loss": total_loss / steps, "train": 100 * right / (steps * args.batch)}
         for key, network in [("test", model), ("test_average", average)]:
             row[key] = accuracy(network, test_images[::every], test_labels[::every], dtype)
@@ -293,7 +300,7 @@ def train(args, recipe):
         "mean": MEAN,
         "std": STD,
         "recipe": recipe,
-        "weights": "exponential moving average, decay 0.995 a step",
+        "weights": "exponential moving average, decay 0.99 a step",
         "top1_fp32": accuracy(average, test_images, test_labels),
         "torch": torch.__version__,
     }
@@ -366,7 +373,11 @@ def main():
     add = parser.add_argument
     add("--data", type=Path, help="cifar10.tar.xz; no longer needed once it is decoded")
     add("--out", type=Path, required=True, help="folder for all that a run keeps")
-    add("--epochs", default="48x2,64x11", help="image size x epochs, ... (default: %(default)s)")
+    add(
+        "--epochs",
+        default="48x2,64x11",
+        help="image size x epochs, or x epochs x blocks of each stage, ... (default: %(default)s)",
+    )
     add("--batch", type=int, default=256, help="images a step (default: %(default)s)")
     add("--lr", type=float, default=0.03, help="peak, convolutions (default: %(default)s)")
     add("--sgd-lr", type=float, default=0.05, help="peak, all others (default: %(default)s)")
@@ -385,9 +396,8 @@ def main():
     add("--export", type=Path, help="do not train: write the float16 file of a finished run here")
     args = parser.parse_args()
     try:
-        args.schedule = [
-            (int(s), int(n)) for s, n in (p.split("x") for p in args.epochs.split(","))
-        ]
+        parts = [[int(n) for n in part.split("x")] for part in args.epochs.split(",")]
+        args.schedule = [(size, epochs, *(more or [None])) for size, epochs, *more in parts]
     except ValueError:
         parser.error(f"--epochs: wanted something like 48x2,64x11, not {args.epochs}")
     if args.data is not None and not args.data.is_file():
