@@ -167,7 +167,7 @@ def conv_int8(layer: Layer, p: Int8Params, x: Array, residual: Array | None = No
     if residual is not None:
         assert p.residual is not None
         steps = residual.reshape(acc_s32.shape).astype(np.int32) - p.residual.zero_point
-        shortcut = steps.astype(np.float32) * (p.residual.scale / y.scale)  # (M, N)
+        shortcut = steps.astype(np.float32) * (p.residual.scale / y.scale)  # (M, N), equation 8.1
     y_u8 = ref.requantize_ref(acc_s32, m, y.zero_point, shortcut)  # its clip is the ReLU
     return y_u8.reshape(layer.output_shape(x.shape))  # (batch, out_h, out_w, out_c)
 

@@ -10,6 +10,8 @@ from tests.making_files import save_once, save_photograph
 from tests.seeded_weights import seeded_state_dict
 
 ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "chapters"
+CHAPTERS = sorted((ROOT / "examples").glob("[0-9]*.py"))
 CAT = str(ROOT / "examples" / "images" / "cat.jpg")
 
 
@@ -75,3 +77,26 @@ def test_a_cat_is_called_a_cat(
     process = run(CAT, "--weights", str(weights), "--precision", precision)
     assert (process.returncode, process.stderr) == (0, "")
     assert "cat" in process.stdout.splitlines()[1].split()
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_runs(chapter: Path, tmp_path: Path) -> None:
+    """Each asserts what it says; what is the same on every machine is compared as well."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+    environment["MPLCONFIGDIR"] = str(tmp_path)
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore:FigureCanvasAgg", str(chapter)],
+        cwd=ROOT, env=environment, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    expected = GOLDEN / f"{chapter.stem}.txt"
+    if expected.exists():
+        assert process.stdout == expected.read_text(encoding="utf-8")
+    else:
+        assert process.stdout
+
+
+def test_most_chapters_that_time_nothing_are_compared() -> None:
+    named = {path.stem for path in GOLDEN.glob("*.txt")}
+    assert named <= {path.stem for path in CHAPTERS}
+    assert {"01_network", "02_im2col", "05_eight_bits", "07_requantization"} <= named

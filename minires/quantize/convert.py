@@ -15,7 +15,7 @@ BIAS_LIMIT = 2.0**30  # leaves the accumulator room: 2**30 + 2 * 150,405,120 < 2
 
 
 def quantize_weights(p: FloatParams, x: QParams) -> tuple[Array, Array, Array]:
-    """Quantize a layer's weights, symmetric and per output channel, and its bias.
+    """Quantize a layer's weights, symmetric and per output channel, and its bias: equation 7.1.
 
     Parameters
     ----------

@@ -45,7 +45,8 @@ def fold_batchnorm(
     """Scale a convolution's weights so that it does its BatchNorm's work.
 
     gamma * (w x - mean) / s + beta  =  (gamma / s * w) x + (beta - gamma / s * mean), with
-    s = sqrt(var + eps). Done once, in float64, and rounded to float32 at the end.
+    s = sqrt(var + eps). Done once, in float64, and rounded to float32 at the
+    end. This is equation 4.1 of the book.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """Requantization without floats, as gemmlowp and TFLite do it. Not what minires ships.
 
 The multiplier m < 1 becomes a 32-bit fraction q31 / 2**31 in [1/2, 1) and a right shift:
-m = q31 * 2**-31 * 2**-shift. Jacob et al. (2017), section 2.2; gemmlowp's doc/quantization.md.
+m = q31 * 2**-31 * 2**-shift, equation 7.4 of the book. Jacob et al. (2017), section 2.2;
+gemmlowp's doc/quantization.md.
 It needs no floating-point unit, and rounds twice where `requantize_ref` rounds a product, a
 conversion and the result. The two differ by one step at most, in 2**-(shift + 1) of the sums for
 a shift of 1 or more: 2.4% for multipliers spread evenly, in their logarithm, over 2**-20 to 1/2,

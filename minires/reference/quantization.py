@@ -1,4 +1,4 @@
-"""Numbers in eight bits: real = scale * (q - zero_point).
+"""Numbers in eight bits: real = scale * (q - zero_point), equation 5.1 of the book.
 
 Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference" (2017), equation 1. Every multiply, add and division below is float32 and rounds by
@@ -93,7 +93,7 @@ def requantize_ref(
     y_zero_point: int,
     shortcut: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Bring accumulators to the output's scale and back into eight bits.
+    """Bring accumulators to the output's scale and back into eight bits: equations 7.2 and 7.3.
 
     t = float32(acc) * m + shortcut; y = rint(clip(t, -zero_point, 255 - zero_point)) + zero_point.
     The clip comes before the conversion, which therefore cannot overflow; with a zero point of

@@ -1,0 +1,64 @@
+"""How Sphinx builds the book: ``python -m sphinx -W docs docs/_build``.
+
+Chapters are the numbered scripts in examples/, run as they are built: what a page prints and
+draws, this build has computed.
+"""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+os.environ["MINIRES_OFFLINE"] = "1"  # a page must not depend on a download
+os.environ["PYTHONPATH"] = str(ROOT)
+
+project = "minires"
+author = copyright = "The minires developers"
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "chapters/*.ipynb", "chapters/*.py", "sg_execution_times.rst"]
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_heading_anchors = 3
+nitpicky = False
+numpydoc_show_class_members = False
+autosummary_generate = True
+add_module_names = False
+numpydoc_xref_param_type = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = "minires"
+html_show_sourcelink = False
+html_theme_options = {
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "show_prev_next": True,
+    "navbar_end": ["theme-switcher"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+html_context = {"default_mode": "auto"}
+
+sphinx_gallery_conf = {
+    "examples_dirs": str(ROOT / "examples"),
+    "gallery_dirs": "chapters",
+    "filename_pattern": r"/\d\d_\w+\.py",
+    "ignore_pattern": r"classify\.py",
+    "within_subsection_order": "FileNameSortKey",
+    "run_stale_examples": True,
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_signature": False,
+    "remove_config_comments": True,
+    "reset_modules": ("matplotlib", "docs_reset.at_root"),
+    "capture_repr": (),
+    "min_reported_time": 0,
+    "write_computation_times": False,
+    "image_scrapers": ("matplotlib",),
+    "matplotlib_animations": False,
+}

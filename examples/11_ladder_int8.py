@@ -1,0 +1,79 @@
+"""
+Climbing it again in INT8
+=========================
+
+The same layer in eight bits. Four values fit where one float was, so the ladder could end four
+times as high. This page shows how much of that each rung brings, and which instruction decides
+it.
+"""
+
+import matplotlib.pyplot as plt
+
+from minires.kernels.ladder import climb
+from minires.kernels.peak import best_instruction, measure_peak
+from minires.kernels.simd import choose_isa
+
+# %%
+# What the machine has
+# --------------------
+#
+# With VNNI one instruction, ``vpdpbusd``, multiplies four pairs of bytes a lane and adds them up.
+# Without it, it takes three, and those saturate (see chapter 16), so that an exact kernel needs
+# more.
+
+isa = choose_isa()
+print(f"{isa.name}: {isa.instructions['u8s8']} on {isa.lanes} lanes")
+peaks = {p: measure_peak(best_instruction(p, isa), isa, 1).gops for p in ("fp32", "int8")}
+print(
+    f"peak of a core: fp32 {peaks['fp32']:.0f}, int8 {peaks['int8']:.0f} GOP/s, "
+    f"{peaks['int8'] / peaks['fp32']:.2f}x"
+)
+
+# %%
+# The climb
+# ---------
+#
+# Each rung has to give the definition's bytes, to the last bit, before it is timed.
+
+climbed = {precision: list(climb(precision)) for precision in ("fp32", "int8")}
+for result in climbed["int8"]:
+    print(
+        f"{result.rung.name:<12}{1e3 * result.seconds:>9.2f} ms{result.gops:>8.1f} GOP/s"
+        f"{result.share:>6.0%} of the peak"
+    )
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+for place, (precision, results) in zip(axes, climbed.items(), strict=True):
+    place.barh([r.rung.name for r in results], [r.gops for r in results])
+    place.set_xlim(0, max(r.gops / r.share for r in results))
+    place.set(title=precision, xlabel="GOP/s; the axis ends at the peak")
+    place.invert_yaxis()
+plt.show()
+
+# %%
+# What is different
+# -----------------
+#
+# * NumPy has no integer matrix product worth the name: a plain loop, without BLAS. The definition
+#   therefore multiplies in float32, in blocks of K that are exact (255 x 128 x 512 is less than
+#   2^24).
+# * Compiled loops do well here that do badly in float32. Integer sums may be taken in any order,
+#   so the compiler may make vectors of them; float sums it has to leave as they are written.
+# * The epilogue is longer: convert, multiply, clip, round, narrow, where FP32 adds and clips. It
+#   is paid once for each output, so it weighs most where K is small.
+
+best = {precision: min(r.seconds for r in results) for precision, results in climbed.items()}
+print(f"on this layer INT8 is {best['fp32'] / best['int8']:.2f} times as fast as FP32")
+
+# %%
+# Exercise
+# --------
+#
+# K is 1152 here and 64 in ``layer1.0.conv1``. By how much does the share of the epilogue grow, if
+# a tile's epilogue takes as long as 30 of its steps along K (a step takes four values)?
+#
+# *Answer.* From 30 / (288 + 30) to 30 / (16 + 30):
+
+shares = [30 / (K / 4 + 30) for K in (1152, 64)]
+print(" to ".join(f"{share:.0%}" for share in shares))
+assert shares[1] > 6 * shares[0]

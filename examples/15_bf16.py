@@ -1,0 +1,73 @@
+"""
+bfloat16, the point between
+===========================
+
+bfloat16 is the upper half of a float32: the same range, 8 bits of precision instead of 24. It
+needs no calibration and no scales, and a CPU with ``vdpbf16ps`` does two products where FP32 does
+one. This page shows what it keeps.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import minires
+from minires.reference import fake_quantize_ref, round_bf16_ref
+
+# %%
+# Half a float
+# ------------
+#
+# Rounding is an addition on the bits: add 0x7fff, and one more where the last bit that stays is
+# odd; then cut.
+
+x = np.array([1.0, 1.001, 1.01, 3.14159265, 1e-20, 1e20], np.float32)
+for real, rounded in zip(x, round_bf16_ref(x), strict=True):
+    print(
+        f"{real:<12.7g}{real.view(np.uint32):>10x} -> {rounded.view(np.uint32):>8x}  {rounded:.7g}"
+    )
+
+# %%
+# Relative error against absolute
+# -------------------------------
+#
+# bfloat16 keeps every number to one part in 256; INT8 keeps every number to half a step of its
+# tensor's scale. So bfloat16 is better for small numbers, and INT8 for those near the end of the
+# range.
+
+reals = np.geomspace(1e-3, 1, 400, dtype=np.float32)
+plt.figure(figsize=(7, 3), layout="constrained")
+eight = fake_quantize_ref(reals, np.float32(1 / 255), 0)
+for name, kept in [("bfloat16", round_bf16_ref(reals)), ("INT8, scale 1/255", eight)]:
+    plt.loglog(reals, np.maximum(np.abs(kept - reals) / reals, 1e-6), label=name)
+plt.xlabel("real number")
+plt.ylabel("relative error")
+plt.legend()
+plt.show()
+
+# %%
+# In the network
+# --------------
+
+model = minires.resnet50("CIFAR10", "fp32")
+photograph = minires.preprocess("examples/images/cat.jpg", model.meta["preset"])
+expected = model(photograph)
+for precision in ("bf16", "int8"):
+    y = minires.resnet50("CIFAR10", precision)(photograph)
+    print(
+        f"{precision}: a logit differs by at most {np.abs(y - expected).max():.3f}, same label: "
+        f"{y.argmax() == expected.argmax()}"
+    )
+
+# %%
+# Products of two bfloat16 are exact in float32, and sums are kept in float32: only operands are
+# rounded.
+#
+# Exercise
+# --------
+#
+# Which is the next bfloat16 above 1?
+#
+# *Answer.* Seven bits stand behind the point, so 1 + 2^-7:
+
+one = np.array([1 + 2**-7, 1 + 2**-9], np.float32)
+assert round_bf16_ref(one).tolist() == [1 + 2**-7, 1.0]

@@ -1,0 +1,73 @@
+"""
+Latency of the whole application
+================================
+
+Nobody waits for a matrix product; people wait for an answer. From the bytes of a file to a label
+there is more than a network, and INT8 makes none of it faster.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import minires
+from minires.profiling.latency import format_latency, measure_latency
+
+# %%
+# Single images
+# -------------
+#
+# One after the other, as a server would see them that answers one user. The median (p50) is what
+# is usual, p99 what one in a hundred waits longer than, and the maximum what somebody did wait.
+
+with open("examples/images/cat.jpg", "rb") as file:
+    data = file.read()
+found = {}
+for precision in ("fp32", "int8"):
+    model = minires.resnet50("CIFAR10", precision)
+    found[precision] = measure_latency(model, data, runs=200, batches=(1, 2, 4, 8))
+    print(format_latency(found[precision]), end="\n\n")
+
+# %%
+# What INT8 changes
+# -----------------
+#
+# Decoding a JPEG and resizing it take the same time in all precisions. The faster the network
+# gets, the larger is their share: Amdahl's law.
+
+medians = {p: {part: np.median(s) for part, s in one.seconds.items()} for p, one in found.items()}
+network = medians["fp32"]["inference"] / medians["int8"]["inference"]
+whole = medians["fp32"]["whole"] / medians["int8"]["whole"]
+print(f"the network: {network:.2f}x; from file to label: {whole:.2f}x")
+
+figure, axes = plt.subplots(figsize=(7, 2.2), layout="constrained")
+for precision, parts in medians.items():
+    left = 0.0
+    for part, color in zip(list(parts)[:-1], ("C2", "C8", "C9", "C0", "C7"), strict=True):
+        axes.barh(
+            precision,
+            1e3 * parts[part],
+            left=left,
+            color=color,
+            label=part if precision == "fp32" else None,
+        )
+        left += 1e3 * parts[part]
+axes.set_xlabel("milliseconds, medians")
+axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
+plt.show()
+
+# %%
+# Throughput is another question
+# ------------------------------
+#
+# A batch shares each weight among several images, so more images a second, and a longer wait for
+# each. The second tables above say how much this machine gains.
+#
+# Exercise
+# --------
+#
+# If inference takes 8 ms and all else 4 ms, what does four times as fast a network bring?
+#
+# *Answer.* (8 + 4) / (2 + 4) = 2: half of the factor is gone.
+
+assert (8 + 4) / (8 / 4 + 4) == 2
+assert all(len(one.seconds["whole"]) == 200 for one in found.values())

@@ -1,0 +1,86 @@
+"""The book is held to be true: its files, its links, its equations and its commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from minires import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+CHAPTERS = sorted((ROOT / "examples").glob("[0-9]*.py"))
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in [*PAGES, *CHAPTERS]}
+CODE = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "minires").rglob("*.py"))}
+EQUATIONS = set(re.findall(r"\\tag\{(\d+\.\d+)\}", "".join(TEXTS.values())))
+QUESTIONS = 15
+
+
+def cited(text: str) -> set[str]:
+    """Find the equations that a text cites: equation 7.1, equations 7.2 and 7.3."""
+    groups = re.findall(r"[Ee]quations?\s+(\d+\.\d+(?:(?:, | and | to )\d+\.\d+)*)", text)
+    return {number for group in groups for number in re.findall(r"\d+\.\d+", group)}
+
+
+def test_citations_are_found() -> None:
+    assert cited("see equations 7.1, 7.2 and 7.3; equation\n8.1.") == {"7.1", "7.2", "7.3", "8.1"}
+
+
+def test_every_equation_that_is_cited_exists() -> None:
+    assert len(EQUATIONS) >= 7
+    in_code = set().union(*(cited(text) for text in CODE.values()))
+    assert len(in_code) >= 6
+    assert in_code | set().union(*(cited(text) for text in TEXTS.values())) <= EQUATIONS
+
+
+def test_an_equation_has_its_chapters_number() -> None:
+    for chapter in CHAPTERS:
+        numbers = re.findall(r"\\tag\{(\d+)\.(\d+)\}", TEXTS[chapter.name])
+        assert numbers == [(str(int(chapter.name[:2])), str(i + 1)) for i in range(len(numbers))]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_file_and_link_leads_somewhere(name: str) -> None:
+    for file in re.findall(r"``?((?:minires|tests|examples|docs|benchmarks|weights)/[\w./-]*)``?",
+                           TEXTS[name]):  # fmt: skip
+        assert (ROOT / file).exists(), file
+    for link in re.findall(r"\]\((?!https?:)([\w/-]+)\)", TEXTS[name]):
+        chapter = ROOT / "examples" / f"{link.removeprefix('chapters/')}.py"
+        assert chapter.exists() or (ROOT / "docs" / f"{link}.md").exists(), link
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_command_is_one_that_minires_takes(name: str) -> None:
+    for command in re.findall(r"``?(minires (?!\w+/)[^`]+)``?", TEXTS[name]):
+        words = shlex.split(command)[1:]
+        words += ["cat.jpg"] if words[0] in ("classify", "profile") else []
+        assert cli.build_parser().parse_args(words).command == words[0]
+
+
+def test_chapters_are_numbered_without_a_gap() -> None:
+    assert [int(path.name[:2]) for path in CHAPTERS] == list(range(1, len(CHAPTERS) + 1))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_has_a_picture_and_an_exercise_with_a_checked_answer(chapter: Path) -> None:
+    text = TEXTS[chapter.name]
+    assert "plt.show()" in text
+    after = re.split(r"Exercise", text)[-1]
+    assert "*Answer.*" in after
+    assert "assert " in after
+
+
+def test_every_question_is_answered_on_a_page() -> None:
+    entries = re.split(r"^\*\*", TEXTS["questions.md"], flags=re.MULTILINE)[1:]
+    assert len(entries) == QUESTIONS
+    for entry in entries:
+        assert re.search(r"\]\(chapters/|`minires|README", entry), entry
+
+
+def test_reading_times_are_of_files_as_long_as_it_says() -> None:
+    rows = re.findall(r"\| `(\S+)` \| .* \| (\d+) \| \d+ \|", TEXTS["reading.md"])
+    assert len(rows) == 3
+    for name, lines in rows:
+        length = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+        assert length == pytest.approx(int(lines), abs=5)
