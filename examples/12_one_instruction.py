@@ -72,7 +72,7 @@ for name, precision, epilogue in [
     print(
         f"{name}, {precision}: {rows * vectors} sums, {len(used)} multiplying instructions a step"
     )
-    print("   ", *used[:3], sep="\n    ")
+    print(*(f"    {line}" for line in used[:3]), sep="\n")
 
 # %%
 # Exercise

@@ -87,4 +87,4 @@ plt.show()
 # **Exercise.** Sizes at tile multiples hide bugs at edges. Which M was tried here, and is it a
 # multiple of six? *Answer.* M = 7 x 9 = 63, and it is not.
 
-assert expected[0, :, :, 0].size == 63 and 63 % 6 != 0
+assert expected[0, :, :, 0].size % 6 == 3
