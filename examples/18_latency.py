@@ -21,11 +21,10 @@ from minires.profiling.latency import format_latency, measure_latency
 
 with open("examples/images/cat.jpg", "rb") as file:
     data = file.read()
-found = {}
-for precision in ("fp32", "int8"):
-    model = minires.resnet50("CIFAR10", precision)
-    found[precision] = measure_latency(model, data, runs=200, batches=(1, 2, 4, 8))
-    print(format_latency(found[precision]), end="\n\n")
+models = {precision: minires.resnet50("CIFAR10", precision) for precision in ("fp32", "int8")}
+found = measure_latency(models, data, runs=200, batches=(1, 2, 4, 8))
+for latency in found:
+    print(format_latency(latency), end="\n\n")
 
 # %%
 # What INT8 changes
@@ -34,7 +33,7 @@ for precision in ("fp32", "int8"):
 # Decoding a JPEG and resizing it take the same time in all precisions. The faster the network
 # gets, the larger is their share: Amdahl's law.
 
-medians = {p: {part: np.median(s) for part, s in one.seconds.items()} for p, one in found.items()}
+medians = {one.precision: {part: np.median(s) for part, s in one.seconds.items()} for one in found}
 network = medians["fp32"]["inference"] / medians["int8"]["inference"]
 whole = medians["fp32"]["whole"] / medians["int8"]["whole"]
 print(f"the network: {network:.2f}x; from file to label: {whole:.2f}x")
@@ -70,4 +69,4 @@ plt.show()
 # *Answer.* (8 + 4) / (2 + 4) = 2: half of the factor is gone.
 
 assert (8 + 4) / (8 / 4 + 4) == 2
-assert all(len(one.seconds["whole"]) == 200 for one in found.values())
+assert all(len(one.seconds["whole"]) == 200 for one in found)
