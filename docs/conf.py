@@ -5,9 +5,11 @@ draws, this build has computed.
 """
 
 import os
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))  # for docs_reset
 os.environ["MINIRES_OFFLINE"] = "1"  # a page must not depend on a download
 os.environ["PYTHONPATH"] = str(ROOT)
 

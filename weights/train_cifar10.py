@@ -132,10 +132,13 @@ def normalize(images_u8):
     return x.permute(0, 3, 1, 2)
 
 
-def augment(padded_u8, chosen, flip, rng):
-    """Cut a random 32x32 window out of each chosen 40x40 image, mirrored where `flip` is true."""
-    rows = rng.integers(0, 9, (len(chosen), 1)) + np.arange(32)
-    columns = rng.integers(0, 9, (len(chosen), 1)) + np.arange(32)
+def augment(padded_u8, chosen, flip, shift, rng):
+    """Cut a 32x32 window out of each chosen 40x40 image, up to `shift` pixels off its centre.
+
+    It is mirrored where `flip` is true.
+    """
+    rows = rng.integers(4 - shift, 5 + shift, (len(chosen), 1)) + np.arange(32)
+    columns = rng.integers(4 - shift, 5 + shift, (len(chosen), 1)) + np.arange(32)
     columns[flip] = columns[flip, ::-1]
     return padded_u8[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
 
@@ -247,7 +250,8 @@ def train(args, recipe):
             cycle = min(done / args.warmup, (1 - done) / (1 - args.warmup))
             chosen = order[step * args.batch : (step + 1) * args.batch]
             # Each image is mirrored in every other epoch rather than by chance (Jordan 2024).
-            x = normalize(augment(padded, chosen, mirrored[chosen] ^ (epoch % 2 == 1), rng))
+            flip = mirrored[chosen] ^ (epoch % 2 == 1)
+            x = normalize(augment(padded, chosen, flip, args.shift, rng))
             x = nn.functional.interpolate(x, size=(size, size), mode="bilinear")
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 logits = model(x, blocks).float()
@@ -384,6 +388,7 @@ def main():
     add(
         "--warmup", type=float, default=0.15, help="rising part of the cycle (default: %(default)s)"
     )
+    add("--shift", type=int, default=2, help="pixels, at most 4 (default: %(default)s)")
     add("--smoothing", type=float, default=0.1, help="of the labels (default: %(default)s)")
     add(
         "--dtype",
@@ -404,7 +409,18 @@ def main():
         parser.error(f"--data: there is no file {args.data}")
     keep_memory()
     args.out.mkdir(parents=True, exist_ok=True)
-    keys = ("epochs", "batch", "lr", "sgd_lr", "warmup", "smoothing", "dtype", "every", "seed")
+    keys = (
+        "epochs",
+        "batch",
+        "lr",
+        "sgd_lr",
+        "warmup",
+        "shift",
+        "smoothing",
+        "dtype",
+        "every",
+        "seed",
+    )
     if args.export is None:
         train(args, {key: getattr(args, key) for key in keys})
     else:
