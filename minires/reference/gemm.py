@@ -9,8 +9,8 @@ EXACT_K = 512  # products of a u8 and an s8 that float32 sums without rounding
 def gemm_f32_ref(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Multiply in float32, by NumPy's BLAS.
 
-    A dot product of K terms, summed in any order, errs by at most K * eps * sum(|a| * |b|) to
-    first order (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., section 3.1).
+    A dot product of K terms, summed in any order, errs by at most ``K * eps * sum(|a| * |b|)``
+    to first order (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., section 3.1).
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def gemm_u8s8_ref(a: npt.NDArray[np.uint8], b: npt.NDArray[np.int8]) -> npt.NDAr
     Returns
     -------
     ndarray
-        (M, N) int32. |acc| <= 255 * 128 * K: for the largest K here, 4608, that is 150,405,120,
+        (M, N) int32. ``|acc| <= 255 * 128 * K``: for the largest K here, 4608, that is 150,405,120,
         and K may be 65,793 before it could pass 2**31.
     """
     acc_s32 = np.zeros((a.shape[0], b.shape[1]), np.int32)
