@@ -64,7 +64,7 @@ def test_a_cat_is_called_a_cat(precision: str, capsys: pytest.CaptureFixture[str
     assert main(words) == 0
     out, err = capsys.readouterr()
     answer = json.loads(out)
-    assert answer["model"] == {"name": "CIFAR10", "precision": precision, "backend": "numpy"}
+    assert answer["model"] == {"name": "CIFAR10", "precision": precision, "backend": "numba"}
     assert answer["images"][0]["predictions"][0]["label"] == "cat"
     assert err == ""
 
