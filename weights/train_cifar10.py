@@ -39,6 +39,72 @@ SIZE = 64  # what the network sees at inference: 32x32 enlarged
 CALIBRATION_IMAGES = 512
 
 
+class Product(torch.autograd.Function):
+    """A convolution of few pixels, by im2col and a matrix product of NumPy's.
+
+    Of a 3x3 the gradient of the weights alone: the rest is torch's. At 4x4 and 2x2 pixels that
+    gradient ran at 130 to 155 GFLOP/s here and at 13 to 75 as torch computes it, in float32 on
+    two cores of a Zen 3. All of training is 1.3 times as fast (50 to 54 images/s against 38 to
+    42, all blocks, 64x64).
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, stride):
+        """(N, in_c, H, W) and (out_c, in_c, k, k) to (N, out_c, H / stride, W / stride)."""
+        ctx.stride, ctx.shape = stride, x.shape
+        if weight.shape[2] > 1:
+            ctx.save_for_backward(x, weight)
+            return nn.functional.conv2d(x, weight, None, stride, 1)
+        x = x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(x, weight)
+        pixels = x.permute(0, 2, 3, 1)
+        y = matmul(pixels.flatten(0, 2), weight.flatten(1).T)
+        return y.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        """Of x by `weight`, and of the weights by im2col of x."""
+        x, weight = ctx.saved_tensors
+        (out_c, in_c, k, _), stride = weight.shape, ctx.stride
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        n, _, h, w = grad.shape
+        rows = grad.permute(0, 2, 3, 1).flatten(0, 2)  # (n * h * w, out_c)
+        if k == 1:
+            columns = x.permute(0, 2, 3, 1).flatten(0, 2)
+            grad_x = torch.zeros(ctx.shape).contiguous(memory_format=torch.channels_last)
+            part = matmul(rows, weight.flatten(1)).view(n, h, w, in_c)
+            grad_x[:, :, ::stride, ::stride] = part.permute(0, 3, 1, 2)
+        else:
+            padded = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+            per_n, per_y, per_x, per_c = padded.stride()
+            strides = (per_n, per_y * stride, per_x * stride, per_y, per_x, per_c)
+            columns = padded.as_strided((n, h, w, k, k, in_c), strides).reshape(n * h * w, -1)
+            call = torch.ops.aten.convolution_backward
+            sizes = [stride, stride], [1, 1], [1, 1], False, [0, 0], 1
+            grad_x = call(grad, x, weight, None, *sizes, [True, False, False])[0]
+        grad_weight = matmul(rows.T, columns).view(out_c, k, k, in_c)
+        return grad_x, grad_weight.permute(0, 3, 1, 2), None
+
+
+def matmul(a, b):
+    """Multiply two matrices, float32 by NumPy's OpenBLAS: on AMD faster than torch's MKL."""
+    if a.dtype != torch.float32:
+        return a @ b
+    return torch.from_numpy(a.detach().numpy() @ b.detach().numpy())
+
+
+class Convolution(nn.Conv2d):
+    """torch's, but for the small ones in float32, which are ours."""
+
+    def forward(self, x):
+        """(N, in_c, H, W) to (N, out_c, H / stride, W / stride)."""
+        stride, small = self.stride[0], x.shape[2] // self.stride[0] <= 4
+        skips = self.kernel_size[0] < stride  # the 1x1 of a shortcut that halves the image
+        if self.training and (small or skips) and not torch.is_autocast_enabled("cpu"):
+            return Product.apply(x, self.weight, stride)
+        return super().forward(x)
+
+
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al. 2015, figure 5, right).
 
@@ -48,16 +114,16 @@ class Bottleneck(nn.Module):
     def __init__(self, in_c, mid_c, stride):
         super().__init__()
         out_c = 4 * mid_c
-        self.conv1 = nn.Conv2d(in_c, mid_c, 1, bias=False)
+        self.conv1 = Convolution(in_c, mid_c, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(mid_c)
-        self.conv2 = nn.Conv2d(mid_c, mid_c, 3, stride, 1, bias=False)
+        self.conv2 = Convolution(mid_c, mid_c, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(mid_c)
-        self.conv3 = nn.Conv2d(mid_c, out_c, 1, bias=False)
+        self.conv3 = Convolution(mid_c, out_c, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_c)
         nn.init.zeros_(self.bn3.weight)  # each block starts as its shortcut (Goyal et al. 2017)
         self.downsample = None
         if stride != 1 or in_c != out_c:
-            conv = nn.Conv2d(in_c, out_c, 1, stride, bias=False)
+            conv = Convolution(in_c, out_c, 1, stride, bias=False)
             self.downsample = nn.Sequential(conv, nn.BatchNorm2d(out_c))
 
     def forward(self, x):
@@ -194,14 +260,14 @@ class Muon:
             # Newton-Schulz: an odd polynomial p(x x^T) x sends singular values to about 1. Three
             # steps of it are one product of polynomials of x x^T, which is small: so x itself, up
             # to nine times as long, is multiplied only twice.
-            gram, total = x @ x.T, None
+            gram, total = matmul(x, x.T), None
             for step in range(3):
-                factor = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+                factor = 2.0315 * matmul(gram, gram) - 4.7750 * gram
                 factor.diagonal().add_(3.4445)
-                total = factor if total is None else factor @ total
+                total = factor if total is None else matmul(factor, total)
                 if step < 2:
-                    gram = factor @ gram @ factor
-            x = total @ x
+                    gram = matmul(matmul(factor, gram), factor)
+            x = matmul(total, x)
             x = x.T if tall else x
             w.sub_(x.float().view(update.shape).permute(0, 3, 1, 2), alpha=lr)
             w.mul_(len(w) ** 0.5 / w.norm())
@@ -251,14 +317,19 @@ def train(args, recipe):
             chosen = order[step * args.batch : (step + 1) * args.batch]
             # Each image is mirrored in every other epoch rather than by chance (Jordan 2024).
             flip = mirrored[chosen] ^ (epoch % 2 == 1)
-            x = normalize(augment(padded, chosen, flip, args.shift, rng))
-            x = nn.functional.interpolate(x, size=(size, size), mode="bilinear")
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                logits = model(x, blocks).float()
-            wanted = labels[chosen]
-            loss = nn.functional.cross_entropy(logits, wanted, label_smoothing=args.smoothing)
+            cut = augment(padded, chosen, flip, args.shift, rng)
             model.zero_grad()
-            loss.backward()
+            for start in range(0, args.batch, args.part):
+                x = normalize(cut[start : start + args.part])
+                x = nn.functional.interpolate(x, size=(size, size), mode="bilinear")
+                with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                    logits = model(x, blocks).float()
+                wanted = labels[chosen[start : start + args.part]]
+                loss = nn.functional.cross_entropy(logits, wanted, label_smoothing=args.smoothing)
+                loss *= len(x) / args.batch
+                loss.backward()
+                total_loss += loss.item()
+                right += (logits.argmax(1) == wanted).sum().item()
             for group in sgd.param_groups:
                 group["lr"] = args.sgd_lr * cycle
             sgd.step()
@@ -270,16 +341,16 @@ def train(args, recipe):
                     mean.lerp_(now, 1 - keep)
                 else:  # num_batches_tracked
                     mean.copy_(now)
-            total_loss += loss.item()
-            right += (logits.argmax(1) == wanted).sum().item()
             if not math.isfinite(total_loss):
                 sys.exit(
-                    f"train_cifar10: the loss is {loss.item()} in epoch {epoch + 1}: lower --lr"
+                    f"train_cifar10: the loss is {total_loss} in epoch {epoch + 1}: lower --lr"
                 )
             if step % 20 == 0:
                 rate = (step + 1) * args.batch / (time.time() - started)
                 place = f"epoch {epoch + 1} step {step}/{steps}"
-                print(f"  {place} loss {loss.item():.3f} {rate:.0f} images/s", flush=True)
+                print(
+                    f"  {place} loss {total_loss / (step + 1):.3f} {rate:.0f} images/s", flush=True
+                )
         every = 1 if epoch + 1 == len(plan) else 10  # a tenth of the test images until the last
         row = {"epoch": epoch + 1, "size": size, "blocks": blocks, "lr": args.lr * cycle}
         row |= {"loss": total_loss / steps, "train": 100 * right / (steps * args.batch)}
@@ -366,7 +437,8 @@ def keep_memory():
     """
     wanted = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
     wanted["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    wanted["GOMP_SPINCOUNT"] = "20000"  # a thread that waits sleeps soon: others may want the core
+    # Torch and OpenBLAS have threads of their own: one that waits must sleep soon.
+    wanted["GOMP_SPINCOUNT"], wanted["OPENBLAS_THREAD_TIMEOUT"] = "20000", "4"
     if sys.platform == "linux" and not wanted.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**wanted, **os.environ})
 
@@ -379,10 +451,16 @@ def main():
     add("--out", type=Path, required=True, help="folder for all that a run keeps")
     add(
         "--epochs",
-        default="48x3x1,64x2x2,56x2,64x1",
+        default="64x5x1,64x3x2,64x2",
         help="image size x epochs, or x epochs x blocks of each stage, ... (default: %(default)s)",
     )
     add("--batch", type=int, default=512, help="images a step (default: %(default)s)")
+    add(
+        "--part",
+        type=int,
+        default=128,
+        help="images at a time, which BatchNorm sees together (default: %(default)s)",
+    )
     add("--lr", type=float, default=0.06, help="peak, convolutions (default: %(default)s)")
     add("--sgd-lr", type=float, default=0.05, help="peak, all others (default: %(default)s)")
     add(
@@ -412,6 +490,7 @@ def main():
     keys = (
         "epochs",
         "batch",
+        "part",
         "lr",
         "sgd_lr",
         "warmup",
