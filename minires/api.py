@@ -1,6 +1,7 @@
 """What a user calls: weights in, model out; image in, labels out."""
 
 import functools
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +12,14 @@ from minires import checkpoint, download
 from minires.errors import ImageError, MiniresError, WeightsError
 from minires.layers import Array
 from minires.model import OPERATORS, ResNet50, resnet50_layers
-from minires.preprocess import IMAGENET_V1, ImageSource, preprocess
+from minires.preprocess import IMAGENET_V1, ImageSource, preprocess, read_preset
 from minires.quantize.default import STORED_CALIBRATION, default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
 from minires.state_dict import state_dict_shapes
 
 BACKENDS = ("numba", "numpy")  # the first is the default
+FORMAT = "minires-float"  # a .safetensors file whose metadata has categories, preset, calibration
 
 
 class Prediction(NamedTuple):
@@ -29,7 +31,7 @@ class Prediction(NamedTuple):
 
 
 def resnet50(
-    weights: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | download.Weights | None = None,
     precision: str = "fp32",
     backend: str = BACKENDS[0],
     *,
@@ -39,10 +41,11 @@ def resnet50(
 
     Parameters
     ----------
-    weights : str or path-like, optional
-        A name that `minires.available_weights` lists, fetched and cached where needed; or the
-        path of a .pth or .safetensors file. Unless given, IMAGENET1K_V2 where it is here or can
-        be fetched, else CIFAR10, which comes with the package; a line on stderr says so.
+    weights : str, path-like or Weights, optional
+        A name that `minires.available_weights` lists, fetched and cached where needed, or what
+        `minires.get_weights` returns; or the path of a .pth or .safetensors file. Unless given,
+        IMAGENET1K_V2 where it is here or can be fetched, else CIFAR10, which comes with the
+        package; a line on stderr says so.
     precision : str
         "fp32", "bf16", "int8" or "int8-simulated" (INT8's numbers, computed in float32). Float
         weights are calibrated once for INT8, on photographs that come with the package, unless
@@ -99,10 +102,7 @@ def _load_fp32(path: Path, entry: download.Weights | None) -> ResNet50:
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     meta = entry.meta if entry else _guess_meta(path, classes)
-    metadata = checkpoint.read_metadata(path)
-    if STORED_CALIBRATION in metadata:
-        meta = meta | {STORED_CALIBRATION: metadata[STORED_CALIBRATION]}
-    return ResNet50.from_state_dict(state, meta)
+    return ResNet50.from_state_dict(state, meta | _told_meta(path, classes))
 
 
 def _guess_meta(path: Path, classes: int) -> dict[str, Any]:
@@ -112,6 +112,25 @@ def _guess_meta(path: Path, classes: int) -> dict[str, Any]:
         "name": path.name,
         "categories": names if classes == len(names) else [f"class {i}" for i in range(classes)],
         "preset": IMAGENET_V1,
+    }
+
+
+def _told_meta(path: Path, classes: int) -> dict[str, Any]:
+    """Read what a file says of itself, if it is one that weights/train_cifar10.py wrote."""
+    metadata = checkpoint.read_metadata(path)
+    if metadata.get("format") != FORMAT:
+        return {}
+    try:
+        categories = [str(name) for name in json.loads(metadata["categories"])]
+        preset = read_preset(json.loads(metadata["preset"]))
+        if len(categories) != classes:
+            raise ValueError(f"{len(categories)} categories for {classes} classes")
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: its metadata cannot be used ({error!r})") from error
+    return {
+        "categories": categories,
+        "preset": preset,
+        STORED_CALIBRATION: metadata.get(STORED_CALIBRATION),
     }
 
 

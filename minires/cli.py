@@ -26,6 +26,8 @@ from minires.errors import ImageError, MiniresError
 
 if TYPE_CHECKING:
     from minires.api import Prediction
+    from minires.download import Weights
+    from minires.kernels.peak import Peak
     from minires.layers import Array
     from minires.model import ResNet50
 
@@ -206,7 +208,10 @@ def quantize(arguments: Namespace) -> int:
     save_int8(int8, arguments.output)
     print(format_report(report(fp32, int8, shown("comparing with FP32"))))
     size = arguments.output.stat().st_size / 1e6
-    print(f"{arguments.output}: {size:.1f} MB, calibrated on {calibration.images} images or crops")
+    print(
+        f"{arguments.output}: {int8.meta['name']}, {size:.1f} MB, calibrated on "
+        f"{calibration.images} images or crops"
+    )
     return int(bool(bad))
 
 
@@ -216,7 +221,6 @@ def evaluate(arguments: Namespace) -> int:
     from tqdm import tqdm
 
     from minires.api import resnet50
-    from minires.download import default_weights
     from minires.evaluate import accuracy, compare, logits_of, read_labels
     from minires.quantize.int8_file import is_int8_file
 
@@ -226,19 +230,23 @@ def evaluate(arguments: Namespace) -> int:
         given = arguments.weights
         alone = given and not arguments.against_weights and os.path.isfile(given)
         against = "none" if alone and is_int8_file(given) else "fp32"
-    weights = arguments.weights or default_weights()  # chosen once, for both
+    weights = _weights(arguments)
     asked = [(arguments.precision, weights)]
     other = (against, arguments.against_weights or weights)
     if against != "none" and other not in asked:
         asked.append(other)
     models = [resnet50(of_model, precision) for precision, of_model in asked]
-    classes = models[0].layers[-1].out_c
-    if models[-1].layers[-1].out_c != classes:
-        raise MiniresError("the two networks tell different numbers of classes apart")
+    counted = [(model.meta["name"], model.layers[-1].out_c) for model in models]
+    (name, classes), (other_name, other_classes) = counted[0], counted[-1]
+    if classes != other_classes:
+        raise MiniresError(
+            f"{name} has {classes} classes and {other_name} has {other_classes}; give two networks "
+            "of the same classes, as --weights and --against-weights"
+        )
     for file, label in rows:
         if not 0 <= label < classes:
             raise MiniresError(
-                f"{arguments.labels}: {file} has the label {label}; wanted 0 to {classes - 1}"
+                f"{arguments.labels}: {file} has the label {label}; {name} knows 0 to {classes - 1}"
             )
     labels: list[int] = []
     logits: list[list[Array]] = []  # an image's, from each model
@@ -347,8 +355,7 @@ def peak(arguments: Namespace) -> int:
     from minires.profiling.text import to_json
 
     peaks, memory = machine.measure_machine()
-    for text in machine.warnings_about(peaks):
-        print(f"minires: {text}", file=sys.stderr)
+    _warn(peaks)
     if arguments.json:
         measured = {"machine": machine.describe_machine(), "peaks": peaks, "memory": memory}
         print(to_json(measured))
@@ -363,7 +370,6 @@ def roofline(arguments: Namespace) -> int:
 
     from minires import plots
     from minires.api import resnet50
-    from minires.download import default_weights
     from minires.kernels.peak import peak
     from minires.profiling import machine
     from minires.profiling import roofline as roofs
@@ -384,12 +390,12 @@ def roofline(arguments: Namespace) -> int:
         return 0
     shape = (arguments.batch, 3, *arguments.size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)  # speed asks for no picture
-    weights = arguments.weights or default_weights()  # chosen once, for all
+    weights = _weights(arguments)
     models = {p: resnet50(weights, p) for p in arguments.precisions or ("fp32", "int8")}
     layers = roofs.measure_layers(models, x)
-    for text in machine.warnings_about([peak(p) for p in models]):
-        print(f"minires: {text}", file=sys.stderr)
-    title = f"{' x '.join(map(str, shape))}, on {machine.describe_machine()}"
+    _warn([peak(p) for p in models])
+    name = next(iter(models.values())).meta["name"]
+    title = f"{name}, {' x '.join(map(str, shape))}, on {machine.describe_machine()}"
     print(roofs.format_layers(layers, title))
     if arguments.plot:
         roofs.plot_layers(layers, arguments.plot, title)
@@ -400,10 +406,9 @@ def profile(arguments: Namespace) -> int:
     """Tell where an image's time goes, and where the 4x of INT8 goes."""
     from minires import plots
     from minires.api import resnet50
-    from minires.download import default_weights
     from minires.kernels.peak import peak
     from minires.preprocess import preprocess
-    from minires.profiling import latency, machine, profiler, waterfall
+    from minires.profiling import latency, profiler, waterfall
     from minires.profiling.text import to_json
 
     if arguments.plot:
@@ -417,11 +422,12 @@ def profile(arguments: Namespace) -> int:
     except OSError as error:
         raise ImageError(f"{arguments.image}: cannot be opened ({error.strerror})") from error
     preprocess(data)  # told before weights are looked for
-    weights = arguments.weights or default_weights()  # chosen once, for all
+    weights = _weights(arguments)
     precisions = arguments.precisions or ("fp32", "bf16", "int8")
     models = {p: resnet50(weights, p) for p in precisions}
     if arguments.latency:
         found = latency.measure_latency(models, data, arguments.runs or 200)
+        _warn([peak(p) for p in models])
         text = to_json(found) if arguments.json else "\n\n".join(map(latency.format_latency, found))
         print(text)
         if arguments.plot:
@@ -430,8 +436,7 @@ def profile(arguments: Namespace) -> int:
     x = preprocess(data, next(iter(models.values())).meta["preset"])  # (1, 3, H, W)
     runs = arguments.runs or 30
     profiles = profiler.profile_in_turns(models, x, runs)
-    for text in machine.warnings_about([peak(p) for p in models]):
-        print(f"minires: {text}", file=sys.stderr)
+    _warn([peak(p) for p in models])
     fall = None
     if {"fp32", "int8"} <= models.keys():
         fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
@@ -450,6 +455,21 @@ def profile(arguments: Namespace) -> int:
     if fall:
         print(f"\n{waterfall.format_waterfall(fall)}")
     return 0
+
+
+def _weights(arguments: Namespace) -> "str | Weights":
+    """Choose the weights once where several networks are made of them."""
+    from minires.download import default_weights
+
+    return default_weights() if arguments.weights is None else arguments.weights
+
+
+def _warn(peaks: "list[Peak]") -> None:
+    """Say on stderr what makes figures of this machine doubtful."""
+    from minires.profiling.machine import warnings_about
+
+    for text in warnings_about(peaks):
+        print(f"minires: {text}", file=sys.stderr)
 
 
 def _complain(error: Exception, debug: bool) -> None:
@@ -513,7 +533,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--weights": {"metavar": "NAME|PATH", "help": "a name that 'minires weights list' shows, or "
                   "a .pth or .safetensors file"},
     "--offline": {"action": "store_true", "help": "download nothing, as with MINIRES_OFFLINE=1; "
-                  "where no weights are named and none are here, CIFAR10 answers"},
+                  "where none are named and IMAGENET1K_V2 is not here, CIFAR10 answers"},
     "--precision": {"default": "fp32", "choices": PRECISIONS, "help": "%(default)s unless given"},
     "--backend": {"default": "numba", "choices": ("numba", "numpy"),
                   "help": "compiled kernels or NumPy's definitions: %(default)s unless given"},

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from typing import Any
 import platformdirs
 
 from minires.errors import DownloadError, WeightsError
-from minires.preprocess import Preset
+from minires.preprocess import Preset, read_preset
 
 DEFAULT = "IMAGENET1K_V2"
 FALLBACK = "CIFAR10"  # comes with the package
@@ -109,7 +110,7 @@ def weights_dir() -> Path:
 def cache_dir() -> Path:
     """Find minires's cache: MINIRES_CACHE, or where the platform has such; it may not exist."""
     cache = os.environ.get("MINIRES_CACHE") or platformdirs.user_cache_dir("minires", False)
-    return Path(cache).expanduser()
+    return Path(os.path.expanduser(cache))  # which leaves ~ where there is no home
 
 
 def torch_cache_dir() -> Path:
@@ -117,7 +118,7 @@ def torch_cache_dir() -> Path:
     torch_home = os.environ.get("TORCH_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch"
     )
-    return Path(torch_home).expanduser() / "hub" / "checkpoints"
+    return Path(os.path.expanduser(torch_home)) / "hub" / "checkpoints"
 
 
 def imagenet_categories() -> list[str]:
@@ -165,17 +166,18 @@ def get_weights(name: str) -> Weights:
     meta = {"name": name, **manifest[name]}
     files = tuple(WeightsFile(**file) for file in meta.pop("files"))
     meta["categories"] = _categories(meta["categories"])
-    preset = meta["preset"] | {key: tuple(meta["preset"][key]) for key in ("mean", "std")}
-    meta["preset"] = Preset(**preset)
+    meta["preset"] = read_preset(meta["preset"])
     return Weights(name, files, meta)
 
 
-def resolve(weights: str | os.PathLike[str], progress: bool = True) -> tuple[Path, Weights | None]:
+def resolve(
+    weights: str | os.PathLike[str] | Weights, progress: bool = True
+) -> tuple[Path, Weights | None]:
     """Turn what a user asked for into a file that is here.
 
     Parameters
     ----------
-    weights : str or path-like
+    weights : str, path-like or Weights
         A path, or a name of `available_weights`; what exists as a path is one.
     progress : bool
         As for `fetch`.
@@ -194,6 +196,8 @@ def resolve(weights: str | os.PathLike[str], progress: bool = True) -> tuple[Pat
     DownloadError
         As for `fetch`.
     """
+    if isinstance(weights, Weights):
+        return fetch(weights.name, progress), weights
     if os.path.exists(weights):
         return Path(weights), _recognize(Path(weights))
     try:
@@ -203,7 +207,7 @@ def resolve(weights: str | os.PathLike[str], progress: bool = True) -> tuple[Pat
     return fetch(entry.name, progress), entry
 
 
-def default_weights(progress: bool = True) -> str:
+def default_weights(progress: bool = True) -> Weights:
     """Choose the weights where nobody named any: ImageNet's, or else those of the package.
 
     Those of ImageNet are downloaded where they are not here but can be had. Where they cannot, a
@@ -216,20 +220,28 @@ def default_weights(progress: bool = True) -> str:
 
     Returns
     -------
-    str
-        A name of `available_weights`; its file is here.
+    Weights
+        Whose file is here.
+
+    Raises
+    ------
+    WeightsError
+        Where not even those of the package are.
     """
+    wanted, fallback = get_weights(DEFAULT), get_weights(FALLBACK)
     try:
-        _fetch(get_weights(DEFAULT), progress, hurry=True)
+        _fetch(wanted, progress, hurry=True)
     except WeightsError as error:
-        classes = len(get_weights(FALLBACK).meta["categories"])
+        if _find(fallback) is None:
+            raise WeightsError(f"{error}, nor is {FALLBACK} here: {fallback.remedy}") from error
         print(
-            f"minires: {error}; {FALLBACK} answers, with {classes} classes; "
-            "for the 1000: minires weights fetch",
+            f"minires: {error}; {FALLBACK} answers, with {len(fallback.meta['categories'])} "
+            f"classes; for {len(wanted.meta['categories'])} run minires weights fetch where there "
+            "is a network, or give --weights PATH",
             file=sys.stderr,
         )
-        return FALLBACK
-    return DEFAULT
+        return fallback
+    return wanted
 
 
 def _knock(file: WeightsFile) -> None:
@@ -245,8 +257,8 @@ def _knock(file: WeightsFile) -> None:
     def ask() -> None:
         try:
             requests.head(file.url, timeout=PATIENCE)
-        except OSError as error:
-            failures.append(error)
+        except Exception as error:  # whatever it is, no thread may print it
+            failures.append(error if isinstance(error, OSError) else OSError(repr(error)))
 
     thread = threading.Thread(target=ask, daemon=True)  # a daemon does not hold up the exit
     thread.start()
@@ -309,7 +321,11 @@ def _own_path(entry: Weights, file: WeightsFile) -> Path:
 
 
 def _has_size(path: Path, file: WeightsFile) -> bool:
-    return path.is_file() and file.size in (None, path.stat().st_size)
+    try:
+        status = path.stat()
+    except OSError:  # not there, or in a folder that may not be looked into
+        return False
+    return stat.S_ISREG(status.st_mode) and file.size in (None, status.st_size)
 
 
 def _was_right(path: Path, file: WeightsFile) -> bool:
@@ -399,7 +415,7 @@ def fetch(name: str, progress: bool = True) -> Path:
 
 
 def _fetch(entry: Weights, progress: bool, hurry: bool = False) -> Path:
-    """Do what `fetch` does; in a hurry, a server that does not answer soon is not waited for."""
+    """Do what `fetch` does; in a hurry, what does not work soon and at once is left."""
     if found := _find(entry):
         return found[0]
     if entry.files[0].bundled:
@@ -412,7 +428,8 @@ def _fetch(entry: Weights, progress: bool, hurry: bool = False) -> Path:
             try:
                 if hurry:
                     _knock(file)
-                return _download_patiently(file, _own_path(entry, file), progress)
+                attempts = 1 if hurry else ATTEMPTS
+                return _download_patiently(file, _own_path(entry, file), progress, attempts)
             except (OSError, DownloadError) as error:  # those of requests are OSErrors
                 failures.append(f"{file.url}: {_reason(error)}")
     raise DownloadError(
@@ -426,16 +443,21 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^(<.*?>|HTTPS?Connection\(.*?\)): ", "", str(reason))
 
 
-def _download_patiently(file: WeightsFile, target: Path, progress: bool) -> Path:
+def _download_patiently(file: WeightsFile, target: Path, progress: bool, attempts: int) -> Path:
     """Begin anew when the connection is cut or stalls, or when something else arrives."""
     from requests import ConnectTimeout, RequestException
 
-    for attempts_left in reversed(range(ATTEMPTS)):
+    for attempts_left in reversed(range(attempts)):
         try:
-            _download(file, target, progress)
+            _download(file, target, progress, first=attempts_left == attempts - 1)
             break
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and not isinstance(error, RequestException):
+            # Not of the disk are those of requests, and a missing certificate, which has no errno.
+            if (
+                isinstance(error, OSError)
+                and not isinstance(error, RequestException)
+                and error.errno is not None
+            ):
                 raise WeightsError(
                     f"{target} could not be written ({error.strerror or error}); make room, or "
                     "set MINIRES_CACHE to another folder"
@@ -446,7 +468,7 @@ def _download_patiently(file: WeightsFile, target: Path, progress: bool) -> Path
     return target
 
 
-def _download(file: WeightsFile, target: Path, progress: bool) -> None:
+def _download(file: WeightsFile, target: Path, progress: bool, first: bool = True) -> None:
     """Let a file arrive in a folder of its own, and move it to its place if it is the right one."""
     import requests  # here, because it takes long and is seldom needed
     from tqdm import tqdm
@@ -456,14 +478,14 @@ def _download(file: WeightsFile, target: Path, progress: bool) -> None:
         with contextlib.suppress(OSError):  # another process may be first
             if time.time() - old.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(old)
+    if progress and first and not sys.stderr.isatty():  # where no bar shows
+        size = f", {file.size / 1e6:.0f} MB" if file.size else ""
+        print(f"minires: downloading {file.url}{size}", file=sys.stderr)
     with (
         tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as folder,
         requests.get(file.url, stream=True, timeout=TIMEOUTS) as response,
     ):
         response.raise_for_status()
-        if progress and not sys.stderr.isatty():  # where no bar shows
-            size = f", {file.size / 1e6:.0f} MB" if file.size else ""
-            print(f"minires: downloading {file.url}{size}", file=sys.stderr)
         arrived = Path(folder) / target.name
         with (
             arrived.open("wb") as output,

@@ -1,14 +1,15 @@
 """A photograph to the network's input: load, resize, crop, normalize.
 
 From an upright RGB image on, this is torchvision's ``ImageClassification`` preset, and the crop
-equals torchvision's in every byte. Making an image upright and RGB comes before and is ours.
+equals torchvision's in every byte. Making an image upright and RGB comes before and is ours, as is
+enlarging the crop at last, for networks that were trained on enlarged images.
 """
 
 import contextlib
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -47,6 +48,22 @@ class Preset:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     enlarge: int | None = None
+
+
+def read_preset(values: Mapping[str, Any]) -> Preset:
+    """Make a preset of what JSON or TOML has: lists in place of tuples.
+
+    Parameters
+    ----------
+    values : mapping
+        By the names of its fields.
+
+    Returns
+    -------
+    Preset
+        Equal to the one that was written.
+    """
+    return Preset(**{**values, **{key: tuple(values[key]) for key in ("mean", "std")}})
 
 
 IMAGENET_V1 = Preset(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

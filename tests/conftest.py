@@ -36,5 +36,5 @@ def _compiled() -> None:
     from minires.kernels.operators import compile_network
     from minires.kernels.simd import choose_isa
 
-    for precision in ("fp32", "int8"):
+    for precision in ("fp32", "int8", "int8-simulated"):
         compile_network(precision, choose_isa().name)

@@ -10,9 +10,11 @@ import pytest
 
 import minires
 from minires import download
+from minires.api import FORMAT
 from minires.checkpoint import read_checkpoint, read_metadata
 from minires.cli import main
 from minires.evaluate import accuracy, compare
+from minires.preprocess import read_preset
 from minires.quantize import default
 from minires.quantize.default import stored_calibration
 from tests.comparing import Array
@@ -43,10 +45,9 @@ def test_weights_are_float16_and_all_else_is_float32() -> None:
 
 def test_the_file_and_the_manifest_say_the_same() -> None:
     told, weights = read_metadata(FILE), download.get_weights("CIFAR10")
-    assert json.loads(told["classes"]) == weights.meta["categories"]
-    assert json.loads(told["size"]) == weights.preset.enlarge
-    for key in "mean", "std":
-        assert tuple(json.loads(told[key])) == getattr(weights.preset, key)
+    assert told["format"] == FORMAT
+    assert json.loads(told["categories"]) == weights.meta["categories"]
+    assert read_preset(json.loads(told["preset"])) == weights.preset
 
 
 def test_int8_needs_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import http.server
 import json
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -548,11 +550,11 @@ def one_line(capture: pytest.CaptureFixture[str]) -> str:
 def test_the_default_is_downloaded_where_it_can_be(
     small: Server, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert download.default_weights() == "SMALL"
+    assert download.default_weights().name == "SMALL"
     assert one_line(capsys) == f"minires: downloading {small.url('/models/small.pth')}, 0 MB\n"
     assert os.listdir(cache) == [CACHED]
     monkeypatch.setenv("MINIRES_OFFLINE", "1")
-    assert download.default_weights() == "SMALL"
+    assert download.default_weights().name == "SMALL"
     assert capsys.readouterr().err == ""
 
 
@@ -562,8 +564,12 @@ def test_the_package_answers_where_a_download_fails(
     failure: str, small: Server, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small.plan += [failure] * 9
-    assert download.default_weights(progress=False) == "FEW"
-    told = one_line(capsys)
+    assert download.default_weights().name == "FEW"
+    out, err = capsys.readouterr()
+    downloading, told = err.splitlines()
+    assert out == ""
+    assert downloading.startswith("minires: downloading http")
+    assert len(small.requests) == 1
     assert told.startswith("minires: SMALL is not on this machine")
     assert FAILURES[failure] in told
     assert "FEW answers, with 2 classes" in told
@@ -576,7 +582,7 @@ def test_the_package_answers_where_nothing_can_be_kept(
     cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache.write_text("a file where the folder should be")
-    assert download.default_weights() == "FEW"
+    assert download.default_weights().name == "FEW"
     assert str(cache) in one_line(capsys)
 
 
@@ -586,7 +592,7 @@ def test_the_package_answers_where_nobody_listens(
     write_manifest(manifest, "http://127.0.0.1:1/a.pth", "http://127.0.0.1:1/b.pth")
     with (manifest / "manifest.toml").open("a") as file:
         file.write(FEW)
-    assert download.default_weights() == "FEW"
+    assert download.default_weights().name == "FEW"
     told = one_line(capsys)
     assert re.search(r"a\.pth: .*refused.*b\.pth: .*refused", told)
     assert "HTTPConnection" not in told
@@ -601,10 +607,61 @@ def test_a_network_that_swallows_everything_is_not_waited_for(
     monkeypatch.setattr(requests, "get", lambda *_, **__: pytest.fail("asked in spite of that"))
     monkeypatch.setattr(download, "PATIENCE", 0.1)
     began = time.monotonic()
-    assert download.default_weights() == "FEW"
+    assert download.default_weights().name == "FEW"
     assert time.monotonic() - began < 10
     released.set()
     assert "no answer" in one_line(capsys)
+
+
+@pytest.mark.usefixtures("small", "few")
+def test_a_folder_that_may_not_be_looked_into_holds_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stat = Path.stat
+
+    def refuse(path: Path, **options: Any) -> os.stat_result:
+        if cache in path.parents or "torch" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setenv("MINIRES_OFFLINE", "1")
+    assert download.default_weights().name == "FEW"
+    assert "FEW answers" in one_line(capsys)
+
+
+@pytest.mark.usefixtures("small", "few")
+def test_a_folder_of_the_same_name_is_not_taken_for_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FEW").mkdir()
+    monkeypatch.setenv("MINIRES_OFFLINE", "1")
+    path, entry = download.resolve(download.default_weights())
+    assert path.name == "few.pth"
+    assert entry == download.get_weights("FEW")
+
+
+def test_without_the_packages_own_file_nothing_answers(
+    few: Path, small: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINIRES_OFFLINE", "1")
+    few.unlink()
+    with pytest.raises(WeightsError, match=r"SMALL is not .*, nor is FEW here: .*install"):
+        download.default_weights()
+    assert small.requests == []
+
+
+def test_a_missing_certificate_is_no_matter_of_the_disk(
+    small: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("Could not find a suitable TLS CA certificate bundle")
+
+    monkeypatch.setattr(requests, "get", refuse)
+    with pytest.raises(DownloadError, match="certificate bundle"):
+        download.fetch("SMALL")
+    assert small.requests == []
 
 
 @pytest.mark.usefixtures("few")
@@ -613,6 +670,6 @@ def test_offline_the_package_answers_at_once(
 ) -> None:
     monkeypatch.setenv("MINIRES_OFFLINE", "1")
     monkeypatch.setattr(download, "_knock", lambda _: pytest.fail("asked"))
-    assert download.default_weights() == "FEW"
+    assert download.default_weights().name == "FEW"
     assert "MINIRES_OFFLINE or --offline" in one_line(capsys)
     assert small.requests == []

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minires
+from minires.api import FORMAT
 from minires.model import ResNet50 as ForInference
 from minires.quantize import calibrate
 
@@ -369,11 +370,7 @@ def train(args, recipe):
 
     metadata = {
         "model": "ResNet-50 v1.5",
-        "classes": CLASSES,
-        "size": SIZE,
         "resize": "32x32 to 64x64, bilinear (PIL.Image.Resampling.BILINEAR)",
-        "mean": MEAN,
-        "std": STD,
         "recipe": recipe,
         "weights": "exponential moving average, decay 0.99 a step",
         "top1_fp32": log[-1]["test_average"],
@@ -420,6 +417,7 @@ def export(args):
         {k: v.float().numpy() for k, v in state.items() if "num_batches" not in k}
     )
     batches = (minires.preprocess(list(part), preset) for part in np.split(images, 16))
+    metadata |= {"format": FORMAT, "categories": CLASSES, "preset": dataclasses.asdict(preset)}
     metadata["calibration"] = dataclasses.asdict(calibrate(network, batches, "mse"))
     # safetensors' metadata maps strings to strings: what is not one travels as JSON.
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
@@ -451,7 +449,7 @@ def main():
     add("--out", type=Path, required=True, help="folder for all that a run keeps")
     add(
         "--epochs",
-        default="64x5x1,64x3x2,64x2",
+        default="48x3x1,64x2x2,56x4,64x4",
         help="image size x epochs, or x epochs x blocks of each stage, ... (default: %(default)s)",
     )
     add("--batch", type=int, default=512, help="images a step (default: %(default)s)")

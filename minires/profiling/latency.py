@@ -94,7 +94,8 @@ def measure_latency(
         seconds = dict(zip(names, np.array(rows[precision]).T, strict=True))
         x, _ = time_preprocessing(data, model.meta["preset"])
         size = " x ".join(map(str, x.shape))
-        title = f"{precision}, {model.backend}, {size}, {runs} images, on {describe_machine()}"
+        name = f"{model.meta['name']}, {precision}, {model.backend}"
+        title = f"{name}, {size}, {runs} images, on {describe_machine()}"
         throughput = [(batch, *_throughput(model, x, batch)) for batch in batches]
         found.append(Latency(title, precision, seconds, throughput))
     return found

@@ -5,6 +5,7 @@ package's own photographs; done once, and cached.
 import contextlib
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from minires.quantize.int8_file import load_int8, save_int8
 
 OBSERVER = "mse"
 RECIPE = f"{OBSERVER}-crops-1"  # a part of the cached file's name: change it with the recipe
-STORED_CALIBRATION = "calibration"  # where a file of weights has its own, in its metadata
+STORED_CALIBRATION = "calibration"  # in a network's meta, where its file came with one
 
 
 def calibration_photographs() -> list[Path]:
@@ -114,7 +115,7 @@ def default_int8(
     """
     key = hashlib.sha256(f"{weights_key} {RECIPE}".encode()).hexdigest()[:16]
     cached = cache_dir() / f"resnet50-int8-{key}.safetensors"
-    if cached.exists():
+    if os.path.exists(cached):  # false too where it may not be looked for, unlike pathlib's
         with contextlib.suppress(WeightsError):  # a damaged one is made again
             return load_int8(cached)
     from tqdm import tqdm  # here, because it takes long and is seldom needed

@@ -16,7 +16,7 @@ from minires.checkpoint import read_metadata
 from minires.errors import MiniresError, WeightsError
 from minires.layers import Int8Params
 from minires.model import ResNet50, resnet50_layers
-from minires.preprocess import Preset
+from minires.preprocess import read_preset
 from minires.quantize.calibrate import quantized_edges
 from minires.reference import QParams
 
@@ -121,8 +121,7 @@ def load_int8(path: str | os.PathLike[str]) -> ResNet50:
 def _build(metadata: dict[str, str], tensors: dict[str, Any]) -> ResNet50:
     meta = json.loads(metadata["meta"])
     if "preset" in meta:
-        preset = meta["preset"]
-        meta["preset"] = Preset(**preset | {key: tuple(preset[key]) for key in ("mean", "std")})
+        meta["preset"] = read_preset(meta["preset"])
     qparams = {
         name: QParams(np.float32(scale), operator.index(zero_point))
         for name, (scale, zero_point) in json.loads(metadata["qparams"]).items()

@@ -3,7 +3,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from minires.api import resnet50
-from minires.download import weights_dir
+from minires.api import FORMAT, resnet50
+from minires.download import imagenet_categories, weights_dir
 from minires.errors import WeightsError
 from minires.model import ResNet50
 from minires.preprocess import IMAGENET_V2, Preset, load_image, preprocess
@@ -277,10 +277,20 @@ def test_the_calibration_is_found_in_the_files_metadata(
     calibration: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINIRES_CACHE", str(tmp_path / "cache"))
-    metadata = {STORED_CALIBRATION: json.dumps(calibration)}
-    save_file(seeded_state_dict(), tmp_path / "own.safetensors", metadata=metadata)
-    model = resnet50(tmp_path / "own.safetensors", "int8")
+    own, preset = tmp_path / "own.safetensors", replace(SMALL, enlarge=64)
+    names = [f"name {i}" for i in range(1000)]
+    told = {"categories": names, "preset": asdict(preset), STORED_CALIBRATION: calibration}
+    metadata = {key: json.dumps(value) for key, value in told.items()}
+    save_file(seeded_state_dict(), own, metadata={"format": FORMAT, **metadata})
+    model = resnet50(own, "int8")
     assert model.meta["calibration"] == {"observer": "minmax", "images": len(X)}
+    assert (model.meta["categories"], model.meta["preset"]) == (names, preset)
+    save_file(seeded_state_dict(), own, metadata=metadata)  # another program's
+    assert resnet50(own).meta["categories"] == imagenet_categories()
+    for key, text in [("categories", '["one"]'), ("preset", "{}"), ("preset", "{")]:
+        save_file(seeded_state_dict(), own, metadata={"format": FORMAT, **metadata, key: text})
+        with pytest.raises(WeightsError, match="its metadata cannot be used"):
+            resnet50(own)
 
 
 SPOILED: dict[str, Callable[[dict[str, Any]], object]] = {
