@@ -8,6 +8,8 @@ large each part is: before asking what eight bits make faster, it helps to know 
 compute.
 """
 
+import math
+
 import matplotlib.pyplot as plt
 
 from minires.model import resnet50_layers
@@ -19,9 +21,10 @@ from minires.summary import summarize
 #
 # ``minires/model.py`` writes the network down as a list of layers, named as torchvision names
 # them. A block of the network is three convolutions: 1x1 to fewer channels, 3x3 on those, 1x1 back
-# to many. Then the block's input is added to what came out, which is the *residual* that gives the
-# network its name (He et al. 2015). In the first block of a stage the shapes change, so the input
-# needs a convolution too: ``downsample``.
+# to many. Then the block's input, which took the *shortcut*, is added to what came out: the
+# convolutions only have to learn the rest, the *residual* that gives the network its name (He et
+# al. 2015). Where a stage begins the shapes change, so the shortcut is a convolution too:
+# ``downsample``.
 
 layers = resnet50_layers()
 for layer in layers[3:8]:
@@ -41,26 +44,32 @@ for layer in layers[3:8]:
 rows = summarize(layers)
 stages: dict[str, list[int]] = {}
 for row in rows:
-    total = stages.setdefault(row.name.split(".")[0], [0, 0])
-    total[0], total[1] = total[0] + row.macs, total[1] + row.parameters
-print(f"{'part':<10}{'million MACs':>14}{'parameters':>14}")
-for name, (macs, parameters) in stages.items():
-    print(f"{name:<10}{macs / 1e6:>14,.0f}{parameters:>14,}")
+    total = stages.setdefault(row.name.split(".")[0], [0, 0, 0])
+    for i, count in enumerate((row.macs, row.parameters, math.prod(row.output_shape))):
+        total[i] += count
+print(f"{'part':<10}{'million MACs':>14}{'parameters':>14}{'activations':>14}")
+for name, (macs, parameters, activations) in stages.items():
+    print(f"{name:<10}{macs / 1e6:>14,.0f}{parameters:>14,}{activations:>14,}")
 macs = sum(row.macs for row in rows)
-print(f"{'all':<10}{macs / 1e6:>14,.0f}{sum(row.parameters for row in rows):>14,}")
 
 # %%
-# From stage to stage the pixels get fewer (56 x 56, 28 x 28, 14 x 14, 7 x 7) and the channels
-# more. So the early layers move many activations and few weights, and the late ones the other way
-# round.
+# From stage to stage the pixels get fewer and the channels more: the early layers write many
+# activations and read few weights, the late ones the other way round.
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-left.bar(list(stages), [macs / 1e6 for macs, _ in stages.values()], color="tab:blue")
-left.set(ylabel="million MACs", title="work")
-right.bar(list(stages), [parameters / 1e6 for _, parameters in stages.values()], color="tab:orange")
-right.set(ylabel="million parameters", title="weights")
-for axes in (left, right):
-    axes.tick_params(axis="x", rotation=45)
+shapes = {row.name.split(".")[0]: " x ".join(map(str, row.output_shape[1:])) for row in rows}
+chain = [f"{name}\n{shape}" for name, shape in shapes.items()]
+block = ["block's\ninput", "1x1", "3x3", "1x1", "add", "ReLU"]
+figure, axes = plt.subplots(figsize=(9, 2.6), layout="constrained")
+for height, boxes in [(1, chain), (0, block)]:
+    for i, text in enumerate(boxes):
+        axes.text(i, height, text, ha="center", va="center", fontsize=7, bbox={"fc": "aliceblue"})
+        if i:
+            axes.annotate("", (i - 0.4, height), (i - 0.6, height), arrowprops={"arrowstyle": "->"})
+arc = {"arrowstyle": "->", "connectionstyle": "arc3,rad=0.35"}
+axes.annotate("", (4, -0.12), (0, -0.2), arrowprops=arc)
+axes.text(2, -0.55, "shortcut: as it is, or downsample", ha="center", fontsize=7)
+axes.set(xlim=(-0.5, len(chain) - 0.5), ylim=(-0.9, 1.3))
+axes.axis("off")
 plt.show()
 
 # %%

@@ -18,9 +18,8 @@ from minires.reference import im2col_ref
 #
 # One channel, a kernel of 3 x 3, no padding: nine output pixels, each a sum of nine products.
 
-x = (np.arange(25, dtype=np.float32) ** 2 % 23).reshape(
-    1, 5, 5, 1
-)  # (batch, in_h, in_w, in_c): NHWC
+x = np.arange(25, dtype=np.float32) ** 2 % 23
+x = x.reshape(1, 5, 5, 1)  # (batch, in_h, in_w, in_c): NHWC
 w = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]], np.float32).reshape(1, 3, 3, 1)  # OHWI
 
 direct = np.zeros((3, 3), np.float32)
@@ -30,13 +29,18 @@ for i in range(3):
 print(direct)
 
 # %%
+# The first of them, written out: the image's left column less its right one, the middle twice.
+
+assert direct[0, 0] == (0 + 2 * 2 + 8) - (4 + 2 * 3 + 6) == -4
+
+# %%
 # The same as one matrix product
 # ------------------------------
 #
 # Each output pixel gets a row with the nine input pixels that it reads: the image becomes a matrix
 # of M = batch x out_h x out_w rows and K = k_h x k_w x in_c columns. The weights are K x N, a
 # column for each output channel. Their product is the convolution, with nothing left to do but to
-# reshape.
+# reshape. In red, what the middle output pixel reads, and its row.
 
 columns = im2col_ref(x, 3, 3, stride=1, padding=0)  # (M, K)
 product = columns @ w.reshape(1, 9).T  # (M, N)

@@ -2,10 +2,12 @@
 Walking a photograph through the network
 ========================================
 
-From a file to an answer, stopping after each layer to look. The network here is the small one
-that comes with the package: it tells ten classes apart and wants 64 x 64 pixels. ImageNet's
-differs in its numbers alone.
+From a file to an answer, stopping after each layer to look. The network is the ResNet-50 that
+comes with the package: trained for ten classes, on images of 64 x 64. ImageNet's has the same
+layers, larger images and a wider classifier.
 """
+
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,20 +15,32 @@ import numpy as np
 import minires
 
 model = minires.resnet50("CIFAR10")
-x = minires.preprocess("examples/images/cat.jpg", model.meta["preset"])
-print(x.shape, x.dtype)
+preset = model.meta["preset"]
+x = minires.preprocess("examples/images/cat.jpg", preset)
+print(preset, x.shape, x.dtype, sep="\n")
 
 # %%
-# ``preprocess`` brings the short side to the size that the network was trained on, cuts out the
-# centre, and subtracts the mean of the training pixels: what the network gets is centred on zero.
-#
+# ``preprocess`` brings the short side to 32 pixels and cuts out the centre, because the network
+# learned from images of 32 x 32; enlarges that to 64; subtracts the training pixels' mean and
+# divides by their standard deviation. Another size shows the network something that it never saw:
+
+for resize in (32, 48, 64):
+    shown = minires.preprocess("examples/images/cat.jpg", replace(preset, resize=resize))
+    best = minires.predict(model, shown, top=1)[0][0]
+    print(f"resize {resize}: {best.probability:.0%} {best.label}")
+
+plt.figure(figsize=(2, 2), layout="constrained")
+plt.imshow((x[0].transpose(1, 2, 0) * preset.std + preset.mean).clip(0, 1))
+plt.axis("off")
+plt.show()
+
+# %%
 # ``model.steps`` yields each layer's output as it is computed. Activations are NHWC: batch,
 # height, width, channels.
 
 kept = {}
 for step in model.steps(x):
-    if step.name in ("conv1", "maxpool") or step.name.endswith("conv3") or step.op == "linear":
-        print(f"{step.name:<16}{step.output_shape!s:<20}{step.macs:>12,} MACs")
+    print(f"{step.name:<22}{step.output_shape!s:<20}{step.macs:>12,} MACs")
     kept[step.name] = step.output
 
 # %%

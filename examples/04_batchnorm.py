@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires
+from minires.model import ResNet50
 from minires.reference import batchnorm_ref, fold_batchnorm
 
 # %%
@@ -56,7 +57,16 @@ assert np.abs(fused - unfused).max() < 1e-3
 #
 # Folding multiplies each output channel by its own factor, so channels of one layer come to differ
 # in size. One scale for the whole layer would waste most of the 256 steps on its largest channel;
-# this is why weights get a scale *per output channel*.
+# this is why weights get a scale *per output channel*. Rounded to 8 and to 4 bits in both ways:
+
+for bits, axis in [(8, 1), (8, None), (4, 1), (4, None)]:
+    params = {}
+    for name, p in model.params.items():
+        step = np.abs(p.weight).max(axis=axis, keepdims=True) / (2 ** (bits - 1) - 1)
+        params[name] = p._replace(weight=np.rint(p.weight / step) * step)
+    y = ResNet50(model.layers, params)(x)
+    off = np.sqrt(np.mean((y - fused) ** 2) / np.mean(fused**2))
+    print(f"{bits} bits, a scale for each {'channel' if axis else 'tensor '}: off by {off:.1%}")
 
 weight = model.params["layer1.0.conv1"].weight  # (N, K), BatchNorm folded in
 largest = np.sort(np.abs(weight).max(axis=1))
@@ -74,6 +84,6 @@ plt.show()
 #
 # *Answer.* Its largest weight, over the layer's largest, times 127:
 
-steps = 127 * largest[0] / largest[-1]
+steps = np.rint(127 * largest[0] / largest[-1])
 print(f"{steps:.0f} of 127 steps")
-assert steps < 127
+assert np.abs(np.rint(weight * 127 / largest[-1])).max(axis=1).min() == steps

@@ -2,8 +2,9 @@ r"""
 Numbers in eight bits
 =====================
 
-INT8 inference computes with integers from 0 to 255 that stand for real numbers. This page does so
-by hand, for a product of a 2 x 4 by a 4 x 3 matrix, and shows where the small error comes from.
+INT8 inference computes with integers that stand for real numbers: 0 to 255 for activations, -128
+to 127 for weights. This page does so by hand, for a product of a 2 x 4 by a 4 x 3 matrix, and
+shows where the small error comes from.
 """
 
 import matplotlib.pyplot as plt
@@ -20,24 +21,26 @@ from minires.reference import dequantize_ref, gemm_u8s8_ref, quantize_ref
 #
 # .. math:: \mathrm{real} = \mathrm{scale} \cdot (q - \mathrm{zero\_point}) \tag{5.1}
 #
-# so the real numbers that can be written lie evenly spaced, one *scale* apart, and ``zero_point``
-# is the integer that stands for 0. Zero has to be exact, because padding and ReLU make so many of
-# it.
+# so the real numbers that can be written lie one *scale* apart, and ``zero_point`` stands for 0.
+# Zero has to be exact, because ReLU makes so many of it, and padding, which is with zero points.
+#
+# .. math:: q = \mathrm{clip}(\mathrm{rint}(\mathrm{real} / \mathrm{scale})
+#    + \mathrm{zero\_point}, 0, 255) \tag{5.2}
+#
+# A range from low to high, with 0 in it, has 255 steps between 256 integers; here 3 / 255 each:
+#
+# .. math:: \mathrm{scale} = (\mathrm{high} - \mathrm{low}) / 255 \qquad
+#    \mathrm{zero\_point} = \mathrm{rint}(-\mathrm{low} / \mathrm{scale}) \tag{5.3}
 
 x = np.array([[0.5, -1.0, 0.25, 2.0], [1.5, 0.0, -0.75, 1.0]], np.float32)
 scale, zero_point = qparams_of_range(x.min(), x.max())
 x_u8 = quantize_ref(x, scale, zero_point)
-print(f"scale {scale:.5f}, zero_point {zero_point}")
-print(x_u8)
-print(np.round(dequantize_ref(x_u8, scale, zero_point), 4))
+print(f"scale {scale:.5f}, zero_point {zero_point}", x_u8, sep="\n")
 
 # %%
-# Weights are signed and symmetric (zero_point 0), with a scale for each output channel, here a
-# column:
+# Weights are signed, with the zero point 0 and a scale for each output channel, here a column:
 
-w = np.array(
-    [[0.3, -0.9, 0.01], [0.6, 0.1, 0.02], [-0.2, 0.4, -0.03], [0.1, 0.5, 0.04]], np.float32
-)
+w = np.array([[30, -90, 1], [60, 10, 2], [-20, 40, -3], [10, 50, 4]], np.float32) / 100
 w_scale = np.abs(w).max(axis=0) / np.float32(127)
 w_s8 = np.rint(w / w_scale).astype(np.int8)
 print(w_s8)
@@ -46,10 +49,12 @@ print(w_s8)
 # The product, in integers
 # ------------------------
 #
-# The zero point is not multiplied into each product: what it adds to a sum is the same for all
-# rows, zero point times the column's sum, and is taken off once, where the bias is added.
+# What the zero point adds to a sum is the same for all rows: it is taken off once, with the bias.
 #
-# .. math:: \sum_k (x_k - z)\, w_k = \sum_k x_k w_k - z \sum_k w_k \tag{5.2}
+# .. math:: \sum_k (x_k - z)\, w_k = \sum_k x_k w_k - z \sum_k w_k \tag{5.4}
+#
+# The first by hand: (127 - 85) 64 + (0 - 85) 127 + (106 - 85)(-42) + (255 - 85) 21 = -5419, which
+# stands for -5419 x 0.01176 x 0.00472 = -0.301.
 
 acc_s32 = gemm_u8s8_ref(x_u8, w_s8) - zero_point * w_s8.sum(axis=0, dtype=np.int32)
 print(acc_s32)
@@ -59,8 +64,8 @@ print(np.round(x @ w, 3), "in float32")
 assert np.abs(y - x @ w).max() < 0.03
 
 # %%
-# The sums are exact: integers do not round. All of the error was made when x and w were rounded to
-# their grids, half a step at most.
+# The sums are exact: integers do not round. All of the error was made when x and w were rounded,
+# by half a step at most.
 
 reals = np.linspace(-1.4, 2.4, 500, dtype=np.float32)
 written = dequantize_ref(quantize_ref(reals, scale, zero_point), scale, zero_point)
@@ -72,16 +77,11 @@ plt.ylabel("error of its eight bits")
 plt.show()
 
 # %%
-# Outside of the range numbers *saturate*: they become the nearest end, and the error grows with
-# them.
+# Outside of the range numbers *saturate*: they become the nearest end, and the error grows.
 #
-# Exercise
-# --------
-#
-# Why does a product of u8 by s8, summed over K = 4608, fit in 32 bits?
-#
-# *Answer.* No sum exceeds 255 x 128 x 4608:
+# **Exercise.** Why does a product of u8 by s8, summed over K = 4608, fit in 32 bits? *Answer.* No
+# sum exceeds 255 x 128 x 4608, a fourteenth of what fits:
 
-bound = 255 * 128 * 4608
-print(f"{bound:,} < {2**31:,}")
-assert bound < 2**31
+largest = gemm_u8s8_ref(np.full((1, 4608), 255, np.uint8), np.full((4608, 1), -128, np.int8))
+print(f"{largest.item():,} of {-(2**31):,}")
+assert largest.item() == -255 * 128 * 4608 > -(2**31)

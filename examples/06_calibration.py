@@ -3,9 +3,9 @@ Calibration: which range shall 256 steps cover?
 ===============================================
 
 The weights of a network are known; what its activations will be is not. *Calibration* runs the
-float32 network on a few images and chooses a range for each edge. A wide range makes coarse
-steps; a narrow one cuts off what lies outside. Here four ways to choose are compared on a real
-layer.
+float32 network on a few images and chooses a range for each *edge*: the output of a layer. A wide
+range makes coarse steps; a narrow one cuts off what lies outside. Here four ways to choose are
+compared on real layers.
 """
 
 import matplotlib.pyplot as plt
@@ -19,13 +19,11 @@ from minires.reference import fake_quantize_ref
 
 model = minires.resnet50("CIFAR10", backend="numpy")
 batches = list(default_batches(model.meta["preset"]))  # crops of photographs that come along
-name = "layer3.2.conv3"
-values = np.concatenate(
-    [step.output.ravel() for x in batches for step in model.steps(x) if step.name == name]
-)
-print(
-    f"{name}: {values.size:,} values, {np.mean(values == 0):.0%} zero, largest {values.max():.2f}"
-)
+values = {"conv1": [], "layer2.1.conv2": [], "layer3.2.conv3": []}
+for x in batches:
+    for step in model.steps(x):
+        if step.name in values:
+            values[step.name].append(step.output.ravel())
 
 # %%
 # Four observers
@@ -36,46 +34,47 @@ print(
 # * **entropy** keeps the distribution most like itself (Kullback-Leibler);
 # * **mse** makes the mean squared error smallest.
 
-ranges, errors = {}, {}
-for kind, observer in OBSERVERS.items():
-    edge = observer()
-    edge.observe(values)
-    ranges[kind] = edge.range()
-    rounded = fake_quantize_ref(values, *qparams_of_range(*edge.range()))
-    errors[kind] = float(np.mean((rounded - values) ** 2))
-    print(
-        f"{kind:<11} up to {edge.range()[1]:.2f}, outside {edge.saturated():.3%}, "
-        f"mean squared error {errors[kind]:.2e}"
-    )
-
-histogram = HistogramObserver()
-histogram.observe(values)
-plt.figure(figsize=(8, 3), layout="constrained")
-positive = histogram.centres() > histogram.limit / 4096  # zero alone would dwarf all else
-plt.semilogy(histogram.centres()[positive], np.maximum(histogram.counts[positive], 0.5))
-for (kind, (_, high)), color in zip(ranges.items(), ("C1", "C2", "C3", "C4"), strict=True):
-    plt.axvline(high, color=color, label=kind)
-plt.xlabel(f"output of {name}")
-plt.ylabel("how often")
-plt.legend()
+figure, drawn = plt.subplots(1, 3, figsize=(9, 3), sharey=True, layout="constrained")
+for axes, (name, parts) in zip(drawn, values.items(), strict=True):
+    all_values, errors, histogram = np.concatenate(parts), {}, HistogramObserver()
+    print(f"{name}: {all_values.size:,} values, {np.mean(all_values == 0):.0%} zero")
+    for (kind, observer), color in zip(OBSERVERS.items(), ("C1", "C2", "C3", "C4"), strict=True):
+        edge = observer()
+        edge.observe(all_values)
+        rounded = fake_quantize_ref(all_values, *qparams_of_range(*edge.range()))
+        errors[kind] = float(np.mean((rounded - all_values) ** 2))
+        print(f"  {kind:<11} up to {edge.range()[1]:.2f}, outside {edge.saturated():.3%}, "
+              f"mean squared error {errors[kind]:.2e}")  # fmt: skip
+        axes.axvline(edge.range()[1], color=color, label=kind)
+    histogram.observe(all_values)
+    positive = histogram.centres() > histogram.limit / 4096  # zero alone would dwarf all else
+    axes.semilogy(histogram.centres()[positive], np.maximum(histogram.counts[positive], 0.5))
+    axes.set(title=name, xlabel="output")
+    assert errors["mse"] <= 1.02 * min(errors.values())
+drawn[0].set_ylabel("how often")
+drawn[-1].legend()
 plt.show()
 
 # %%
 # What it does to the answer
 # --------------------------
 #
-# The same images through INT8 networks calibrated each way: how far are the logits from float32's?
+# The same images (which show none of the ten classes, so only the numbers count) through INT8
+# networks calibrated each way: how far are the logits from float32's?
 
 x = np.concatenate(batches)
 expected = model(x)
 for kind in OBSERVERS:
-    int8 = quantize_model(model, calibrate(model, batches, kind))
-    y = int8(x)
-    same = np.mean(y.argmax(axis=1) == expected.argmax(axis=1))
-    print(
-        f"{kind:<11} root mean square {np.sqrt(np.mean((y - expected) ** 2)):.3f}, "
-        f"same label on {same:.0%}"
-    )
+    y = quantize_model(model, calibrate(model, batches, kind))(x)
+    error, size = np.sqrt(np.mean((y - expected) ** 2)), np.sqrt(np.mean(expected**2))
+    print(f"{kind:<11} root mean square error {error:.3f}, of logits of {size:.3f}")
+
+# %%
+# These ranges are *static*: chosen once, beforehand. *Dynamic* ones are taken from each input. They
+# fit it better, but nothing can be quantized before all of an output is there. How much one and
+# the same edge varies, photograph by photograph:
+
+print(name, "up to", *(f"{part.max():.1f}" for part in parts))
 
 # %%
 # Exercise
@@ -85,6 +84,6 @@ for kind in OBSERVERS:
 # no surprise?
 #
 # *Answer.* mse, because that is what it minimizes; up to its histogram's bins and the ranges that
-# it tries.
+# it tries, which is why the check above allows 2%.
 
-assert errors["mse"] <= 1.02 * min(errors.values())
+assert np.ptp([part.max() for part in parts]) > 0, "no two photographs are alike"

@@ -27,9 +27,8 @@ from minires.reference import QParams, dequantize_ref, quantize_ref, requantize_
 r_qparams, y_scale = QParams(np.float32(0.02), 0), np.float32(0.03)
 acc, m = np.array([[1234, -300, 50]], np.int32), np.float32(0.01)
 r_u8 = np.array([[100, 200, 0]], np.uint8)
-shortcut = (r_u8.astype(np.int32) - r_qparams.zero_point).astype(np.float32) * (
-    r_qparams.scale / y_scale
-)
+r_steps = r_u8.astype(np.int32) - r_qparams.zero_point
+shortcut = r_steps.astype(np.float32) * (r_qparams.scale / y_scale)  # in units of the output's
 print("t ", acc.astype(np.float32) * m + shortcut)
 print("y ", requantize_ref(acc, m, 0, shortcut))
 
@@ -37,9 +36,9 @@ print("y ", requantize_ref(acc, m, 0, shortcut))
 # Two roundings
 # -------------
 #
-# A graph that keeps convolution and addition apart (ONNX's QLinearConv, then QLinearAdd) rounds
-# the convolution to eight bits first, needs a zero point for its negative values, and rounds again
-# after adding.
+# A graph that keeps convolution and addition apart (ONNX's QLinearConv, then ONNX Runtime's own
+# QLinearAdd) rounds the convolution to eight bits first, needs a zero point for its negative
+# values, and rounds again after adding.
 
 random = np.random.default_rng(0)
 real = random.normal(0, 1, 20_000).astype(np.float32)  # what the convolution computed
@@ -67,8 +66,8 @@ plt.show()
 # In the network
 # --------------
 #
-# The shortcut of a stage's first block is a convolution without a ReLU, so it is negative too and
-# has a zero point.
+# In a stage's first block the residual comes from a convolution without a ReLU (``downsample``), so
+# it may be negative and has a zero point.
 
 int8 = minires.resnet50("CIFAR10", "int8", backend="numpy")
 for name in ("layer1.0.downsample.0", "layer1.0.conv3", "layer1.1.conv3"):
@@ -79,10 +78,10 @@ for name in ("layer1.0.downsample.0", "layer1.0.conv3", "layer1.1.conv3"):
 # Exercise
 # --------
 #
-# The shortcut's scale is twice the output's, its zero point 0, r = 3, and acc + bias is 0. What is
-# y?
+# The residual's scale is 0.06, its zero point 10, and r = 13; the output's scale is 0.03; acc +
+# bias is 50 and m = 0.01. What is y?
 #
-# *Answer.* t = 3 x 2, so 6.
+# *Answer.* t = 50 x 0.01 + (13 - 10) x 0.06 / 0.03 = 6.5, a tie, so 6.
 
-six = requantize_ref(np.zeros((1, 1), np.int32), m, 0, np.full((1, 1), 3 * 2, np.float32))
-assert six.item() == 6
+shortcut = np.float32([[13 - 10]]) * (np.float32(0.06) / y_scale)
+assert requantize_ref(np.array([[50]], np.int32), m, 0, shortcut).item() == 6

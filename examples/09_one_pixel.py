@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires
+from minires.reference import requantize_ref
 
 fp32 = minires.resnet50("CIFAR10", "fp32", backend="numpy")
 int8 = minires.resnet50("CIFAR10", "int8", backend="numpy")
@@ -83,5 +84,7 @@ plt.show()
 # %%
 # **Exercise.** What would y be without a bias? *Answer.* rint(acc x m), if that is not negative.
 
-print("without a bias", int(np.rint(np.clip(np.float32(acc) * m, 0, 255))))
+bare = requantize_ref(np.array([[acc]], np.int32), m, 0).item()
+print("without a bias", bare)
+assert bare == int(np.rint(np.clip(np.float32(acc) * m, 0, 255)))
 assert np.isclose(p.x.scale * p.w_scale[CHANNEL] * bias, fp32.params[NAME].bias[CHANNEL], atol=1e-4)

@@ -16,7 +16,8 @@ from minires.kernels.simd import ISAS, assembly
 # ----------------------
 #
 # A vector register has 512 bits: 16 lanes of 32. A lane holds one float, or four bytes. In each
-# lane the instruction multiplies four u8 by four s8 and adds all four products to an s32:
+# lane the instruction multiplies four u8 by four s8 and adds all four products to an s32. This is
+# why activations are u8; and as most come from a ReLU, a sign would be a bit wasted.
 
 
 def vpdpbusd(acc_s32, a_u8, b_s8):
@@ -36,9 +37,9 @@ print(vpdpbusd(np.zeros(16, np.int32), a, b))
 # -----------
 #
 # Three instructions did the same: ``vpmaddubsw`` (pairs of products, in 16 bits), ``vpmaddwd`` by
-# ones (pairs of those, in 32), ``vpaddd``. On two vector units that is at best 64 x 2 / 3 a cycle
-# against 16 x 2: 1.33x, the figure that Intel gave for the generation before (chapter 17 has the
-# machines).
+# ones (pairs of those, in 32), ``vpaddd``. Where all three share two vector units, as on Intel's
+# server cores, that is 64 x 2 / 3 a cycle against 16 x 2: 1.33x. A core that adds on other units
+# gets nearer to 2x; chapter 13 measures it.
 
 per_cycle = {"fma": 16 * 2, "three instructions": 64 * 2 / 3, "vpdpbusd": 64 * 2}
 for name, products in per_cycle.items():
@@ -53,9 +54,9 @@ plt.show()
 # In the microkernel
 # ------------------
 #
-# LLVM makes code for any CPU on any other, so both inner loops can be read here. Per step along K,
-# each row of the tile broadcasts 32 bits and multiplies them by the weights' vectors. Note that
-# the sums stay in registers.
+# LLVM makes code for any CPU on any other, so the products of both inner loops can be read here,
+# three of each. Per step along K, each row of the tile broadcasts 32 bits and multiplies them by
+# the weights' vectors. The result comes last: the sums stay in registers.
 
 isas = {isa.name: isa for isa in ISAS}
 for name, precision, epilogue in [
@@ -75,15 +76,12 @@ for name, precision, epilogue in [
     print(*(f"    {line}" for line in used[:3]), sep="\n")
 
 # %%
-# Exercise
-# --------
-#
-# Two cores with two units each at 3.5 GHz: what are the peaks in FP32 and in INT8, a multiply-add
-# being two operations?
-#
-# *Answer.* 2 x 2 x 16 x 2 x 3.5 = 448 GFLOP/s, and four times that.
+# **Exercise.** Two cores with two units each at 3.5 GHz: what are the peaks in FP32 and in INT8, a
+# multiply-add being two operations? *Answer.* 2 x 2 x 16 x 2 x 3.5 = 448 GFLOP/s, and four times
+# that.
 
-assert 2 * 2 * 16 * 2 * 3.5 == 448
+peaks = {name: 2 * 2 * products * 3.5 for name, products in per_cycle.items()}
+assert (peaks["fma"], peaks["vpdpbusd"]) == (448, 4 * 448)
 assert np.array_equal(
     vpdpbusd(np.ones(16, np.int32), a, b) - 1, np.einsum("ij,ij->i", a.astype(int), b)
 )

@@ -4,13 +4,15 @@ bfloat16, the point between
 
 bfloat16 is the upper half of a float32: the same range, 8 bits of precision instead of 24. It
 needs no calibration and no scales, and a CPU with ``vdpbf16ps`` does two products where FP32 does
-one. This page shows what it keeps.
+one. This page shows what it keeps, and what it takes.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 import minires
+from minires.kernels.simd import choose_isa
+from minires.profiling.profiler import profile_in_turns
 from minires.reference import fake_quantize_ref, round_bf16_ref
 
 # %%
@@ -30,9 +32,8 @@ for real, rounded in zip(x, round_bf16_ref(x), strict=True):
 # Relative error against absolute
 # -------------------------------
 #
-# bfloat16 keeps every number to one part in 256; INT8 keeps every number to half a step of its
-# tensor's scale. So bfloat16 is better for small numbers, and INT8 for those near the end of the
-# range.
+# bfloat16 keeps every number to one part in 256, INT8 to half a step of its tensor's scale. So
+# bfloat16 is better for small numbers, and INT8 for those near the end of the range.
 
 reals = np.geomspace(1e-3, 1, 400, dtype=np.float32)
 plt.figure(figsize=(7, 3), layout="constrained")
@@ -48,26 +49,27 @@ plt.show()
 # In the network
 # --------------
 
-model = minires.resnet50("CIFAR10", "fp32")
-photograph = minires.preprocess("examples/images/cat.jpg", model.meta["preset"])
-expected = model(photograph)
-for precision in ("bf16", "int8"):
-    y = minires.resnet50("CIFAR10", precision)(photograph)
+models = {
+    precision: minires.resnet50("CIFAR10", precision) for precision in ("fp32", "bf16", "int8")
+}
+photograph = minires.preprocess("examples/images/cat.jpg", models["fp32"].meta["preset"])
+expected = models["fp32"](photograph)
+for precision, prof in profile_in_turns(models, photograph, 20).items():
+    y = models[precision](photograph)
     print(
-        f"{precision}: a logit differs by at most {np.abs(y - expected).max():.3f}, same label: "
-        f"{y.argmax() == expected.argmax()}"
+        f"{precision}: {1e3 * prof.seconds / prof.runs:.2f} ms, a logit differs by "
+        f"{np.abs(y - expected).max():.3f}, same label: {y.argmax() == expected.argmax()}"
     )
+print("this CPU multiplies bfloat16 by", choose_isa().instructions["bf16"])
 
 # %%
-# Products of two bfloat16 are exact in float32, and sums are kept in float32: only operands are
-# rounded.
+# A CPU without ``vdpbf16ps`` does it by two FMAs, of the upper and the lower halves: it saves
+# memory, not time. Products of two bfloat16 are exact in float32, sums are kept in float32, and
+# each layer's output is rounded once. (``vdpbf16ps`` takes the tiniest numbers, denormals, for 0.)
 #
-# Exercise
-# --------
-#
-# Which is the next bfloat16 above 1?
-#
-# *Answer.* Seven bits stand behind the point, so 1 + 2^-7:
+# **Exercise.** Which is the next bfloat16 above 1, and to what does the middle between them round?
+# *Answer.* Seven bits stand behind the point: 1 + 2^-7. The middle is a tie and goes to the even
+# one, 1; anything above it goes up.
 
-one = np.array([1 + 2**-7, 1 + 2**-9], np.float32)
-assert round_bf16_ref(one).tolist() == [1 + 2**-7, 1.0]
+one = np.array([1 + 2**-7, 1 + 2**-8, 1 + 2**-8 + 2**-12], np.float32)
+assert round_bf16_ref(one).tolist() == [1 + 2**-7, 1.0, 1 + 2**-7]

@@ -59,8 +59,8 @@ plt.show()
 # --------------------
 #
 # 1. *Seven bits*: weights of at most 64 cannot overflow (255 x 64 x 2 = 32,640). Half of the
-#    weights' precision is gone. ONNX Runtime calls this ``reduce_range``; OpenVINO does it on CPUs
-#    without VNNI.
+#    weights' precision is gone. ONNX Runtime calls this ``reduce_range``, and NNCF, which quantizes
+#    for OpenVINO, ``overflow_fix``.
 # 2. *Split*: the activation's upper bit apart from the other seven; twice the work, exact.
 # 3. *Widen*: bytes to 16 bits first, then ``vpmaddwd``; half the products an instruction, exact.
 #
@@ -78,6 +78,9 @@ assert np.array_equal(split, exact), "the split cannot saturate"
 #
 # Why can the split not saturate?
 #
-# *Answer.* Its parts are at most 127 x 128 x 2 = 32,512 and 1 x 128 x 2 = 256.
+# *Answer.* Its parts are at most 127 x 128 x 2 = 32,512 and 1 x 128 x 2 = 256. At the extremes:
 
-assert 127 * 128 * 2 < 2**15
+x, w = np.full((1, 2), 255, np.uint8), np.full((1, 2), -128, np.int8)
+assert vpmaddubsw(x & 127, w).item() == -127 * 128 * 2 > -(2**15)
+assert vpmaddubsw(x >> 7, w).item() == -128 * 2
+assert vpmaddubsw(x, w).item() == -(2**15), "while the pair itself does"

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from minires import cli
+from minires.kernels.ladder import problem, rungs
+from minires.kernels.simd import choose_isa
 from tests.making_files import save_once
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = re.findall(r"`([\w./-]+/|[\w./-]+\.(?:py|md|toml|jpg)|LICENSE)`", README)
+FILES += re.findall(r"!\[.*?\]\((.*?)\)", README)
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CONSOLE = re.findall(r"```console\n\$ (.*?)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [command for command, _ in CONSOLE]
@@ -38,7 +41,7 @@ def test_the_set_up_is_two_commands() -> None:
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(FILES) >= 10
+    assert len(FILES) >= 12
     assert len(SNIPPETS) == 1
     assert len(CONSOLE) >= 3
     assert len(COMMANDS) >= 7
@@ -47,6 +50,30 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_that_is_named_exists(name: str) -> None:
     assert (ROOT / name).exists()
+
+
+def test_the_ladders_figures_are_each_others() -> None:
+    """One layer's operations over the time are the rate; its share is of one peak a precision."""
+    layer, _, x = problem("fp32")
+    operations = 2 * layer.macs(layer.output_shape(x.shape))
+    table = README.partition("<!-- ladder -->")[2].partition("<!-- /ladder -->")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[4:] if line
+    ]
+    assert len(rows) >= 15
+    for precision in ("fp32", "int8"):
+        named = {rung.name: rung for rung in rungs(precision)}
+        mine = [row for row in rows if row[0] == precision]
+        assert {row[1] for row in mine} == named.keys() or choose_isa().name != "avx2"
+        peaks = []
+        for _, name, idea, ms, gops, share in mine:
+            assert float(gops) == pytest.approx(operations / float(ms) / 1e6, rel=0.01)
+            if name in named and choose_isa().name == "avx2":
+                assert idea == re.sub(r"\d+ threads", "2 threads", named[name].idea)
+            if float(share.rstrip("%")) > 15:  # where it is not all rounding
+                cores = 2 if name in ("numpy", "threads", "implicit") else 1
+                peaks.append(float(gops) / float(share.rstrip("%")) * 100 / cores)
+        assert max(peaks) == pytest.approx(min(peaks), rel=0.04)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("minires ")])

@@ -128,7 +128,7 @@ def rungs(precision: str) -> list[Rung]:
         module = ladder_f32 if precision == "fp32" else ladder_u8s8
         for gemm, order, idea in [
             (module.loops, "NK", "the three loops of a matrix product, compiled"),
-            (module.ordered, "KN", "the loops in the order that memory wants"),
+            (module.ordered, "KN", "the loops in an order that sums side by side, not one by one"),
             (module.tiled, "KN", "a tile of 4 rows by 4 steps in registers"),
         ]:
             climbed.append(Rung(gemm.__name__, idea, _with_gemm(precision, gemm, order)))
@@ -275,7 +275,7 @@ def format_table(results: dict[str, list[Result]]) -> str:
 
 
 def plot(results: dict[str, list[Result]], path: str) -> None:
-    """Draw each ladder up to the peak, which is where its axis ends; needs matplotlib.
+    """Draw each ladder as shares of the peak, where its axis ends; needs matplotlib.
 
     Parameters
     ----------
@@ -291,10 +291,11 @@ def plot(results: dict[str, list[Result]], path: str) -> None:
         columns=len(results),
     ) as drawn:
         for axes, (precision, climbed) in zip(np.atleast_1d(drawn), results.items(), strict=True):
-            top = max(r.gops / r.share for r in climbed)
             names = [r.rung.name for r in climbed]
-            axes.barh(names, [r.gops for r in climbed], color=plots.COLORS[precision])
-            axes.set(title=precision, xlabel="10⁹ operations a second; the axis ends at the peak")
-            axes.set_xlim(0, top)
+            bars = axes.barh(names, [100 * r.share for r in climbed], color=plots.COLORS[precision])
+            axes.bar_label(bars, [f"{r.gops:.0f}" for r in climbed], padding=2, fontsize=8)
+            axes.set(title=f"{precision}, 10⁹ operations a second")
+            axes.set_xlabel("% of the peak of as many cores as it uses")
+            axes.set_xlim(0, 100)
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)

@@ -162,13 +162,14 @@ def format_machines(machines: list[Machine]) -> str:
             for claim in claims or [None]:
                 parts = claim.parts if claim else 1
                 bound, memory = (parts * b for b in throughput_bounds(machine, precision))
-                cells = ["", "", "", ""]
+                # Where nobody says how many, it can be no more than the bound.
+                said = claim.images_per_second if claim else bound
+                mark = "" if claim and not claim.upper_limit else "<"
+                cells = [f"{mark}{said:.0f}", f"{mark}{said / bound:.0%}"] if claim else ["", ""]
+                cells.append(f"{mark}{said / parts / machine.watts:.1f}")
+                cost = parts * (machine.dollars or 0) / 1000
+                cells.append(f"{mark}{said / cost:.0f}" if cost else "")
                 if claim:
-                    said, cost = claim.images_per_second, parts * (machine.dollars or 0) / 1000
-                    cells[0] = f"{'<' * claim.upper_limit}{said:.0f}"
-                    if not claim.upper_limit:
-                        cells[1:3] = f"{said / bound:.0%}", f"{said / parts / machine.watts:.1f}"
-                        cells[3] = f"{said / cost:.0f}" if cost else ""
                     sources.append(f"  {cells[0]}: {claim.kind}; {claim.source}")
                 rows.append([
                     machine.name, precision, str(parts), f"{parts * peak:.1f}", f"{bound:.0f}",
@@ -182,7 +183,8 @@ def format_machines(machines: list[Machine]) -> str:
         "by memory: if every activation went through the memory, once each way, and weights\n"
         "cost nothing. Claims are images/s of ResNet-50 by all parts together, mostly without\n"
         "saying of which one: v1 has 6% fewer operations. /W: by the parts' TDP alone, and a\n"
-        "GPU needs a host besides. /1000 $: by their list price then."
+        "GPU needs a host besides. /1000 $: by their list price then. Where nothing is claimed,\n"
+        "both are less than (<) what the peak allows."
     )
     return "\n".join([format_columns(head, rows), legend, "", *notes])
 

@@ -33,7 +33,7 @@ def quantize_weights(p: FloatParams, x: QParams) -> tuple[Array, Array, Array]:
         steps of x.scale * w_scale; a dead channel gets the smallest float, not zero.
     bias_s32 : ndarray
         (N,) int32. What the input's zero point adds to every sum is taken off here, once: sum of
-        (x - x.zero_point) * w is sum of x * w, less x.zero_point times the sum of w.
+        (x - x.zero_point) * w is sum of x * w, less x.zero_point times the sum of w (equation 5.4).
     """
     for_weights = np.abs(p.weight).max(axis=1) / np.float32(127)
     for_bias = (np.abs(p.bias) / (x.scale * BIAS_LIMIT)).astype(np.float32)

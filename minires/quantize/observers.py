@@ -18,7 +18,7 @@ CANDIDATES = 96  # ranges that entropy and MSE try
 
 
 def qparams_of_range(low: float, high: float) -> QParams:
-    """Choose scale and zero point so that 0 to 255 covers a range, and zero is exact.
+    """Choose scale and zero point so that 0 to 255 covers a range, and zero is exact: equation 5.3.
 
     Parameters
     ----------

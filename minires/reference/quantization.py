@@ -24,7 +24,8 @@ def quantize_ref(
 ) -> npt.NDArray[np.uint8]:
     """Round to the nearest step and saturate: q = clip(rint(x / scale) + zero_point, 0, 255).
 
-    It divides, as ONNX's QuantizeLinear does; a product with 1 / scale would round differently.
+    Equation 5.2 of the book. It divides, as ONNX's QuantizeLinear does; a product with 1 / scale
+    would round differently.
 
     Parameters
     ----------

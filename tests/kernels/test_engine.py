@@ -2,9 +2,13 @@
 
 import ctypes
 import mmap
+import os
+import shutil
+import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -384,3 +388,33 @@ def test_precision_and_backend_may_change() -> None:
         expected = model(x)
         model.backend = "numba"
         assert_close(model(x), expected, 0 if precision == "int8" else 0.1 * np.abs(expected).max())
+
+
+# What is compiled is kept on the disk
+
+
+def test_a_kernel_is_compiled_anew_where_its_source_has_changed(tmp_path: Path) -> None:
+    """In another file than the function that is cached, where Numba alone would not notice."""
+    shutil.copytree(Path(engine_module.__file__).parents[1], tmp_path / "minires")
+    simd = tmp_path / "minires" / "kernels" / "simd.py"
+    source = simd.read_text(encoding="utf-8")
+    changed = source.replace('compare[name[0]](">"', 'compare[name[0]]("<"')
+    assert changed != source
+    program = """if True:
+        import numpy as np
+        from minires.kernels.engine import Engine
+        from minires.layers import Layer
+        pool = Layer("pool", "maxpool", ("x",), 3, 3, kernel=2, stride=2)
+        engine = Engine([Layer("x", "input", (), 3, 3), pool], {}, "fp32")
+        x = np.arange(48, dtype=np.float32).reshape(1, 4, 4, 3)
+        print(engine.run((1, 3, 4, 4), pool, x).ravel()[0])
+    """
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    environment |= {"PYTHONPATH": str(tmp_path), "MINIRES_ISA": "generic"}  # the quickest one
+    for text, expected in [(source, "15.0"), (changed, "0.0"), (source, "15.0")]:
+        simd.write_text(text, encoding="utf-8")
+        command = [sys.executable, "-c", program]
+        process = subprocess.run(
+            command, env=environment, cwd=tmp_path, text=True, capture_output=True, check=True
+        )
+        assert process.stdout.strip() == expected, process.stderr
