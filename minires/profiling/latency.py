@@ -94,8 +94,8 @@ def measure_latency(
         seconds = dict(zip(names, np.array(rows[precision]).T, strict=True))
         x, _ = time_preprocessing(data, model.meta["preset"])
         size = " x ".join(map(str, x.shape))
-        name = f"{model.meta['name']}, {precision}, {model.backend}"
-        title = f"{name}, {size}, {runs} images, on {describe_machine()}"
+        network = f"{model.meta.get('name', 'ResNet-50')}, {precision}, {model.backend}"
+        title = f"{network}, {size}, {runs} images, on {describe_machine()}"
         throughput = [(batch, *_throughput(model, x, batch)) for batch in batches]
         found.append(Latency(title, precision, seconds, throughput))
     return found

@@ -334,8 +334,8 @@ class Profile:
         shapes = [list(event.shape) for event in self.events if event.layer.op == "input"]
         batch = sum(shape[0] for shape in shapes) // (self.runs or 1)
         size = " x ".join(map(str, [batch, *shapes[0][1:]])) if shapes else "nothing"
-        name = f"{self.model.meta['name']}, " if "name" in self.model.meta else ""
-        return f"{name}{self.precision}, {self.backend}, input {size}, on {describe_machine()}"
+        network = f"{self.model.meta.get('name', 'ResNet-50')}, {self.precision}, {self.backend}"
+        return f"{network}, input {size}, on {describe_machine()}"
 
     def to_json(self) -> str:
         """Write what `rows` of phases tell as JSON, with what it was measured on.

@@ -33,7 +33,7 @@ def test_the_parts_make_the_whole(
     assert (added / latency.seconds["whole"]).max() > 0.9
     assert [batch for batch, *_ in latency.throughput] == [1, 3]
     lines = format_latency(latency).splitlines()
-    assert lines[0].startswith("int8, numba, 1 x 3 x 32 x 32, 12 images, on ")
+    assert lines[0].startswith("seeded, int8, numba, 1 x 3 x 32 x 32, 12 images, on ")
     assert lines[1].split() == ["milliseconds", "p50", "p90", "p99", "maximum"]
     whole = next(line for line in lines if line.startswith("whole")).split()[1:]
     assert float(whole[3]) == pytest.approx(1e3 * latency.seconds["whole"].max(), abs=0.006)

@@ -260,7 +260,7 @@ def test_the_table_names_every_step(backend: str, models: Mapping[str, ResNet50]
     with profile(models["int8"]) as prof:
         models["int8"](X)
     lines = prof.table().splitlines()
-    assert lines[0].startswith(f"int8, {backend}, input 1 x 3 x 64 x 64, on ")
+    assert lines[0].startswith(f"seeded, int8, {backend}, input 1 x 3 x 64 x 64, on ")
     assert [line.split()[0] for line in lines[3:-3]] == [la.name for la in models["int8"].layers]
 
 
