@@ -1,14 +1,14 @@
-"""Hold what comes with minires to ten photographs: eight have to be right, in FP32 and in INT8.
+"""Hold what comes with minires to photographs: 55% have to be right, in FP32 and in INT8.
 
-    python .ci/ten_photographs.py IMAGENET_SAMPLE
+    python .ci/photographs.py IMAGENET_SAMPLE
 
-The photographs are of ImageNet's classes; those that are one of CIFAR-10's are listed below. The
-first of each class is taken, by its number, then the second, until there are ten. Deer are no
-class of ImageNet, and the sample has no horse: two classes have a second photograph instead.
+The photographs are all those of the sample whose ImageNet class is one of CIFAR-10's, as listed
+below: 83. Deer are no class of ImageNet. Guessing would be right on a tenth; the network, which
+knows 32x32 pixels of small pictures, was right on 65% when it was made.
 """
 
-import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,20 +28,20 @@ SAME: dict[str, Iterable[int]] = {
 }
 
 folder = Path(sys.argv[1])
-files = {number: file for file, number in read_labels(folder / "labels.csv")}
-by_class = [[(name, files[n]) for n in numbers if n in files] for name, numbers in SAME.items()]
-rounds = itertools.chain.from_iterable(itertools.zip_longest(*by_class))
-chosen = [photograph for photograph in rounds if photograph][:10]
+names = {number: name for name, numbers in SAME.items() for number in numbers}
+chosen = [(names[n], file) for file, n in read_labels(folder / "labels.csv") if n in names]
 
 failed = False
 for precision in "fp32", "int8":
     model = minires.resnet50(precision=precision)
     assert model.meta["name"] == "CIFAR10", "this is to run where nothing can be downloaded"
-    right = 0
+    right: Counter[str] = Counter()
     for name, file in chosen:
         answer = minires.classify(folder / file, top=1, model=model)[0]
-        right += answer.label == name
-        print(f"{precision:<6}{file}  {name:<12}{answer.probability:7.2%}  {answer.label}")
-    print(f"{precision}: {right} of {len(chosen)} are right")
-    failed = failed or right < 8
+        right[name] += answer.label == name
+    counts = Counter(name for name, _ in chosen)
+    told = ", ".join(f"{name} {right[name]} of {counts[name]}" for name in counts)
+    share = right.total() / len(chosen)
+    print(f"{precision}: {right.total()} of {len(chosen)} are right, {share:.0%}: {told}")
+    failed = failed or not share >= 0.55
 sys.exit(failed)
