@@ -1,6 +1,7 @@
 """The network that comes with the package: its file, and its answers to real test images."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,19 @@ def test_the_file_and_the_manifest_say_the_same() -> None:
     assert told["format"] == FORMAT
     assert json.loads(told["categories"]) == weights.meta["categories"]
     assert read_preset(json.loads(told["preset"])) == weights.preset
+
+
+def test_the_accuracy_is_the_same_wherever_it_is_told() -> None:
+    accuracy = download.get_weights("CIFAR10").meta["accuracy"]["acc@1"]
+    texts = [ROOT / "weights" / "README.md", ROOT / "README.md", ROOT / "docs" / "using.md"]
+    card, *others = (path.read_text(encoding="utf-8") for path in texts)
+    assert f"| fp32 | {accuracy:.2f}% |" in card
+    (int8,) = re.findall(r"\| int8 \| ([\d.]+)% \|", card)
+    for text in others:
+        assert f"{accuracy:.1f}% of CIFAR-10's test images in FP32" in text
+        assert f"{float(int8):.1f}% in INT8" in text
+    log = (ROOT / "weights" / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(log[-1])["test_average"] == pytest.approx(accuracy, abs=0.05)  # by rounding
 
 
 def test_int8_needs_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
