@@ -6,6 +6,7 @@ array of steps whose operands are addresses, so that a whole network is one call
 
 import functools
 import hashlib
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -153,6 +154,9 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
             for share in prange(threads):
                 run_share(spec, program[i], share, threads)
 
+    # Linking goes by name, and Numba's names end in how many functions the process had compiled:
+    # two from the cache, each the first of its process, would silently be one. So name them apart.
+    execute.__qualname__ = f"execute_{re.sub(r'[^a-z0-9]+', '_', spec)}"
     try:
         return compile_cached(execute, signature, parallel=True)
     finally:

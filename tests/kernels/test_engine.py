@@ -393,6 +393,26 @@ def test_precision_and_backend_may_change() -> None:
 # What is compiled is kept on the disk
 
 
+def test_kernels_from_the_cache_are_told_apart(tmp_path: Path) -> None:
+    """Each was the first that its process compiled, so that Numba counted both as number one."""
+    program = """if True:
+        import sys
+        from minires.kernels.ladder import LAYER, _with_engine, check, problem
+        from minires.kernels.simd import ISAS, choose_isa
+        from minires.model import OPERATORS
+        for precision in sys.argv[1:]:
+            layer, p, x = problem(precision, LAYER, (1, 6, 6, 128))
+            isa = next(isa for isa in ISAS if isa.name == "generic")
+            y = _with_engine(precision, isa)(layer, p)(x)
+            check(y, OPERATORS[precision]["conv"](layer, p, x), layer, precision)
+    """
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for precisions in (["fp32"], ["int8"], ["fp32", "int8"], ["int8", "fp32"]):
+        command = [sys.executable, "-c", program, *precisions]
+        process = subprocess.run(command, env=environment, text=True, capture_output=True)
+        assert process.returncode == 0, process.stderr
+
+
 def test_a_kernel_is_compiled_anew_where_its_source_has_changed(tmp_path: Path) -> None:
     """In another file than the function that is cached, where Numba alone would not notice."""
     shutil.copytree(Path(engine_module.__file__).parents[1], tmp_path / "minires")
@@ -404,14 +424,14 @@ def test_a_kernel_is_compiled_anew_where_its_source_has_changed(tmp_path: Path) 
         import numpy as np
         from minires.kernels.engine import Engine
         from minires.layers import Layer
-        pool = Layer("pool", "maxpool", ("x",), 3, 3, kernel=2, stride=2)
-        engine = Engine([Layer("x", "input", (), 3, 3), pool], {}, "fp32")
-        x = np.arange(48, dtype=np.float32).reshape(1, 4, 4, 3)
-        print(engine.run((1, 3, 4, 4), pool, x).ravel()[0])
+        pool = Layer("pool", "maxpool", ("x",), 8, 8, kernel=2, stride=2)
+        engine = Engine([Layer("x", "input", (), 8, 8), pool], {}, "fp32")
+        x = np.arange(128, dtype=np.float32).reshape(1, 4, 4, 8)
+        print(engine.run((1, 8, 4, 4), pool, x).ravel()[0])
     """
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     environment |= {"PYTHONPATH": str(tmp_path), "MINIRES_ISA": "generic"}  # the quickest one
-    for text, expected in [(source, "15.0"), (changed, "0.0"), (source, "15.0")]:
+    for text, expected in [(source, "40.0"), (changed, "0.0"), (source, "40.0")]:
         simd.write_text(text, encoding="utf-8")
         command = [sys.executable, "-c", program]
         process = subprocess.run(
