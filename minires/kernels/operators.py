@@ -40,6 +40,17 @@ INPUT, CONV, MAXPOOL, AVGPOOL, LINEAR = range(5)
 OPS = {"input": INPUT, "conv": CONV, "maxpool": MAXPOOL, "avgpool": AVGPOOL, "linear": LINEAR}
 
 
+def _name_apart(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """Give a function, of which there are several, a name of its own; before it is compiled.
+
+    Linking goes by name, and Numba's names differ in how many functions the process had compiled
+    before. Of two that come from the cache, each the first of its process, one would silently run
+    in the other's place.
+    """
+    function.__qualname__ += "_" + re.sub(r"[^a-z0-9]+", "_", what)
+    return function
+
+
 @njit
 def _same(x: Any, step: Any) -> Any:
     return x
@@ -74,11 +85,10 @@ def _average_int8(total: Any, step: Any) -> Any:
 
 
 def _mean(then: Callable[..., Any]) -> Callable[..., Any]:
-    @njit
     def average(total: Any, step: Any) -> Any:
         return then(total / np.float32(step.in_h * step.in_w), step)
 
-    return average
+    return njit(_name_apart(average, then.__name__))
 
 
 class Format(NamedTuple):
@@ -154,11 +164,8 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
             for share in prange(threads):
                 run_share(spec, program[i], share, threads)
 
-    # Linking goes by name, and Numba's names end in how many functions the process had compiled:
-    # two from the cache, each the first of its process, would silently be one. So name them apart.
-    execute.__qualname__ = f"execute_{re.sub(r'[^a-z0-9]+', '_', spec)}"
     try:
-        return compile_cached(execute, signature, parallel=True)
+        return compile_cached(_name_apart(execute, spec), signature, parallel=True)
     finally:
         notice.cancel()
 
@@ -186,11 +193,14 @@ def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., N
         return None  # asked again with the literal
     precision, name, _ = spec.literal_value.split("/")
     form, isa = FORMATS[precision], next(isa for isa in ISAS if isa.name == name)
-    tiles = _tiles(form, isa)
-    convert, maxpool, avgpool = (
+    parts = (
+        _tiles(form, isa),
         _convert(form),
         _maxpool(form, isa.tiles[form.kind][1] * isa.lanes),
         _avgpool(form),
+    )
+    tiles, convert, maxpool, avgpool = (
+        njit(_name_apart(part, spec.literal_value)) for part in parts
     )
 
     # Numba wants the very annotations of the function above.
@@ -225,7 +235,6 @@ def _tiles(form: Format, isa: ISA) -> Callable[..., None]:
     )
     i64 = np.int64
 
-    @njit
     def tiles(step: Any, begin: int, end: int) -> None:
         # Rows of tiles come in blocks, whose activations stay in the cache while all panels of
         # weights pass by; within a block a panel meets all rows before the next one is read.
@@ -266,7 +275,6 @@ def _convert(form: Format) -> Callable[..., None]:
     """Make what brings NCHW in float32 to NHWC in the network's own type."""
     activation, quantize = from_dtype(np.dtype(form.activation)), form.quantize
 
-    @njit
     def convert(step: Any, begin: int, end: int) -> None:
         channels, width = step.channels, step.out_w
         x = carray(pointer(step.x), (step.batch, channels, step.out_h, width), types.float32)
@@ -286,7 +294,6 @@ def _maxpool(form: Format, columns: int) -> Callable[..., None]:
     name, size = np.dtype(form.activation).name, np.dtype(form.activation).itemsize
     spec, vector = f"{name}/{columns}", columns * size
 
-    @njit
     def maxpool(step: Any, begin: int, end: int) -> None:
         pixel = step.channels * size
         for line in range(begin, end):
@@ -309,7 +316,6 @@ def _avgpool(form: Format) -> Callable[..., None]:
     activation, widen, average = from_dtype(np.dtype(form.activation)), form.widen, form.average
     total = np.int32 if form.kind == "u8s8" else np.float32
 
-    @njit
     def avgpool(step: Any, begin: int, end: int) -> None:
         channels, pixels = step.channels, step.in_h * step.in_w
         for image in range(begin, end):
