@@ -295,7 +295,6 @@ def plot(results: dict[str, list[Result]], path: str) -> None:
             bars = axes.barh(names, [100 * r.share for r in climbed], color=plots.COLORS[precision])
             axes.bar_label(bars, [f"{r.gops:.0f}" for r in climbed], padding=2, fontsize=8)
             axes.set(title=f"{precision}, 10⁹ operations a second")
-            axes.set_xlabel("% of the peak of as many cores as it uses")
-            axes.set_xlim(0, 100)
+            axes.set(xlabel="% of the peak of as many cores as it uses", xlim=(0, 100))
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)

@@ -93,9 +93,8 @@ def measure_latency(
         names = (*PREPROCESSING, "inference", "softmax", "whole")
         seconds = dict(zip(names, np.array(rows[precision]).T, strict=True))
         x, _ = time_preprocessing(data, model.meta["preset"])
-        size = " x ".join(map(str, x.shape))
-        network = f"{model.meta.get('name', 'ResNet-50')}, {precision}, {model.backend}"
-        title = f"{network}, {size}, {runs} images, on {describe_machine()}"
+        name = f"{model.meta.get('name', 'ResNet-50')}, {precision}, {model.backend}"
+        title = f"{name}, {' x '.join(map(str, x.shape))}, {runs} images, on {describe_machine()}"
         throughput = [(batch, *_throughput(model, x, batch)) for batch in batches]
         found.append(Latency(title, precision, seconds, throughput))
     return found

@@ -166,9 +166,9 @@ def format_machines(machines: list[Machine]) -> str:
                 said = claim.images_per_second if claim else bound
                 mark = "" if claim and not claim.upper_limit else "<"
                 cells = [f"{mark}{said:.0f}", f"{mark}{said / bound:.0%}"] if claim else ["", ""]
-                cells.append(f"{mark}{said / parts / machine.watts:.1f}")
                 cost = parts * (machine.dollars or 0) / 1000
-                cells.append(f"{mark}{said / cost:.0f}" if cost else "")
+                cells += [f"{mark}{said / parts / machine.watts:.1f}"]
+                cells += [f"{mark}{said / cost:.0f}" if cost else ""]
                 if claim:
                     sources.append(f"  {cells[0]}: {claim.kind}; {claim.source}")
                 rows.append([
@@ -183,8 +183,7 @@ def format_machines(machines: list[Machine]) -> str:
         "by memory: if every activation went through the memory, once each way, and weights\n"
         "cost nothing. Claims are images/s of ResNet-50 by all parts together, mostly without\n"
         "saying of which one: v1 has 6% fewer operations. /W: by the parts' TDP alone, and a\n"
-        "GPU needs a host besides. /1000 $: by their list price then. Where nothing is claimed,\n"
-        "both are less than (<) what the peak allows."
+        "GPU needs a host besides. /1000 $: by their list price then. Unclaimed: < by the peak."
     )
     return "\n".join([format_columns(head, rows), legend, "", *notes])
 
