@@ -70,7 +70,7 @@ def test_the_ladders_figures_are_each_others() -> None:
             assert float(gops) == pytest.approx(operations / float(ms) / 1e6, rel=0.01)
             if name in named and choose_isa().name == "avx2":
                 assert idea == re.sub(r"\d+ threads", "2 threads", named[name].idea)
-            if float(share.rstrip("%")) > 15:  # where it is not all rounding
+            if float(share.rstrip("%")) > 30:  # where rounding is less than 2%
                 cores = 2 if name in ("numpy", "threads", "implicit") else 1
                 peaks.append(float(gops) / float(share.rstrip("%")) * 100 / cores)
         assert max(peaks) == pytest.approx(min(peaks), rel=0.04)
