@@ -21,8 +21,11 @@ from pathlib import Path
 import numpy as np
 
 import minires
-from minires.kernels.simd import choose_isa
+from minires.kernels.peak import peak
+from minires.kernels.simd import available_isas
+from minires.model import resnet50_layers
 from minires.quantize import calibrate, quantize_model, save_int8
+from minires.summary import summarize
 
 NEEDS = {"minires": "numba", "pytorch": "torch", "onnxruntime": "onnxruntime",
          "openvino": "openvino"}  # fmt: skip
@@ -103,7 +106,7 @@ def prepare(weights, folder, out):
 
         # Without VNNI ONNX Runtime multiplies by vpmaddubsw, which saturates unless weights have
         # seven bits: that is what it recommends there, and what it is given.
-        exact = choose_isa().instructions["u8s8"] == "vpdpbusd"
+        exact = available_isas()[0].instructions["u8s8"] in ("vpdpbusd", "tdpbusd")
         quantization.quantize_static(out / "fp32.onnx", out / "int8.onnx", Reader(),
                                      per_channel=True, reduce_range=not exact)  # fmt: skip
 
@@ -198,6 +201,11 @@ def work(arguments):
         print("answer " + json.dumps(answer), flush=True)
 
 
+def operations(size):
+    """Count the multiplications and additions of an image."""
+    return 2 * sum(row.macs for row in summarize(resnet50_layers(1000), size, size))
+
+
 class Worker:
     """An engine in a process of its own."""
 
@@ -220,6 +228,9 @@ class Worker:
 
 def contest(precision, engines, arguments, reference):
     """Compare one precision's outputs, then time its engines in turns."""
+    minires.set_num_threads(arguments.threads)
+    roof = peak(precision)  # the instruction's, before any engine is awake
+    print(f"{precision}: {roof.instruction.name} peaks at {roof.all_gops:.0f} GOP/s, all threads")
     workers = {engine: Worker(engine, precision, arguments) for engine in engines}
     for engine, worker in workers.items():
         worker.ask("logits")
@@ -246,12 +257,15 @@ def contest(precision, engines, arguments, reference):
             low, middle, high = np.percentile(seconds, [25, 50, 75])
             row = {"precision": precision, "engine": engine, "batch": batch, "size": size}
             row |= {"images_per_second": batch / middle, "spread": (high - low) / middle}
+            row["of_peak"] = batch / middle * operations(size) / (1e9 * roof.all_gops)
             if engine == "minires" and ratios:
                 row["ratio"] = list(np.percentile(ratios, [50, 2.5, 97.5]))
             rows.append(row)
-            print(f"  batch {batch} at {size}: {engine:<12}{batch / middle:8.1f} images/s "
-                  f"(spread {row['spread']:.0%})" + (" {:.2f}x the best other ({:.2f} to {:.2f})"
-                  .format(*row["ratio"]) if "ratio" in row else ""), flush=True)  # fmt: skip
+            told = ", {:.2f}x the best other ({:.2f} to {:.2f})"
+            told = told.format(*row["ratio"]) if "ratio" in row else ""
+            print(f"  batch {batch} at {size}: {engine:<12}{batch / middle:8.1f} images/s (spread "
+                  f"{row['spread']:.0%}), {row['of_peak']:.0%} of the peak{told}",
+                  flush=True)  # fmt: skip
     for worker in workers.values():
         worker.process.stdin.close()
         worker.process.wait()
