@@ -63,9 +63,10 @@ for precision, prof in profile_in_turns(models, photograph, 20).items():
 print("this CPU multiplies bfloat16 by", choose_isa().instructions["bf16"])
 
 # %%
-# A CPU without ``vdpbf16ps`` does it by two FMAs, of the upper and the lower halves: it saves
-# memory, not time. Products of two bfloat16 are exact in float32, sums are kept in float32, and
-# each layer's output is rounded once. (``vdpbf16ps`` takes the tiniest numbers, denormals, for 0.)
+# A CPU without ``vdpbf16ps``, or AMX's ``tdpbf16ps``, does it by two FMAs, of the upper and the
+# lower halves: it saves memory, not time. Products of two bfloat16 are exact in float32, sums are
+# kept in float32, and each layer's output is rounded once. (Both instructions take the tiniest
+# numbers, denormals, for 0.)
 #
 # **Exercise.** Which is the next bfloat16 above 1, and to what does the middle between them round?
 # *Answer.* Seven bits stand behind the point: 1 + 2^-7. The middle is a tie and goes to the even

@@ -17,7 +17,7 @@ from minires.errors import MiniresError
 from minires.hooks import Record
 from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
 from minires.kernels.prepack import aligned, prepack
-from minires.kernels.simd import ISA, ISAS, choose_isa
+from minires.kernels.simd import HEIGHT, ISA, ISAS, choose_isa, groups_at_once
 from minires.kernels.threads import get_num_threads
 from minires.layers import Array, Int8Params, Layer, Shape
 from minires.reference import QParams, round_bf16_ref
@@ -95,6 +95,7 @@ class Engine:
             raise MiniresError("an engine wants one of ISAS, and at least one thread")
         self.rows, vectors = self.isa.tiles[self.form.kind]
         self.columns = vectors * self.isa.lanes
+        self.at_once = groups_at_once(self.isa.instructions[self.form.kind])
         self.execute = compile_network(precision, self.isa.name)
         self.channels = {layer.name: self._channels_of(layer) for layer in layers}
         self.packed = {
@@ -222,8 +223,9 @@ class Engine:
             weight, bias = p.dequantize() if isinstance(p, Int8Params) else p
             weight, m = self._narrow(weight), bias
         w = prepack(
-            weight, layer.kernel, self.channels[layer.inputs[0]], self.form.group, self.columns
-        )
+            weight, layer.kernel, self.channels[layer.inputs[0]], self.form.group, self.columns,
+            self.at_once,
+        )  # fmt: skip
         vectors = [aligned((len(w) * self.columns,), vector.dtype) for vector in (bias, m)]
         for vector, values in zip(vectors, (bias, m), strict=True):
             vector[: len(values)] = values
@@ -287,7 +289,10 @@ class Engine:
     def _allocate(self, layer: Layer, shape: Shape, pad: int, fill: float) -> Buffer:
         batch, height, width, channels = shape
         padded = (batch, height + 2 * pad, width + 2 * pad, self.channels[layer.name])
-        return Buffer(aligned(padded, self.form.activation, fill), pad, channels)
+        # A matrix register is loaded whole: up to 15 rows, two pixels apart, and 63 bytes too far.
+        spare = 2 * HEIGHT * padded[-1] + 64 if self.at_once > 1 else 0
+        memory = aligned((math.prod(padded) + spare,), self.form.activation, fill)
+        return Buffer(memory[: math.prod(padded)].reshape(padded), pad, channels)
 
     def _describe(self, layer: Layer, step: Any, plan: Plan) -> None:
         """Fill in a step of the program."""
@@ -331,19 +336,22 @@ class Engine:
             _, out_h, out_w, _ = y.inner.shape
         image, row, pixel, _ = x.memory.strides
         x_strides = [image, row * layer.stride, pixel * layer.stride]
-        tables = []
-        for strides in (x_strides, y_strides):
-            i, j, k = (
-                np.arange(n, dtype=np.int64) * s
-                for n, s in zip((batch, out_h, out_w), strides, strict=True)
+        x_rows, y_rows = (
+            (i[:, None, None] + j[:, None] + k).ravel()
+            for i, j, k in (
+                [np.arange(n) * s for n, s in zip((batch, out_h, out_w), strides, strict=True)]
+                for strides in (x_strides, y_strides)
             )
-            offsets = (i[:, None, None] + j[:, None] + k).ravel()
-            # Rows that are missing in the last tile are the last row again: written twice, alike.
-            missing = -len(offsets) % self.rows
-            offsets = np.pad(offsets, (0, missing), mode="edge")
-            if offsets.max(initial=0) >= 2**31:
-                raise MiniresError(f"a batch of {batch} is too large; classify fewer at once")
-            tables.append(offsets.astype(np.int32))
+        )
+        if self.at_once > 1:
+            line = out_w if layer.stride > 1 else len(x_rows)
+            x_rows, y_rows = _in_runs(x_rows, y_rows, x_strides[2], line, self.rows // HEIGHT)
+        # Rows that are missing in the last tile are the last row again: written twice, alike.
+        missing = -len(x_rows) % self.rows
+        tables = [np.pad(offsets, (0, missing), mode="edge") for offsets in (x_rows, y_rows)]
+        if max(offsets.max(initial=0) for offsets in tables) >= 2**31:
+            raise MiniresError(f"a batch of {batch} is too large; classify fewer at once")
+        tables = [offsets.astype(np.int32) for offsets in tables]
         plan.tables.extend(tables)
         step["x_offsets"], step["y_offsets"] = (table.ctypes.data for table in tables)
         w, bias, m = self.packed[layer.name]
@@ -358,6 +366,37 @@ class Engine:
             assert y is not None
             assert (residual.pad, residual.memory.shape) == (y.pad, y.memory.shape)
             step["residual"] = residual.address()
+
+
+def _in_runs(x: Array, y: Array, step: int, line: int, together: int) -> tuple[Array, Array]:
+    """Arrange GEMM rows as matrix registers take them: 16 at a time, a fixed step apart in x.
+
+    Where the padding lies between two lines of pixels, its places count as rows, whose y is -1:
+    they are multiplied, but not written.
+
+    Parameters
+    ----------
+    x, y : ndarray
+        Offsets of rows, in the order of pixels.
+    step : int
+        From one x to the next, in bytes.
+    line : int
+        After how many rows a run may not go on: x may lie on anything there.
+    together : int
+        Runs in a tile.
+    """
+    lines = x.reshape(-1, line)
+    place = (lines - lines[:, :1]) // step
+    first = np.arange(len(lines))[:, None] * (place.max() // HEIGHT + 1)
+    place, run = place.ravel(), (first + place // HEIGHT).ravel()
+    used, run = np.unique(run, return_inverse=True)  # a run may hold nothing but padding
+    shape = (-(-len(used) // together) * together, HEIGHT)
+    in_x, in_y = np.zeros(shape, x.dtype), np.full(shape, -1, y.dtype)
+    place %= HEIGHT
+    in_x[run] = (x - place * step)[:, None] + np.arange(HEIGHT) * step
+    in_x[len(used) :] = in_x[len(used) - 1]
+    in_y[run, place] = y
+    return in_x.ravel(), in_y.ravel()
 
 
 def _bf16_bits(x: Array) -> Array:

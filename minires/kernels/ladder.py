@@ -17,7 +17,7 @@ from minires.errors import MiniresError
 from minires.kernels import ladder_f32, ladder_u8s8
 from minires.kernels.engine import Engine
 from minires.kernels.peak import best_instruction, measure_peak
-from minires.kernels.simd import ISA, ISAS, choose_isa
+from minires.kernels.simd import ISA, ISAS, MULTIPLY_TILES, choose_isa, groups_at_once
 from minires.kernels.threads import get_num_threads
 from minires.layers import Array, FloatParams, Int8Params, Layer
 from minires.model import OPERATORS
@@ -29,6 +29,9 @@ SHAPE = (1, 28, 28, 128)  # what comes in; 231 million operations
 PAUSE = 0.1  # seconds: threads of the rung before, NumPy's BLAS above all, wait awake for a while
 WARM_UP = 0.03  # seconds: a thread that wakes may share a core until the scheduler looks
 EPS = float(np.finfo(np.float32).eps)
+IDEAS = {name: f"the matrix instruction {name}" for name in MULTIPLY_TILES} | {
+    "vpmaddubsw, split": "three instructions for four products, as before VNNI, twice to be exact"
+}
 
 
 class Rung(NamedTuple):
@@ -132,17 +135,15 @@ def rungs(precision: str) -> list[Rung]:
             (module.tiled, "KN", "a tile of 4 rows by 4 steps in registers"),
         ]:
             climbed.append(Rung(gemm.__name__, idea, _with_gemm(precision, gemm, order)))
-    generic = next(isa for isa in ISAS if isa.name == "generic")
+    named = {isa.name: isa for isa in ISAS}
     idea = "prepacked panels: a microkernel keeps its sums in registers"
-    climbed.append(Rung("panels", idea, matrix(generic)))
-    older = [other for other in ISAS if other.name == f"{'avx512' if isa.lanes == 16 else 'avx2'}, "
-             "vpmaddubsw"]  # fmt: skip
-    for other in older if kind == "u8s8" and isa is not generic else []:
-        idea = "three instructions for four products, as before VNNI, twice to be exact"
-        climbed.append(Rung("vpmaddubsw", idea, matrix(other)))
-    if isa is not generic:
-        idea = f"the vector instruction {isa.instructions[kind]}"
-        climbed.append(Rung(isa.instructions[kind], idea, matrix(isa)))
+    climbed.append(Rung("panels", idea, matrix(named["generic"])))
+    names = [f"{'avx512' if isa.lanes == 16 else 'avx2'}, vpmaddubsw"] if kind == "u8s8" else []
+    names += ["avx512bf16"] if groups_at_once(isa.instructions[kind]) > 1 else []
+    for name in [*names, isa.name] if isa.name != "generic" else []:
+        instruction = named[name].instructions[kind]
+        idea = IDEAS.get(instruction, f"the vector instruction {instruction}")
+        climbed.append(Rung(instruction.partition(",")[0], idea, matrix(named[name])))
     idea = "blocks of rows that stay in the cache"
     climbed.append(Rung("blocks", idea, kernels(isa, explicit=True)))
     idea = f"work shared out to {threads} threads"
@@ -232,8 +233,8 @@ def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
     found = [(rung, rung.prepare(layer, p)) for rung in rungs(precision)]
     for _, run in found:
         check(run(x), expected, layer, precision)
-    isa = choose_isa()
-    best = measure_peak(best_instruction(precision, isa), isa, threads=1).gops
+    peak = functools.partial(measure_peak, best_instruction(precision), choose_isa(), threads=1)
+    best = peak().gops
     times: list[list[float]] = [[] for _ in found]
     for i in range(rounds):
         for of_rung, (_, run) in zip(times, found, strict=True):
@@ -243,8 +244,7 @@ def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
                 while time.perf_counter() < start + WARM_UP:
                     run(x)
                 of_rung += _times(functools.partial(run, x), 3)
-    again = measure_peak(best_instruction(precision, isa), isa, threads=1).gops
-    best = max(best, again)  # before and after: the machine may have been busy
+    best = max(best, peak().gops)  # before and after: the machine may have been busy
     for of_rung, (rung, _) in zip(times, found, strict=True):
         low, seconds, high = np.percentile(of_rung, [25, 50, 75])
         gops = 2 * layer.macs(expected.shape) / seconds / 1e9

@@ -18,7 +18,7 @@ from numba import carray, from_dtype, njit, prange, types
 from numba.extending import overload
 
 from minires.errors import MiniresError
-from minires.kernels.simd import ISA, ISAS, larger, microkernel, pointer
+from minires.kernels.simd import ISA, ISAS, larger, microkernel, pointer, tile_registers
 
 # One fused operator, ready to run. Addresses and counts in int64; strides of rows and images in
 # bytes, a convolution's in pixels; of the offsets, x's in bytes and y's in elements.
@@ -246,6 +246,7 @@ def _tiles(form: Format, isa: ISA) -> Callable[..., None]:
         bottom = min(top + step.block, step.rows)
         inside = begin - top * step.panels
         panel, row = inside // (bottom - top), top + inside % (bottom - top)
+        tile_registers(hidden, True)
         for _ in range(begin, end):
             x_offsets = step.x_offsets + 4 * rows * row
             y_offsets = step.y_offsets + 4 * rows * row
@@ -267,6 +268,7 @@ def _tiles(form: Format, isa: ISA) -> Callable[..., None]:
                 if panel == step.panels:
                     panel, top = 0, bottom
                     row, bottom = top, min(top + step.block, step.rows)
+        tile_registers(hidden, False)
 
     return tiles
 

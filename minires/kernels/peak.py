@@ -28,9 +28,9 @@ ONCE = (1 / 2, 1, 2)  # how many a cycle: by the number and the width of the vec
 class Instruction(NamedTuple):
     """What multiplies and adds, as the reader of an article would call it."""
 
-    name: str  # a key of `simd.MULTIPLY_ADD`
+    name: str  # a key of `simd.MULTIPLY_ADD` or `simd.MULTIPLY_TILES`
     precision: str
-    products: int  # a lane of 32 bits
+    products: int  # a lane of 32 bits: of the 16 x 16 sums of a matrix a lane has 16, in 16 steps
     mnemonics: tuple[str, ...]  # regular expressions
     sums: int = 12  # beside each other: enough for the latency, and they fit the registers
     rates: tuple[float, ...] = ONCE  # that CPUs have
@@ -38,16 +38,16 @@ class Instruction(NamedTuple):
 
 INSTRUCTIONS = [
     Instruction("fma", "fp32", 1, ("vfmadd",)),
-    Instruction("mul, add", "fp32", 1, ("mulps", "addps"), sums=8, rates=(1 / 2, 1, 2)),
+    Instruction("mul, add", "fp32", 1, ("mulps", "addps"), 8),
     Instruction("vdpbf16ps", "bf16", 2, ("vdpbf16ps",)),
     Instruction(
-        "vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd"), rates=(1 / 3, 2 / 3, 1)
+        "vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd"), 12, (1 / 3, 2 / 3, 1)
     ),
-    Instruction(
-        "vpmaddwd", "int8", 4, ("vpmaddwd|vpdpwssd",), sums=8, rates=(1 / 4, 1 / 2, 2 / 3, 1)
-    ),
-    Instruction("mul, add of bytes", "int8", 4, ("pm",), sums=4, rates=()),
+    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd|vpdpwssd",), 8, (1 / 4, 1 / 2, 2 / 3, 1)),
+    Instruction("mul, add of bytes", "int8", 4, ("pm",), 4, ()),
     Instruction("vpdpbusd", "int8", 4, ("vpdpbusd",)),
+    Instruction("tdpbf16ps", "bf16", 2 * 16 * 16, ("tdpbf16ps",), 6, (1 / 16,)),
+    Instruction("tdpbusd", "int8", 4 * 16 * 16, ("tdpbusd",), 6, (1 / 16,)),
 ]
 
 
@@ -94,9 +94,8 @@ class Bandwidth(NamedTuple):
 
 def instructions(isa: ISA) -> list[Instruction]:
     """List what an instruction set multiplies with: also what it could, and what came before."""
-    names = {isa.instructions["f32"], isa.instructions["u8s8"], isa.instructions["bf16"]}
-    if isa.name != "generic":
-        names.add("vpmaddubsw")
+    before = {"generic": (), "amx": ("vpmaddubsw", "vpdpbusd", "vdpbf16ps")}
+    names = {*isa.instructions.values(), *before.get(isa.name, ("vpmaddubsw",))}
     return [i for i in INSTRUCTIONS if i.name in names]
 
 
@@ -191,7 +190,7 @@ def best_instruction(precision: str, isa: ISA | None = None) -> Instruction:
     wanted = "fp32" if precision == "int8-simulated" else precision
     found = [i for i in instructions(isa) if i.precision == wanted]
     found = found or [i for i in instructions(isa) if i.precision == "fp32"]
-    return max(found, key=lambda i: (i.name == "vpdpbusd", i.name == "vpmaddubsw"))
+    return max(found, key=lambda i: (i.products, i.name == "vpdpbusd", i.name == "vpmaddubsw"))
 
 
 def peak(precision: str) -> Peak:

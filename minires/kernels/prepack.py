@@ -19,7 +19,9 @@ def aligned(shape: Shape, dtype: np.typing.DTypeLike, fill: float = 0) -> Array:
     return array
 
 
-def prepack(weight: Array, kernel: int, in_c: int, group: int, columns: int) -> Array:
+def prepack(
+    weight: Array, kernel: int, in_c: int, group: int, columns: int, at_once: int = 1
+) -> Array:
     """Cut weights into panels, `columns` output channels wide, read from front to back.
 
     Parameters
@@ -31,10 +33,11 @@ def prepack(weight: Array, kernel: int, in_c: int, group: int, columns: int) -> 
     in_c : int
         Channels as they lie in memory: weights of further ones than there are, are zero.
     group : int
-        Values that share 32 bits: 1 float32, 2 bfloat16 or 4 s8. Runs are filled up with zeros to
-        a multiple of it, and their number to a multiple of `columns`.
+        Values that share 32 bits: 1 float32, 2 bfloat16 or 4 s8.
     columns : int
-        NR, the microkernel's.
+        NR, the microkernel's: output channels are filled up with zeros to a multiple of it.
+    at_once : int
+        Groups that the microkernel multiplies at once: runs are filled up to a multiple of these.
 
     Returns
     -------
@@ -45,7 +48,7 @@ def prepack(weight: Array, kernel: int, in_c: int, group: int, columns: int) -> 
     taps = weight.reshape(n, kernel, kernel, channels)
     panels = -(-n // columns)
     taps = _fill_up(taps, (panels * columns, kernel, kernel, in_c))
-    groups = -(-kernel * in_c // group)
+    groups = -(-kernel * in_c // (group * at_once)) * at_once
     runs = _fill_up(taps.reshape(-1, kernel, kernel * in_c), (len(taps), kernel, groups * group))
     words = runs.view(np.uint32).reshape(panels, columns, kernel * groups)
     packed = aligned((panels, kernel * groups, columns), np.uint32)

@@ -9,9 +9,15 @@ All types share one shape: a lane of 32 bits holds one float32, two bfloat16 or 
 along K, a tile loads 32 bits from each of its rows into all lanes of a vector, and multiplies
 that by a vector of weights, 32 bits for each column. What differs is `MULTIPLY_ADD`: how many
 products one instruction makes of it.
+
+AMX has matrix registers beside the vectors: one instruction takes 16 rows of the tile, 16 groups of
+32 bits along K and 16 columns. What is multiplied comes from the same panels and pixels.
 """
 
+import ctypes
+import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -42,11 +48,22 @@ class ISA(NamedTuple):
 
 AVX2 = frozenset({"avx2", "fma"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+AMX = AVX512 | {"avx512vnni", "avx512bf16", "amx-tile", "amx-int8", "amx-bf16"}
 # 32 vector registers hold 6 x 4 sums, 4 vectors of weights and a broadcast; 16 hold 6 x 2 sums,
 # or 4 x 2 where a multiplication needs copies of its operands. MR * NR is the work, MR + NR the
 # loads: the squarer the tile, the fewer loads to a product.
 WIDE, NARROW, LOW = (6, 4), (6, 2), (4, 2)
+# AMX has eight registers of 16 rows by 64 bytes: 2 x 2 hold sums, the others what is multiplied.
+HEIGHT = 16  # rows of a matrix register, and 32-bit groups along K that one instruction takes
+MATRIX = (2 * HEIGHT, 2)
 ISAS = [
+    ISA(
+        "amx",
+        AMX,
+        16,
+        {"f32": "fma", "bf16": "tdpbf16ps", "u8s8": "tdpbusd"},
+        {"f32": WIDE, "bf16": MATRIX, "u8s8": MATRIX},
+    ),
     ISA(
         "avx512bf16",
         AVX512 | {"avx512vnni", "avx512bf16"},
@@ -108,11 +125,22 @@ def _present(features: str) -> set[str]:
     return {word[1:] for word in features.split(",") if word[:1] == "+"}
 
 
+@functools.cache
+def _may_use_amx() -> bool:
+    """Ask Linux for the matrix registers, which it saves only for processes that asked."""
+    if not sys.platform.startswith("linux"):
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+
+
 def available_isas() -> list[ISA]:
     """List what this CPU has and Numba compiles for: the best first, those for study last."""
     features = _present(get_host_cpu_features())  # as Numba has it: AVX only where it trusts it
     if config.CPU_FEATURES is not None:  # restricted by NUMBA_CPU_FEATURES or NUMBA_CPU_NAME
         features &= _present(config.CPU_FEATURES)
+    if "amx-tile" in features and not _may_use_amx():
+        features.remove("amx-tile")
     return [isa for isa in ISAS if isa.features <= features]
 
 
@@ -266,6 +294,15 @@ def _bytes(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
         w = builder.ashr(builder.shl(b, left), right)
         acc = builder.add(acc, builder.mul(x, w))
     return acc
+
+
+# C += A * B for whole matrix registers, which LLVM knows by number: nothing is returned.
+MULTIPLY_TILES = {"tdpbusd": "llvm.x86.tdpbusd", "tdpbf16ps": "llvm.x86.tdpbf16ps"}
+
+
+def groups_at_once(instruction: str) -> int:
+    """Count the 32-bit groups along K that one instruction multiplies."""
+    return HEIGHT if instruction in MULTIPLY_TILES else 1
 
 
 MULTIPLY_ADD: dict[str, Callable[..., Value]] = {
@@ -430,7 +467,8 @@ def microkernel(
     spec : str literal
         Instruction, epilogue, lanes, rows and vectors, between slashes.
     x, x_offsets : int64
-        Address of the activations; of MR int32, in bytes: where each row's first tap lies.
+        Address of the activations; of MR int32, in bytes: where each row's first tap lies. For a
+        matrix instruction 16 rows each lie a fixed stride apart, the same for all.
     w : int64
         Address of the panel: for each group along K, 32 bits for each of NR columns.
     taps, groups, tap_stride : int64
@@ -441,7 +479,8 @@ def microkernel(
     residual : int64
         Address of a tensor laid out as y, or 0.
     y, y_offsets : int64
-        Address of the output; of MR int32, in elements: where each row's first column goes.
+        Address of the output; of MR int32, in elements: where each row's first column goes. For a
+        matrix instruction a row that is below 0 is not written.
     scalars : tuple
         As `SCALARS`.
     """
@@ -450,51 +489,36 @@ def microkernel(
     kinds = [types.int64] * 11 + [scalars]
 
     def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:
-        _tile(
-            builder, MULTIPLY_ADD[instruction], EPILOGUES[epilogue], lanes, rows, vectors,
-            *arguments[1:],
-        )  # fmt: skip
+        _tile(builder, instruction, EPILOGUES[epilogue], lanes, rows, vectors, *arguments[1:])
         return context.get_dummy_value()
 
     return types.none(spec, *kinds), codegen
 
 
+def _load(builder: Builder, address: Value, kind: Any) -> Value:
+    return builder.load(builder.inttoptr(address, POINTER), align=1, typ=kind)
+
+
+def _after(builder: Builder, address: Value, count: int) -> Value:
+    return builder.add(address, I64(count))
+
+
+def _offset(builder: Builder, table: Value, row: int) -> Value:
+    return builder.sext(_load(builder, _after(builder, table, 4 * row), I32), I64)
+
+
 def _tile(
-    builder: Builder, multiply_add: Callable[..., Value], epilogue: Epilogue, lanes: int, rows: int,
-    vectors: int, x: Value, x_offsets: Value, w: Value, taps: Value, groups: Value,
-    tap_stride: Value, bias: Value, m: Value, residual: Value, y: Value, y_offsets: Value,
-    scalars: Value,
+    builder: Builder, instruction: str, epilogue: Epilogue, lanes: int, rows: int, vectors: int,
+    x: Value, x_offsets: Value, w: Value, taps: Value, groups: Value, tap_stride: Value,
+    bias: Value, m: Value, residual: Value, y: Value, y_offsets: Value, scalars: Value,
 ) -> None:  # fmt: skip
-    def load(address: Value, kind: Any) -> Value:
-        return builder.load(builder.inttoptr(address, POINTER), align=1, typ=kind)
-
-    def after(address: Value, count: int) -> Value:
-        return builder.add(address, I64(count))
-
-    def offset(table: Value, row: int) -> Value:
-        return builder.sext(load(after(table, 4 * row), I32), I64)
-
-    bits, places = ir.VectorType(I32, lanes), range(vectors)
-    sums = ir.VectorType(epilogue.bias, lanes)
-
-    def step(panel: Value, at: Value, *acc: Value) -> list[Value]:
-        columns = [load(after(panel, 4 * lanes * v), bits) for v in places]
-        following = []
-        for row in range(rows):
-            a = _splat(builder, load(builder.add(bases[row], at), I32), lanes)
-            for v in places:
-                following.append(multiply_add(builder, acc[row * vectors + v], a, columns[v]))
-        return [after(panel, 4 * lanes * vectors), after(at, 4), *following]
-
-    def tap(panel: Value, start: Value, *acc: Value) -> list[Value]:
-        panel, _, *acc = _loop(builder, groups, [panel, start, *acc], step)
-        return [panel, builder.add(start, tap_stride), *acc]
-
-    bases = [builder.add(x, offset(x_offsets, row)) for row in range(rows)]
-    begin = [_constant(sums, 0)] * vectors
-    if epilogue.bias_first:
-        begin = [load(after(bias, 4 * lanes * v), sums) for v in places]
-    _, _, *acc = _loop(builder, taps, [w, I64(0), *begin * rows], tap)
+    places, sums = range(vectors), ir.VectorType(epilogue.bias, lanes)
+    matrix = instruction in MULTIPLY_TILES
+    operands = x, x_offsets, w, taps, groups, tap_stride, bias if epilogue.bias_first else None
+    if matrix:
+        memory = _sums_in_memory(builder, instruction, rows, vectors, *operands)
+    else:
+        acc = _sums(builder, MULTIPLY_ADD[instruction], sums, rows, vectors, *operands)
 
     fields = (builder.extract_value(scalars, i) for i in range(len(SCALARS)))
     known = {
@@ -502,30 +526,166 @@ def _tile(
     }
     columns = [
         Columns(
-            load(after(bias, 4 * lanes * v), sums),
-            load(after(m, 4 * lanes * v), ir.VectorType(F32, lanes)),
+            _load(builder, _after(builder, bias, 4 * lanes * v), sums),
+            _load(builder, _after(builder, m, 4 * lanes * v), ir.VectorType(F32, lanes)),
             known,
         )
         for v in places
     ]
+
+    def finish(start: Value, totals: list[Value], there: bool) -> None:
+        """Bring a row of sums to where the output has it."""
+        for v, total in zip(places, totals, strict=True):
+            place = _after(builder, start, lanes * v)
+            shortcut = None
+            if there:
+                kind = ir.VectorType(epilogue.residual, lanes)
+                size = I64(kind.element.width // 8 if kind.element != F32 else 4)
+                at = builder.add(residual, builder.mul(place, size))
+                shortcut = _load(builder, at, kind)
+            value = epilogue.run(builder, total, columns[v], shortcut)
+            element = value.type.element
+            size = I64(4 if element == F32 else element.width // 8)
+            at = builder.add(y, builder.mul(place, size))
+            builder.store(value, builder.inttoptr(at, POINTER), align=1)
+
+    def finish_from_memory(there: bool) -> Callable[..., list[Value]]:
+        def row(table: Value, at: Value) -> list[Value]:
+            start = _offset(builder, table, 0)
+            with builder.if_then(builder.icmp_signed(">=", start, I64(0))):
+                totals = [_load(builder, _after(builder, at, 4 * lanes * v), sums) for v in places]
+                finish(start, totals, there)
+            return [_after(builder, table, 4), _after(builder, at, 4 * lanes * vectors)]
+
+        return row
+
     # Whether there is a residual is asked once, outside of everything that is unrolled.
     with builder.if_else(builder.icmp_signed("!=", residual, I64(0))) as branches:
         for branch, there in zip(branches, (True, False), strict=True):
             with branch:
-                for i, total in enumerate(acc):
-                    row, v = divmod(i, vectors)
-                    place = builder.add(offset(y_offsets, row), I64(lanes * v))
-                    shortcut = None
-                    if there:
-                        kind = ir.VectorType(epilogue.residual, lanes)
-                        size = I64(kind.element.width // 8 if kind.element != F32 else 4)
-                        at = builder.add(residual, builder.mul(place, size))
-                        shortcut = load(at, kind)
-                    value = epilogue.run(builder, total, columns[v], shortcut)
-                    element = value.type.element
-                    size = I64(4 if element == F32 else element.width // 8)
-                    at = builder.add(y, builder.mul(place, size))
-                    builder.store(value, builder.inttoptr(at, POINTER), align=1)
+                if matrix:
+                    _loop(builder, I64(rows), [y_offsets, memory], finish_from_memory(there))
+                    continue
+                for row in range(rows):
+                    totals = acc[row * vectors : (row + 1) * vectors]
+                    finish(_offset(builder, y_offsets, row), totals, there)
+
+
+def _sums(
+    builder: Builder, multiply_add: Callable[..., Value], kind: Any, rows: int, vectors: int,
+    x: Value, x_offsets: Value, w: Value, taps: Value, groups: Value, tap_stride: Value,
+    first: Value | None,
+) -> list[Value]:  # fmt: skip
+    """Sum up a tile in vectors, row by row."""
+    lanes, places = kind.count, range(vectors)
+    bits = ir.VectorType(I32, lanes)
+
+    def step(panel: Value, at: Value, *acc: Value) -> list[Value]:
+        columns = [_load(builder, _after(builder, panel, 4 * lanes * v), bits) for v in places]
+        following = []
+        for row in range(rows):
+            a = _splat(builder, _load(builder, builder.add(bases[row], at), I32), lanes)
+            for v in places:
+                following.append(multiply_add(builder, acc[row * vectors + v], a, columns[v]))
+        return [
+            _after(builder, panel, 4 * lanes * vectors),
+            _after(builder, at, 4),
+            *following,
+        ]
+
+    def tap(panel: Value, start: Value, *acc: Value) -> list[Value]:
+        panel, _, *acc = _loop(builder, groups, [panel, start, *acc], step)
+        return [panel, builder.add(start, tap_stride), *acc]
+
+    bases = [builder.add(x, _offset(builder, x_offsets, row)) for row in range(rows)]
+    begin = [_constant(kind, 0)] * vectors
+    if first is not None:
+        begin = [_load(builder, _after(builder, first, 4 * lanes * v), kind) for v in places]
+    return _loop(builder, taps, [w, I64(0), *begin * rows], tap)[2:]
+
+
+def _sums_in_memory(
+    builder: Builder, instruction: str, rows: int, vectors: int, x: Value, x_offsets: Value,
+    w: Value, taps: Value, groups: Value, tap_stride: Value, first: Value | None,
+) -> Value:  # fmt: skip
+    """Sum up a tile in matrix registers, and store it: row by row, at the address returned."""
+    row_bytes, tops = 64 * vectors, range(rows // HEIGHT)
+    sums = [(top, v, I8(top * vectors + v)) for top in tops for v in range(vectors)]
+    of_x = [I8(len(sums) + top) for top in tops]
+    of_w = [I8(len(sums) + len(tops) + v) for v in range(vectors)]
+
+    def step(panel: Value, at: Value) -> list[Value]:
+        for register, base in zip(of_x, bases, strict=True):
+            _load_tile(builder, register, builder.add(base, at), stride)
+        for v, register in enumerate(of_w):
+            _load_tile(builder, register, _after(builder, panel, 64 * v), I64(row_bytes))
+        for top, v, register in sums:
+            name = MULTIPLY_TILES[instruction]
+            _call(builder, name, ir.VoidType(), register, of_x[top], of_w[v])
+        return [_after(builder, panel, HEIGHT * row_bytes), _after(builder, at, 64)]
+
+    def tap(panel: Value, start: Value) -> list[Value]:
+        panel, _ = _loop(builder, steps, [panel, start], step)
+        return [panel, builder.add(start, tap_stride)]
+
+    offsets = [_offset(builder, x_offsets, HEIGHT * top) for top in tops]
+    bases = [builder.add(x, offset) for offset in offsets]
+    stride = builder.sub(_offset(builder, x_offsets, 1), offsets[0])
+    steps = builder.lshr(groups, I64(HEIGHT.bit_length() - 1))
+    for _, v, register in sums:
+        if first is None:
+            _call(builder, "llvm.x86.tilezero", ir.VoidType(), register)
+        else:
+            # The same row 16 times.
+            _load_tile(builder, register, _after(builder, first, 64 * v), I64(0))
+    _loop(builder, taps, [w, I64(0)], tap)
+    with builder.goto_entry_block():
+        memory = builder.alloca(ir.ArrayType(I8, rows * row_bytes))
+        memory.align = 64
+    start = builder.ptrtoint(memory, I64)
+    for top, v, register in sums:
+        at = builder.inttoptr(_after(builder, start, top * HEIGHT * row_bytes + 64 * v), POINTER)
+        _call(builder, "llvm.x86.tilestored64", ir.VoidType(), register, at, I64(row_bytes))
+    return start
+
+
+def _load_tile(builder: Builder, register: Value, address: Value, stride: Value) -> None:
+    place = builder.inttoptr(address, POINTER)
+    _call(builder, "llvm.x86.tileloadd64", ir.VoidType(), register, place, stride)
+
+
+@intrinsic(prefer_literal=True)
+def tile_registers(_: Any, spec: Any, use: Any) -> Any:
+    """Lay out the matrix registers before a thread's first tile, and give them up after its last.
+
+    Parameters
+    ----------
+    spec : str literal
+        As for `microkernel`; where its instruction has no use for them, nothing is done.
+    use : bool literal
+        Whether they are to be used, or no longer.
+    """
+    instruction, _, _ = spec.literal_value.partition("/")
+
+    def codegen(context: Any, builder: Builder, _: Any, __: Any) -> Value:
+        if instruction in MULTIPLY_TILES:
+            _tile_registers(builder, use.literal_value)
+        return context.get_dummy_value()
+
+    return types.none(spec, use), codegen
+
+
+def _tile_registers(builder: Builder, use: bool) -> None:
+    if not use:
+        _call(builder, "llvm.x86.tilerelease", ir.VoidType())
+        return
+    # Palette 1; from byte 16 on the bytes of a row, eight times, from byte 48 on the rows.
+    layout = [1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [HEIGHT] * 8 + [0] * 8
+    constant = ir.Constant(ir.ArrayType(I8, 64), bytearray(layout))
+    with builder.goto_entry_block():
+        memory = builder.alloca(constant.type)
+    builder.store(constant, memory)
+    _call(builder, "llvm.x86.ldtilecfg", ir.VoidType(), memory)
 
 
 CHAIN = 16  # instructions, each of which waits for the one before and takes one cycle
@@ -556,6 +716,8 @@ def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
         How often each sum is added to.
     """
     instruction, lanes, sums = spec.literal_value.split("/")
+    if instruction in MULTIPLY_TILES:
+        return types.none(spec, types.int64, types.int64), _spin_tiles(instruction, int(sums))
     multiply_add = _chain if instruction == "chain" else MULTIPLY_ADD[instruction]
     bits = I64 if instruction == "chain" else ir.VectorType(I32, int(lanes))
     kind = ir.VectorType(F32, int(lanes)) if instruction in FLOATS else bits
@@ -587,6 +749,28 @@ def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
     return types.none(spec, types.int64, types.int64), codegen
 
 
+def _spin_tiles(instruction: str, sums: int) -> Callable[..., Value]:
+    """Make the same of matrix registers, each row of which is one of the vectors."""
+    registers = [I8(i) for i in range(sums + 2)]
+
+    def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:
+        _tile_registers(builder, True)
+        for i, register in enumerate(registers):
+            place = builder.add(arguments[1], I64(64 * (i % 2)))
+            _load_tile(builder, register, place, I64(0))
+
+        def body() -> list[Value]:
+            for total in registers[:sums]:
+                _call(builder, MULTIPLY_TILES[instruction], ir.VoidType(), total, *registers[sums:])
+            return []
+
+        _loop(builder, arguments[2], [], body)
+        _tile_registers(builder, False)
+        return context.get_dummy_value()
+
+    return codegen
+
+
 def assembly(spec: str, isa: ISA) -> str:
     """Show what LLVM makes of a microkernel, for a CPU that need not be this one.
 
@@ -611,7 +795,7 @@ def assembly(spec: str, isa: ISA) -> str:
     function = ir.Function(module, kind, "tile")
     builder = ir.IRBuilder(function.append_basic_block())
     tile = tuple(map(int, numbers[:3]))
-    _tile(builder, MULTIPLY_ADD[instruction], EPILOGUES[epilogue], *tile, *function.args)
+    _tile(builder, instruction, EPILOGUES[epilogue], *tile, *function.args)
     builder.ret_void()
     module.triple = "x86_64-unknown-linux-gnu"
     features = ",".join(f"+{name}" for name in sorted(isa.features))

@@ -33,6 +33,7 @@ WANTED = {
     "vpmaddubsw": "avx2",
     "vdpbf16ps": "avx512bf16",
     "vpdpbusd": "avx512vnni or avxvnni",
+    "tdpbusd": "amx",
 }
 
 
@@ -160,7 +161,7 @@ def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
         rate = f"{p.likely_rate:.3g}" if p.likely_rate else "no likely number (busy, throttled?)"
         arithmetic.append(
             f"  {p.instruction.name}: {p.lanes} lanes x {p.instruction.products} x 2 x {rate} "
-            f"a cycle (measured: {p.rate:.2f}) x {p.clock:.2f} GHz"
+            f"a cycle (measured: {p.rate:.3g}) x {p.clock:.2f} GHz"
         )
     absent = WANTED.keys() - {p.instruction.name for p in peaks}
     missing = [

@@ -1,10 +1,10 @@
 """Where the 4x goes: from a quarter of FP32's time to INT8's, part by part.
 
-INT8's peak is at most four times FP32's, so a part that keeps all of it takes a quarter of its
-FP32 time. What it takes beyond that is a bar of the waterfall, and the bars add up to
-T_int8 - T_fp32 / 4 exactly. A negative bar is a part that gains more than four times, as one may
-that fits a cache in INT8 alone. Why the convolutions exceed their quarter is measured apart, by
-ablation: the same layers without what is in question.
+By vector instructions INT8's peak is at most four times FP32's, so a part that keeps all of it
+takes a quarter of its FP32 time. What it takes beyond that is a bar of the waterfall, and the bars
+add up to T_int8 - T_fp32 / 4 exactly. A negative bar is a part that gains more than four times: it
+fits a cache in INT8 alone, or the CPU has AMX. Why the convolutions exceed their quarter is
+measured apart, by ablation: the same layers without what is in question.
 """
 
 import os

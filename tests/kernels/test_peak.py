@@ -15,7 +15,7 @@ from minires.kernels.peak import (
     measure_bandwidths,
     measure_peak,
 )
-from minires.kernels.simd import ISA, ISAS, MULTIPLY_ADD, available_isas
+from minires.kernels.simd import ISA, ISAS, MULTIPLY_ADD, MULTIPLY_TILES, available_isas
 
 LISTING = """
 run:
@@ -72,12 +72,13 @@ def test_the_arithmetic_is_lanes_products_rate_and_clock() -> None:
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_each_instruction_set_has_a_peak_for_each_precision(isa: ISA) -> None:
     best = {p: best_instruction(p, isa).name for p in ("fp32", "bf16", "int8", "int8-simulated")}
-    assert set(best.values()) <= set(MULTIPLY_ADD)
+    assert set(best.values()) <= MULTIPLY_ADD.keys() | MULTIPLY_TILES.keys()
     assert best["int8-simulated"] == best["fp32"] == isa.instructions["f32"]
-    if isa.instructions["u8s8"] == "vpdpbusd":
-        assert best["int8"] == "vpdpbusd"
+    if isa.instructions["u8s8"] in ("vpdpbusd", "tdpbusd"):
+        assert best["int8"] == isa.instructions["u8s8"]
         assert "vpmaddubsw" in [i.name for i in instructions(isa)]  # what came before, beside it
-    assert best["bf16"] == ("vdpbf16ps" if isa.name == "avx512bf16" else best["fp32"])
+    of_its_own = isa.name in ("avx512bf16", "amx")
+    assert best["bf16"] == (isa.instructions["bf16"] if of_its_own else best["fp32"])
 
 
 def test_each_level_of_the_memory_is_read() -> None:

@@ -6,17 +6,27 @@ import pytest
 from minires.kernels.prepack import ALIGNMENT, SLACK, aligned, prepack
 
 
-@pytest.mark.parametrize(("group", "dtype"), [(1, np.float32), (2, np.int16), (4, np.int8)])
+@pytest.mark.parametrize(
+    ("group", "dtype", "at_once"),
+    [(1, np.float32, 1), (2, np.int16, 1), (2, np.int16, 16), (4, np.int8, 1), (4, np.int8, 16)],
+)
 @pytest.mark.parametrize(
     ("n", "kernel", "channels", "in_c", "columns"),
     [(16, 1, 8, 8, 16), (17, 1, 5, 16, 8), (5, 3, 3, 3, 16), (40, 3, 6, 16, 32), (1, 7, 3, 3, 8)],
 )
 def test_each_weight_is_where_it_is_read(
-    n: int, kernel: int, channels: int, in_c: int, columns: int, group: int, dtype: type
+    n: int,
+    kernel: int,
+    channels: int,
+    in_c: int,
+    columns: int,
+    group: int,
+    dtype: type,
+    at_once: int,
 ) -> None:
     weight = np.arange(1, n * kernel**2 * channels + 1).astype(dtype).reshape(n, -1)
-    packed = prepack(weight, kernel, in_c, group, columns)
-    groups = -(-kernel * in_c // group)
+    packed = prepack(weight, kernel, in_c, group, columns, at_once)
+    groups = -(-kernel * in_c // (group * at_once)) * at_once
     assert packed.shape == (-(-n // columns), kernel * groups, columns, group)
     assert packed.dtype == dtype
     assert packed.ctypes.data % ALIGNMENT == 0

@@ -11,8 +11,17 @@ from numba import njit
 from minires.errors import MiniresError
 from minires.kernels import simd
 from minires.kernels.prepack import aligned, prepack
-from minires.kernels.simd import ISAS, assembly, available_isas, choose_isa, larger, microkernel
-from minires.reference import gemm_u8s8_ref, requantize_ref
+from minires.kernels.simd import (
+    ISAS,
+    assembly,
+    available_isas,
+    choose_isa,
+    groups_at_once,
+    larger,
+    microkernel,
+    tile_registers,
+)
+from minires.reference import gemm_u8s8_ref, requantize_ref, round_bf16_ref
 from tests.comparing import assert_close, assert_same, gemm_bound
 from tests.seeded_weights import uniform
 
@@ -27,6 +36,8 @@ NEEDS = {  # of the instructions that not every x86 has
     "fma of halves": {"avx2"},
     "vpdpbusd": {"avx512vnni", "avxvnni"},
     "vdpbf16ps": {"avx512bf16"},
+    "tdpbusd": {"amx"},
+    "tdpbf16ps": {"amx"},
 }
 
 
@@ -39,15 +50,17 @@ def skip_without(instruction: str, lanes: int) -> None:
 
 def run_tile(
     instruction: str, epilogue: str, lanes: int, rows: int, vectors: int, x: Array, w: Array,
-    bias: Array, m: Array, y: Array, residual: Array | None = None, **scalars: float,
+    bias: Array, m: Array, y: Array, residual: Array | None = None,
+    places: Array | None = None, **scalars: float,
 ) -> Array:  # fmt: skip
     """Compute (rows, K) by (NR, K) in one tile."""
     spec = f"{instruction}/{epilogue}/{lanes}/{rows}/{vectors}"
-    packed = prepack(w, 1, w.shape[1], 4 // w.itemsize, lanes * vectors)
-    memory = aligned(x.shape, x.dtype)
-    memory[...] = x
-    x_offsets = (np.arange(rows) * x.strides[0]).astype(np.int32)
-    y_offsets = (np.arange(rows) * y.shape[1]).astype(np.int32)
+    group = 4 // w.itemsize
+    packed = prepack(w, 1, w.shape[1], group, lanes * vectors, groups_at_once(instruction))
+    memory = aligned((rows, packed.shape[1] * group), x.dtype)
+    memory[:, : x.shape[1]] = x
+    x_offsets = (np.arange(rows) * memory.strides[0]).astype(np.int32)
+    y_offsets = (np.arange(rows) * y.shape[1] if places is None else places).astype(np.int32)
     given = [scalars.get(name, 0) for name in simd.SCALARS]
     f, i = np.float32, np.int32
     packs = (f(given[0]), i(given[1]), f(given[2]), f(given[3]), i(given[4]), f(given[5]))
@@ -55,7 +68,9 @@ def run_tile(
     @njit
     def run(*addresses: int) -> None:
         x, xo, w, groups, bias, m, residual, y, yo = addresses
+        tile_registers(spec, True)
         microkernel(spec, x, xo, w, 1, groups, 0, bias, m, residual, y, yo, packs)
+        tile_registers(spec, False)
 
     arrays = [memory, x_offsets, packed, bias, m, residual, y, y_offsets]
     places = [0 if array is None else array.ctypes.data for array in arrays]
@@ -65,12 +80,14 @@ def run_tile(
 
 WIDTHS = [(4, 4, 2), (8, 6, 2), (16, 6, 4), (16, 1, 1)]  # lanes, rows, vectors
 EXACT = ["mul, add of bytes", "vpmaddwd", "vpmaddubsw, split", "vpdpbusd"]
+MATRICES = [(16, 32, 2), (16, 16, 1), (16, 16, 3)]
+CASES = [(name, *width) for name in EXACT for width in WIDTHS]
+CASES += [("tdpbusd", *width) for width in MATRICES]
 
 
 @pytest.mark.parametrize("kind", ["any", "extremes"])
 @pytest.mark.parametrize("K", [4, 64, 100])
-@pytest.mark.parametrize(("lanes", "rows", "vectors"), WIDTHS)
-@pytest.mark.parametrize("instruction", EXACT)
+@pytest.mark.parametrize(("instruction", "lanes", "rows", "vectors"), CASES)
 def test_int8_instructions_are_exact(
     instruction: str, lanes: int, rows: int, vectors: int, K: int, kind: str
 ) -> None:
@@ -86,6 +103,33 @@ def test_int8_instructions_are_exact(
     zeros = np.zeros(len(w), np.int32)
     run_tile(instruction, "store", lanes, rows, vectors, x, w, zeros, zeros, y)
     assert_same(y, gemm_u8s8_ref(x, w.T))
+
+
+@pytest.mark.parametrize(("lanes", "rows", "vectors"), MATRICES)
+def test_a_matrix_instruction_sums_bfloat16_within_its_bound(
+    lanes: int, rows: int, vectors: int
+) -> None:
+    skip_without("tdpbf16ps", lanes)
+    x, w = (
+        round_bf16_ref(uniform(-1, 1, (n, 77), seed))
+        for n, seed in [(rows, 1), (lanes * vectors, 2)]
+    )
+    bits = [(a.view(np.int32) >> 16).astype(np.int16) for a in (x, w)]
+    bias, y = uniform(-1, 1, (len(w),), 3), np.zeros((rows, len(w)), np.float32)
+    infinite = {"low": -np.inf, "high": np.inf}
+    run_tile("tdpbf16ps", "activate", lanes, rows, vectors, *bits, bias, bias, y, **infinite)
+    exact = x.astype(np.float64) @ w.T + bias
+    magnitude = np.abs(x.astype(np.float64)) @ np.abs(w.T) + np.abs(bias)
+    assert_close(y, exact, gemm_bound(80, magnitude))
+
+
+def test_a_row_that_is_none_is_not_written() -> None:
+    skip_without("tdpbusd", 16)
+    x, w = np.ones((16, 4), np.uint8), np.ones((16, 4), np.int8)
+    y, zeros = np.zeros((16, 16), np.int32), np.zeros(16, np.int32)
+    places = np.where(np.arange(16) % 3 == 1, np.arange(16) * 16, -1)
+    run_tile("tdpbusd", "store", 16, 16, 1, x, w, zeros, zeros, y, places=places)
+    assert_same(y, np.where(places >= 0, 4, 0).astype(np.int32)[:, None].repeat(16, 1))
 
 
 def test_vpmaddubsw_saturates() -> None:
@@ -156,15 +200,15 @@ def test_larger_is_the_larger(dtype: Any) -> None:
 # What LLVM makes of it
 
 
-def inner_loop(text: str) -> list[str]:
-    """Find the shortest loop: from a label to the jump that goes back to it."""
+def inner_loop(text: str, mnemonic: str) -> list[str]:
+    """Find the shortest loop that has it: from a label to the jump that goes back to it."""
     lines = text.splitlines()
     loops = []
     for end, line in enumerate(lines):
         if jump := re.match(r"\s+j\w+\s+(\.LBB\d+_\d+)$", line):
             starts = [i for i, other in enumerate(lines[:end]) if other.startswith(jump[1] + ":")]
             loops += [lines[start:end] for start in starts]
-    return min(loops, key=len)
+    return min((loop for loop in loops if mnemonic in "".join(loop)), key=len)
 
 
 MNEMONICS = {
@@ -174,6 +218,8 @@ MNEMONICS = {
     "vpdpbusd": "vpdpbusd",
     "vpmaddwd": "vpmaddwd",
     "vpmaddubsw, split": "vpmaddubsw",
+    "tdpbf16ps": "tdpbf16ps",
+    "tdpbusd": "tdpbusd",
 }
 EPILOGUE = {"f32": "activate", "bf16": "activate, bf16", "u8s8": "requantize"}
 
@@ -184,7 +230,11 @@ def test_llvm_makes_the_instruction_of_it_and_spills_no_sum(name: str, kind: str
     isa = ISA[name]
     instruction, (rows, vectors) = isa.instructions[kind], isa.tiles[kind]
     spec = f"{instruction}/{EPILOGUE[kind]}/{isa.lanes}/{rows}/{vectors}"
-    loop = inner_loop(assembly(spec, isa))
+    loop = inner_loop(assembly(spec, isa), MNEMONICS[instruction])
+    if groups_at_once(instruction) > 1:  # its sums are in registers by number
+        assert sum(instruction in line for line in loop) == 4
+        assert sum("tileloadd" in line for line in loop) == 4
+        return
     register = "%zmm" if isa.lanes == 16 else "%ymm"
     made = [line for line in loop if MNEMONICS[instruction] in line and register in line]
     per_lane = 2 if instruction in ("vpmaddwd", "fma of halves", "vpmaddubsw, split") else 1
