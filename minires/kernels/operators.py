@@ -18,17 +18,18 @@ from numba import carray, from_dtype, njit, prange, types
 from numba.extending import overload
 
 from minires.errors import MiniresError
-from minires.kernels.simd import ISA, ISAS, larger, microkernel, pointer, tile_registers
+from minires.kernels.simd import ISA, ISAS, larger, microkernel, pointer, ticks, tile_registers
 
 # One fused operator, ready to run. Addresses and counts in int64; strides of rows and images in
-# bytes, a convolution's in pixels; of the offsets, x's in bytes and y's in elements.
+# bytes, a convolution's in pixels; of the offsets, x's in bytes and y's in elements. When it was
+# run last is for the profiler, in ticks.
 STEP = np.dtype(
     [
         (name, kind)
         for kind, names in {
             "i8": "op x y batch in_h in_w out_h out_w channels kernel stride x_row y_row x_image "
             "y_image x_offsets y_offsets rows block panels w taps groups tap_stride panel_bytes "
-            "bias m residual",
+            "bias m residual began ended",
             "f4": "m_residual low high scale average",
             "i4": "residual_zero_point zero_point x_zero_point",
         }.items()
@@ -161,8 +162,10 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
 
     def execute(program: Any, first: int, last: int, threads: int) -> None:
         for i in range(first, last):
+            program[i].began = ticks()
             for share in prange(threads):
                 run_share(spec, program[i], share, threads)
+            program[i].ended = ticks()
 
     try:
         return compile_cached(_name_apart(execute, spec), signature, parallel=True)

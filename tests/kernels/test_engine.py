@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,24 @@ def test_outputs_are_the_callers_own() -> None:
     assert_same(y, kept)
     for output, copy in steps:
         assert_same(output, copy)
+
+
+def test_the_record_has_each_step_in_the_time_of_the_call() -> None:
+    """What is noted in between are ticks; in seconds they follow each other, part by part."""
+    model, x = model_of("int8"), seeded_input((4, 3, 64, 64))
+    engine, seen = Engine(model.layers, model.params, "int8"), []
+    expected = engine(x)
+    before = time.perf_counter()
+    y = engine(x, lambda *what: seen.append(what))
+    after = time.perf_counter()
+    assert_same(y, expected)
+    assert [layer for layer, *_ in seen] == model.layers
+    assert {what[1:3] for what in seen} == {(x.shape, 0)}
+    times = np.array([what[3:] for what in seen]).ravel()
+    assert before < times[0]
+    assert times[-1] < after
+    assert np.all(np.diff(times) >= 0)
+    assert np.diff(times)[::2].sum() > np.diff(times)[1::2].sum(), "more in between than in steps"
 
 
 def test_several_threads_may_call_one_network() -> None:
