@@ -1,10 +1,11 @@
-"""Hold what comes with minires to photographs: 55% have to be right, in FP32 and in INT8.
+"""Hold what comes with minires to photographs, in FP32 and in INT8.
 
     python .ci/photographs.py IMAGENET_SAMPLE
 
-The photographs are all those of the sample whose ImageNet class is one of CIFAR-10's, as listed
-below: 83. Deer are no class of ImageNet. Guessing would be right on a tenth; the network, which
-knows 32x32 pixels of small pictures, was right on 65% when it was made.
+The photographs are those of the sample whose ImageNet class is one of CIFAR-10's, as listed below:
+83. Deer are no class of ImageNet. Of the first ten, as they come, eight have to be right, and 60%
+of all. Guessing would be right on a tenth; the network, which knows 32x32 pixels of small pictures,
+was right on 70% when it was made.
 """
 
 import sys
@@ -36,12 +37,15 @@ for precision in "fp32", "int8":
     model = minires.resnet50(precision=precision)
     assert model.meta["name"] == "CIFAR10", "this is to run where nothing can be downloaded"
     right: Counter[str] = Counter()
-    for name, file in chosen:
+    early = 0
+    for i, (name, file) in enumerate(chosen):
         answer = minires.classify(folder / file, top=1, model=model)[0]
         right[name] += answer.label == name
+        early += i < 10 and answer.label == name
     counts = Counter(name for name, _ in chosen)
     told = ", ".join(f"{name} {right[name]} of {counts[name]}" for name in counts)
     share = right.total() / len(chosen)
-    print(f"{precision}: {right.total()} of {len(chosen)} are right, {share:.0%}: {told}")
-    failed = failed or not share >= 0.55
+    print(f"{precision}: of the first ten {early} are right, of all {right.total()} of "
+          f"{len(chosen)}, {share:.0%}: {told}")  # fmt: skip
+    failed = failed or not (share >= 0.6 and early >= 8)
 sys.exit(failed)
