@@ -55,8 +55,8 @@ plt.show()
 # Some of the excess is the instruction: without VNNI the peak itself is less than four times
 # FP32's, with AMX it is far more (``MINIRES_ISA=avx512bf16`` does without), and the table's
 # *instruction* line says by how much. The *epilogue* costs more in INT8 and is divided by nothing.
-# *Edges* are rows of tiles beyond the last output pixel. What is left is *unexplained*, and stays
-# on the page as that.
+# *Edges* are rows of tiles that are no output pixel. What is left is *unexplained*, and stays on
+# the page as that.
 #
 # Exercise
 # --------

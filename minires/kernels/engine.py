@@ -15,15 +15,15 @@ import numpy as np
 
 from minires.errors import MiniresError
 from minires.hooks import Record
+from minires.kernels.caches import second_level
 from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
 from minires.kernels.prepack import aligned, prepack
-from minires.kernels.simd import HEIGHT, ISA, ISAS, choose_isa, groups_at_once
+from minires.kernels.simd import HEIGHT, ISA, available_isas, choose_isa, groups_at_once
 from minires.kernels.threads import get_num_threads
 from minires.layers import Array, Int8Params, Layer, Shape
 from minires.reference import QParams, round_bf16_ref
 
-BLOCK = 2**17  # bytes of activations in a block of tiles: they share L2 with a panel of weights
-CACHE = 2**25  # bytes of the activations that are in use: the last cache has some tens of megabytes
+LAST_CACHE = 2**25  # bytes of activations in use: the last cache has some tens of megabytes
 PLANS = 4  # shapes of input whose buffers are kept
 ONE_AT_A_TIME = threading.Lock()  # buffers are shared, and each run takes all threads anyway
 
@@ -91,11 +91,16 @@ class Engine:
     ) -> None:
         self.layers, self.params, self.threads = layers, params, threads
         self.isa, self.form = isa or choose_isa(), FORMATS[precision]
-        if self.isa not in ISAS or (threads is not None and threads < 1):
-            raise MiniresError("an engine wants one of ISAS, and at least one thread")
+        if self.isa not in available_isas() or (threads is not None and threads < 1):
+            raise MiniresError("an engine wants one of available_isas, and at least one thread")
         self.rows, vectors = self.isa.tiles[self.form.kind]
         self.columns = vectors * self.isa.lanes
         self.at_once = groups_at_once(self.isa.instructions[self.form.kind])
+        # A block's activations share L2 with a panel of weights. Matrix instructions outrun that:
+        # these should come from nearby in L1, and from one step to the next they may use L2 alone.
+        self.room_of_block, self.room = second_level() // 4, LAST_CACHE
+        if self.at_once > 1:
+            self.room_of_block, self.room = 2**16, second_level() * (threads or get_num_threads())
         self.execute = compile_network(precision, self.isa.name)
         self.channels = {layer.name: self._channels_of(layer) for layer in layers}
         self.packed = {
@@ -111,7 +116,8 @@ class Engine:
         x : ndarray
             (N, 3, H, W) float32.
         record : callable, optional
-            Told of each step; its shape is that of the images that go through together.
+            Told of each step, when all have run; its shape is that of the images that go through
+            together.
 
         Returns
         -------
@@ -138,13 +144,13 @@ class Engine:
         return logits
 
     def _images_at_once(self, shape: Shape) -> int:
-        """Count the images whose activations stay in the last cache from one step to the next."""
+        """Count the images whose activations stay in a cache from one step to the next."""
         shapes: dict[str, Shape] = {}
         for layer in self.layers:
             x = shapes[layer.inputs[0]] if layer.inputs else (1, *shape[2:], shape[1])
             shapes[layer.name] = layer.output_shape(x)
         size = max(map(math.prod, shapes.values())) * np.dtype(self.form.activation).itemsize
-        return max(1, CACHE // (2 * size))  # one is read while another is written
+        return max(1, self.room // (2 * size))  # one is read while another is written
 
     def run(self, shape: Shape, layer: Layer, *inputs: Array) -> Array:
         """Run one layer, as an operator of layers.py does.
@@ -230,14 +236,15 @@ class Engine:
             vector[: len(values)] = values
         return Packed(w, *vectors)
 
-    def _block(self, rows: int, w: Array) -> int:
+    def _block(self, rows: int, x: Array, w: Array) -> int:
         """Choose how many rows of tiles meet all panels before the next rows do.
 
         Either the activations of a block stay in the cache, and the weights are read once for
         each block; or there is one block, and all activations are read once for each panel.
         """
-        bytes_of_row = 4 * w.shape[1] * self.rows
-        block = min(max(1, BLOCK // bytes_of_row), rows)
+        # Rows of a 3x3 share most of what they read; a 1x1 with a stride reads but a part.
+        bytes_of_row = min(4 * w.shape[1] * self.rows, -(-x.nbytes // rows))
+        block = min(max(1, self.room_of_block // bytes_of_row), rows)
         return block if w.nbytes * -(-rows // block) <= len(w) * rows * bytes_of_row else rows
 
     def _plan(self, shape: Shape) -> Plan:
@@ -275,21 +282,23 @@ class Engine:
         return plan
 
     def _buffer_key(self, layer: Layer, shape: Shape, readers: list[Layer]) -> Any:
-        """Tell what a buffer has to be like: its shape, its padding, and what that holds."""
-        pad = max((r.padding for r in readers if r.inputs[0] == layer.name), default=0)
+        """Tell what a buffer has to be like: shape, padding, what that holds, readers' stride."""
+        multiplied = [r for r in readers if r.inputs[0] == layer.name]
+        pad = max((r.padding for r in multiplied), default=0)
+        stride = max((r.stride for r in multiplied), default=1)
         if any(reader.op == "maxpool" for reader in readers):
             # Never wins. bfloat16 is compared by its bits, as integers: what a ReLU leaves has
             # their order, -0.0 is the least of them.
             fill = -np.inf if self.form.kind == "f32" else np.iinfo(self.form.activation).min
         else:
             fill = layer.qparams.zero_point if self.form.kind == "u8s8" and layer.qparams else 0
-        return shape, pad, fill
+        return shape, pad, fill, stride
 
-    def _allocate(self, layer: Layer, shape: Shape, pad: int, fill: float) -> Buffer:
+    def _allocate(self, layer: Layer, shape: Shape, pad: int, fill: float, stride: int) -> Buffer:
         batch, height, width, channels = shape
         padded = (batch, height + 2 * pad, width + 2 * pad, self.channels[layer.name])
-        # A matrix register is loaded whole: up to 15 rows, two pixels apart, and 63 bytes too far.
-        spare = 2 * HEIGHT * padded[-1] + 64 if self.at_once > 1 else 0
+        # A matrix register is loaded whole: up to 15 rows, and less than 64 bytes of K, too far.
+        spare = (HEIGHT - 1) * stride * padded[-1] + 64 if self.at_once > 1 else 0
         memory = aligned((math.prod(padded) + spare,), self.form.activation, fill)
         return Buffer(memory[: math.prod(padded)].reshape(padded), pad, channels)
 
@@ -338,7 +347,10 @@ class Engine:
         x_rows, y_rows = (
             (i[:, None, None] + j[:, None] + k).ravel()
             for i, j, k in (
-                [np.arange(n) * s for n, s in zip((batch, out_h, out_w), strides, strict=True)]
+                [
+                    np.arange(n, dtype=np.int64) * s
+                    for n, s in zip((batch, out_h, out_w), strides, strict=True)
+                ]
                 for strides in (x_strides, y_strides)
             )
         )
@@ -359,7 +371,7 @@ class Engine:
         step["taps"], step["groups"] = layer.kernel, w.shape[1] // layer.kernel
         step["tap_stride"] = row
         step["rows"] = len(tables[0]) // self.rows
-        step["block"] = self._block(int(step["rows"]), w)
+        step["block"] = self._block(int(step["rows"]), x.memory, w)
         if layer.inputs[1:]:
             residual = plan.buffers[layer.inputs[1]]
             assert y is not None
@@ -370,7 +382,8 @@ class Engine:
 def _in_seconds(program: Array, started: float, ended: float) -> Array:
     """Tell when each step began and ended, (steps, 2), of a program that took from start to end.
 
-    What each has noted are ticks of a clock of unknown rate: all of them took all of the time.
+    What each has noted are ticks of a clock of unknown rate: all of them took all of the time, and
+    the call's own microseconds are shared out among them.
     """
     ticks = np.stack([program["began"], program["ended"]], axis=1) - program["began"][0]
     seconds: Array = started + ticks * ((ended - started) / max(1, ticks[-1, 1]))
@@ -380,8 +393,8 @@ def _in_seconds(program: Array, started: float, ended: float) -> Array:
 def _in_runs(x: Array, y: Array, step: int, line: int, together: int) -> tuple[Array, Array]:
     """Arrange GEMM rows as matrix registers take them: 16 at a time, a fixed step apart in x.
 
-    Where the padding lies between two lines of pixels, its places count as rows, whose y is -1:
-    they are multiplied, but not written.
+    Places that lie between the last pixel of a line and the first of the next count as rows too,
+    whose y is -1: they are multiplied, but not written.
 
     Parameters
     ----------
@@ -390,7 +403,8 @@ def _in_runs(x: Array, y: Array, step: int, line: int, together: int) -> tuple[A
     step : int
         From one x to the next, in bytes.
     line : int
-        After how many rows a run may not go on: x may lie on anything there.
+        After how many rows a run may not go on. With a stride of 2 half of all places would lie
+        between two lines.
     together : int
         Runs in a tile.
     """

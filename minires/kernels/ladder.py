@@ -76,7 +76,7 @@ def _with_gemm(precision: str, gemm: Callable[..., Array], order: str) -> Callab
 class _OneBlock(Engine):
     """The engine without cache blocking: each panel meets all rows before the next does."""
 
-    def _block(self, rows: int, w: Array) -> int:
+    def _block(self, rows: int, x: Array, w: Array) -> int:
         return rows
 
 
@@ -140,7 +140,7 @@ def rungs(precision: str) -> list[Rung]:
     climbed.append(Rung("panels", idea, matrix(named["generic"])))
     names = [f"{'avx512' if isa.lanes == 16 else 'avx2'}, vpmaddubsw"] if kind == "u8s8" else []
     names += ["avx512bf16"] if groups_at_once(isa.instructions[kind]) > 1 else []
-    for name in [*names, isa.name] if isa.name != "generic" else []:
+    for name in dict.fromkeys([*names, isa.name]) if isa.name != "generic" else []:
         instruction = named[name].instructions[kind]
         idea = IDEAS.get(instruction, f"the vector instruction {instruction}")
         climbed.append(Rung(instruction.partition(",")[0], idea, matrix(named[name])))

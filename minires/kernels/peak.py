@@ -10,12 +10,12 @@ import math
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, prange, types
 
+from minires.kernels.caches import caches
 from minires.kernels.simd import CHAIN, ISA, choose_isa, spin
 from minires.kernels.threads import get_num_threads
 
@@ -23,6 +23,7 @@ SECONDS = 0.01  # a measurement takes about as long: many times what starting a 
 ROUNDS = 15
 FITS = 0.12  # how far from a rate that a CPU can have a measured one may lie, as a share of it
 ONCE = (1 / 2, 1, 2)  # how many a cycle: by the number and the width of the vector units
+THIRDS, QUARTERS = (1 / 3, 2 / 3, 1), (1 / 4, 1 / 2, 2 / 3, 1)  # of what takes more than one
 
 
 class Instruction(NamedTuple):
@@ -30,7 +31,7 @@ class Instruction(NamedTuple):
 
     name: str  # a key of `simd.MULTIPLY_ADD` or `simd.MULTIPLY_TILES`
     precision: str
-    products: int  # a lane of 32 bits: of the 16 x 16 sums of a matrix a lane has 16, in 16 steps
+    products: int  # a lane of 32 bits; a matrix instruction counts as 16 lanes
     mnemonics: tuple[str, ...]  # regular expressions
     sums: int = 12  # beside each other: enough for the latency, and they fit the registers
     rates: tuple[float, ...] = ONCE  # that CPUs have
@@ -38,16 +39,14 @@ class Instruction(NamedTuple):
 
 INSTRUCTIONS = [
     Instruction("fma", "fp32", 1, ("vfmadd",)),
-    Instruction("mul, add", "fp32", 1, ("mulps", "addps"), 8),
+    Instruction("mul, add", "fp32", 1, ("mulps", "addps"), sums=8),
     Instruction("vdpbf16ps", "bf16", 2, ("vdpbf16ps",)),
-    Instruction(
-        "vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd"), 12, (1 / 3, 2 / 3, 1)
-    ),
-    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd|vpdpwssd",), 8, (1 / 4, 1 / 2, 2 / 3, 1)),
-    Instruction("mul, add of bytes", "int8", 4, ("pm",), 4, ()),
+    Instruction("vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd"), rates=THIRDS),
+    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd|vpdpwssd",), sums=8, rates=QUARTERS),
+    Instruction("mul, add of bytes", "int8", 4, ("pm",), sums=4, rates=()),
     Instruction("vpdpbusd", "int8", 4, ("vpdpbusd",)),
-    Instruction("tdpbf16ps", "bf16", 2 * 16 * 16, ("tdpbf16ps",), 6, (1 / 16,)),
-    Instruction("tdpbusd", "int8", 4 * 16 * 16, ("tdpbusd",), 6, (1 / 16,)),
+    Instruction("tdpbf16ps", "bf16", 2 * 16 * 16, ("tdpbf16ps",), sums=6, rates=(1 / 16,)),
+    Instruction("tdpbusd", "int8", 4 * 16 * 16, ("tdpbusd",), sums=6, rates=(1 / 16,)),
 ]
 
 
@@ -268,31 +267,6 @@ def _reader() -> Callable[..., int]:
         return total
 
     return read
-
-
-class Cache(NamedTuple):
-    """A level of the caches, as the first core sees it."""
-
-    level: str
-    size: int  # bytes
-    sharers: int  # threads that share it
-
-
-def caches() -> list[Cache]:
-    """Ask Linux for the sizes of the caches; where it does not tell, assume what is usual."""
-    found = []
-    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        try:
-            level, kind, size, shared = (
-                (cache / name).read_text(encoding="ascii").strip()
-                for name in ("level", "type", "size", "shared_cpu_map")
-            )
-            sharers = max(1, bin(int(shared.replace(",", ""), 16)).count("1"))
-            if kind != "Instruction":
-                found.append(Cache(f"L{level}", int(size.removesuffix("K")) * 1024, sharers))
-        except (OSError, ValueError):
-            continue
-    return found or [Cache("L1 (size assumed)", 2**15, 1), Cache("L2 (size assumed)", 2**18, 1)]
 
 
 def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:

@@ -56,6 +56,7 @@ WIDE, NARROW, LOW = (6, 4), (6, 2), (4, 2)
 # AMX has eight registers of 16 rows by 64 bytes: 2 x 2 hold sums, the others what is multiplied.
 HEIGHT = 16  # rows of a matrix register, and 32-bit groups along K that one instruction takes
 MATRIX = (2 * HEIGHT, 2)
+AHEAD = 1024  # bytes of a panel, of which much lies in the second cache, that are fetched early
 ISAS = [
     ISA(
         "amx",
@@ -507,6 +508,16 @@ def _offset(builder: Builder, table: Value, row: int) -> Value:
     return builder.sext(_load(builder, _after(builder, table, 4 * row), I32), I64)
 
 
+def _prefetch(builder: Builder, address: Value, ahead: int, size: int) -> None:
+    """Fetch as many bytes into the first cache, so far ahead, a cache line at a time."""
+    kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    read, first, data = I32(0), I32(3), I32(1)
+    for line in range(0, size, 64):
+        place = builder.inttoptr(_after(builder, address, ahead + line), POINTER)
+        builder.call(prefetch, [place, read, first, data])
+
+
 def _tile(
     builder: Builder, instruction: str, epilogue: Epilogue, lanes: int, rows: int, vectors: int,
     x: Value, x_offsets: Value, w: Value, taps: Value, groups: Value, tap_stride: Value,
@@ -582,6 +593,7 @@ def _sums(
 
     def step(panel: Value, at: Value, *acc: Value) -> list[Value]:
         columns = [_load(builder, _after(builder, panel, 4 * lanes * v), bits) for v in places]
+        _prefetch(builder, panel, AHEAD, 4 * lanes * vectors)
         following = []
         for row in range(rows):
             a = _splat(builder, _load(builder, builder.add(bases[row], at), I32), lanes)
@@ -617,6 +629,7 @@ def _sums_in_memory(
     def step(panel: Value, at: Value) -> list[Value]:
         for register, base in zip(of_x, bases, strict=True):
             _load_tile(builder, register, builder.add(base, at), stride)
+        _prefetch(builder, panel, HEIGHT * row_bytes, HEIGHT * row_bytes)  # the next step's
         for v, register in enumerate(of_w):
             _load_tile(builder, register, _after(builder, panel, 64 * v), I64(row_bytes))
         for top, v, register in sums:
@@ -836,7 +849,7 @@ def ticks(_: Any) -> Any:
     """Read a counter that runs at a steady rate, whichever; it takes some 20 ns."""
 
     def codegen(_: Any, builder: Builder, __: Any, ___: Any) -> Value:
-        if TRIPLE.startswith(("aarch64", "arm64")):  # LLVM had read one there that may not be read
+        if TRIPLE.startswith(("aarch64", "arm64")):  # LLVM's may be one that only Linux may read
             kind = ir.FunctionType(I64, [])
             return builder.asm(kind, "mrs $0, cntvct_el0", "=r", [], side_effect=True)
         return _call(builder, "llvm.readcyclecounter", I64)

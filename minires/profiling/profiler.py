@@ -207,8 +207,8 @@ class Profile:
     def _record(self, layer: Layer, shape: Shape, part: int, started: float, ended: float) -> None:
         if self._before:
             self._before(layer, shape, part, started, ended)
-        # A definition that a user calls between two steps is no part of the second.
-        phases = tuple(phase for phase in self._phases if phase[1] >= started)
+        # A definition that a user calls between two steps is no part of either.
+        phases = tuple(p for p in self._phases if started <= p[1] and p[2] <= ended)
         self._phases.clear()
         self.events.append(Event(layer, shape, part, started, ended, phases))
         if self.callback:
@@ -395,8 +395,9 @@ def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) ->
         Any precision, either backend; from fused=False come the parts of the steps. Hooks on its
         layers have a compiled network copy each activation in and out, which counts as the step's.
     callback : callable, optional
-        Called as ``callback(event)`` after each step, whose time it does not change. It must not
-        run a compiled network: the one that runs holds all threads until it is done.
+        Called as ``callback(event)`` after each step, whose time it does not change; of a compiled
+        network's steps when all have run. It must not run a compiled network: the one that runs
+        holds all threads until it is done.
 
     Returns
     -------

@@ -134,7 +134,8 @@ def ablate(
     causes : list of (str, float)
         Seconds of the excess by cause: instruction (the ratio of the peaks is not 4; arithmetic
         from what was measured of those that the kernels use), epilogue (against a plain store of
-        the result), edges (against full tiles alone), and what none of them explains. They add up.
+        the result), edges (against full tiles alone, of layers that have one), and what none of
+        them explains. They add up.
     """
     if len(x) != 1:
         raise MiniresError(f"an ablation is of one image, not of {len(x)}")
@@ -208,8 +209,8 @@ def format_waterfall(fall: Waterfall) -> str:
     convs = fall.convolutions
     lines += [
         "",
-        "Why the convolutions exceed their quarter, by ablation: each layer by itself, they take",
-        f"{ms(convs.fp32)} in fp32 and {ms(convs.int8)} in int8, {ms(convs.excess)} too many.",
+        "Why the convolutions do not take a quarter, by ablation: each layer by itself, they take",
+        f"{ms(convs.fp32)} in fp32 and {ms(convs.int8)} in int8, {ms(convs.excess)} beyond it.",
     ]
     rows = [[cause, ms(seconds)] for cause, seconds in fall.ablation]
     lines.append(format_columns(["cause", "ms"], rows))

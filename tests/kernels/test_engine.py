@@ -336,6 +336,34 @@ def test_nothing_outside_of_a_buffer_is_touched(
         assert np.all(border == border.flat[0])
 
 
+@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "pad", "stride"),
+    [(1, 7, 7, 1, 1), (3, 5, 20, 0, 1), (2, 14, 33, 1, 2), (1, 1, 40, 0, 3), (2, 1, 1, 0, 1)],
+)
+def test_rows_are_arranged_in_runs(
+    batch: int, height: int, width: int, pad: int, stride: int, together: int
+) -> None:
+    """Each row once, the others marked; 16 a fixed step apart, all in the buffer or its spare."""
+    pixel, padded = 5, (height + 2 * pad, width + 2 * pad)  # bytes; pixels
+    out_h, out_w = (-(-n // stride) for n in (height, width))
+    strides = (padded[0] * padded[1] * pixel, padded[1] * stride * pixel, stride * pixel)
+    counts = (batch, out_h, out_w)
+    places = [np.arange(n) * s for n, s in zip(counts, strides, strict=True)]
+    x = (places[0][:, None, None] + places[1][:, None] + places[2]).ravel()
+    y = 3 * np.arange(len(x))
+    line = out_w if stride > 1 else len(x)
+    in_x, in_y = engine_module._in_runs(x, y, stride * pixel, line, together)
+    real = in_y >= 0
+    assert sorted(zip(in_x[real], in_y[real], strict=True)) == list(zip(x, y, strict=True))
+    assert set(in_y[~real]) <= {-1}
+    runs = in_x.reshape(-1, 16)
+    assert len(runs) % together == 0
+    assert np.all(np.diff(runs) == stride * pixel)
+    assert in_x.min() >= 0
+    assert in_x.max() <= x.max() + 15 * stride * pixel
+
+
 def test_a_plan_is_kept_and_the_oldest_goes() -> None:
     model = model_of("int8")
     engine = Engine(model.layers, model.params, "int8")
@@ -351,19 +379,20 @@ def test_an_instruction_set_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch
         Engine(model.layers, model.params, "int8")
 
 
-def test_a_large_batch_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_batch_is_computed_in_parts() -> None:
     """Each image gets the bits that it gets alone, in the order they came in."""
     model = model_of("int8")
     x = seeded_input((7, 3, 64, 64))
     expected = model(x)
     engine = Engine(model.layers, model.params, "int8")
+    engine.room = 2**25
     assert engine._images_at_once(x.shape) > 7
     assert_same(engine(x), expected)
-    monkeypatch.setattr(engine_module, "CACHE", 2 * 3 * 64 * 32 * 32)  # three images' stem
+    engine.room = 2 * 3 * 64 * 32 * 32  # three images' stem
     assert engine._images_at_once(x.shape) == 3
     assert_same(engine(x), expected)
     assert [shape[0] for shape in engine.plans] == [7, 3, 1]
-    monkeypatch.setattr(engine_module, "CACHE", 2 * 6 * 64 * 32 * 32)  # six: not 6 and 1
+    engine.room = 2 * 6 * 64 * 32 * 32  # six: not 6 and 1
     assert_same(engine(x), expected)
     assert [shape[0] for shape in engine.plans] == [7, 3, 1, 4]
 
@@ -371,7 +400,7 @@ def test_a_large_batch_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
 def test_engines_that_cannot_be_are_refused() -> None:
     model = model_of("fp32")
     isa = choose_isa()
-    with pytest.raises(MiniresError, match="one of ISAS"):
+    with pytest.raises(MiniresError, match="one of available_isas"):
         Engine(model.layers, model.params, "fp32", isa._replace(lanes=2))
     with pytest.raises(MiniresError, match="at least one thread"):
         Engine(model.layers, model.params, "fp32", threads=0)

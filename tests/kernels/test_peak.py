@@ -4,12 +4,12 @@ import re
 
 import pytest
 
+from minires.kernels.caches import caches
 from minires.kernels.peak import (
     INSTRUCTIONS,
     Instruction,
     Peak,
     best_instruction,
-    caches,
     inner_loop,
     instructions,
     measure_bandwidths,

@@ -255,6 +255,18 @@ def test_the_best_available_set_is_chosen_unless_one_is_named(
         choose_isa()
 
 
+def test_amx_is_for_processes_that_may_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = ",".join(f"+{name}" for name in frozenset().union(*(i.features for i in ISAS)))
+    monkeypatch.setattr(simd.config, "CPU_FEATURES", None)
+    monkeypatch.setattr(simd, "get_host_cpu_features", lambda: everything)
+    for allowed in (True, False):
+        monkeypatch.setattr(simd, "_may_use_amx", lambda allowed=allowed: allowed)
+        assert ("amx" in [isa.name for isa in available_isas()]) == allowed
+    monkeypatch.setenv("MINIRES_ISA", "amx")
+    with pytest.raises(MiniresError, match="MINIRES_ISA is 'amx'; on this machine it may be"):
+        choose_isa()
+
+
 def test_numbas_restrictions_are_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simd.config, "CPU_FEATURES", "")
     assert [isa.name for isa in available_isas()] == ["generic"]

@@ -74,6 +74,7 @@ RESTRICTIONS = {  # what the process is told, and what it then uses
     "avx2": ({"MINIRES_ISA": "avx2"}, "avx2"),
     "avx512": ({"MINIRES_ISA": "avx512"}, "avx512"),
     "avx512vnni": ({"MINIRES_ISA": "avx512vnni"}, "avx512vnni"),
+    "amx": ({"MINIRES_ISA": "amx"}, "amx"),
 }
 
 

@@ -227,6 +227,18 @@ def test_definitions_called_in_between_are_no_part_of_a_step(
         assert min(event.seconds.values()) >= 0
 
 
+def test_definitions_called_by_a_callback_are_no_part_of_a_step(
+    models: Mapping[str, ResNet50], backend: str
+) -> None:
+    model, a = models["fp32"], np.ones((4, 4), np.float32)
+    with profile(model, lambda _: reference.gemm_f32_ref(a, a)) as prof:
+        model(X)
+    for event in prof.events:
+        gemms = sum(name == "gemm" for name, *_ in event.phases)
+        assert gemms == (backend == "numpy" and event.layer.op in ("conv", "linear"))
+        assert min(event.seconds.values()) >= 0
+
+
 @pytest.mark.parametrize("sort", SORTS)
 def test_rows_are_sorted(sort: str, models: Mapping[str, ResNet50]) -> None:
     with profile(models["fp32"]) as prof:
