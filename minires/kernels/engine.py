@@ -97,7 +97,8 @@ class Engine:
         self.columns = vectors * self.isa.lanes
         self.at_once = groups_at_once(self.isa.instructions[self.form.kind])
         # A block's activations share L2 with a panel of weights. Matrix instructions outrun that:
-        # these should come from nearby in L1, and from one step to the next they may use L2 alone.
+        # these should come from L1, while L2 holds the weights; and all that one step leaves to
+        # the next should be in L2.
         self.room_of_block, self.room = second_level() // 4, LAST_CACHE
         if self.at_once > 1:
             self.room_of_block, self.room = 2**16, second_level() * (threads or get_num_threads())
@@ -126,7 +127,7 @@ class Engine:
         """
         x = np.ascontiguousarray(x)
         logits = np.empty((len(x), self.layers[-1].out_c), np.float32)
-        parts = -(-len(x) // self._images_at_once(x.shape))
+        parts = -(-len(x) // self._images_at_once(x.shape)) if len(x) > 1 else 1
         images = -(-len(x) // parts)  # alike: a last image by itself would take as long as alone
         with ONE_AT_A_TIME:
             for start in range(0, len(x), images):
@@ -244,7 +245,8 @@ class Engine:
         """
         # Rows of a 3x3 share most of what they read; a 1x1 with a stride reads but a part.
         bytes_of_row = min(4 * w.shape[1] * self.rows, -(-x.nbytes // rows))
-        block = min(max(1, self.room_of_block // bytes_of_row), rows)
+        room = self.room_of_block if w.nbytes <= second_level() // 2 else second_level() // 4
+        block = min(max(1, room // bytes_of_row), rows)
         return block if w.nbytes * -(-rows // block) <= len(w) * rows * bytes_of_row else rows
 
     def _plan(self, shape: Shape) -> Plan:
@@ -379,15 +381,15 @@ class Engine:
             step["residual"] = residual.address()
 
 
-def _in_seconds(program: Array, started: float, ended: float) -> Array:
-    """Tell when each step began and ended, (steps, 2), of a program that took from start to end.
+def _in_seconds(program: Array, started: float, ended: float) -> list[list[float]]:
+    """Tell when each step began and ended, of a program that took from start to end.
 
     What each has noted are ticks of a clock of unknown rate: all of them took all of the time, and
     the call's own microseconds are shared out among them.
     """
     ticks = np.stack([program["began"], program["ended"]], axis=1) - program["began"][0]
-    seconds: Array = started + ticks * ((ended - started) / max(1, ticks[-1, 1]))
-    return seconds
+    times: list[list[float]] = (started + ticks * (ended - started) / max(1, ticks[-1, 1])).tolist()
+    return times
 
 
 def _in_runs(x: Array, y: Array, step: int, line: int, together: int) -> tuple[Array, Array]:

@@ -268,7 +268,7 @@ def format_table(results: dict[str, list[Result]]) -> str:
     for precision, climbed in results.items():
         for r in climbed:
             lines.append(
-                f"| {precision} | {r.rung.name} | {r.rung.idea} | {1e3 * r.seconds:.2f} | "
+                f"| {precision} | {r.rung.name} | {r.rung.idea} | {1e3 * r.seconds:.3f} | "
                 f"{r.gops:.1f} | {r.share:.0%} |"
             )
     return "\n".join(lines)
