@@ -109,7 +109,9 @@ class Engine:
         }
         self.plans: dict[Shape, Plan] = {}
 
-    def __call__(self, x: Array, record: Record | None = None) -> Array:
+    def __call__(
+        self, x: Array, record: Record | None = None, started: float | None = None
+    ) -> Array:
         """Run the whole network.
 
         Parameters
@@ -119,12 +121,16 @@ class Engine:
         record : callable, optional
             Told of each step, when all have run; its shape is that of the images that go through
             together.
+        started : float, optional
+            When the caller began with x, as time.perf_counter has it: what was done since then
+            counts as the first step's.
 
         Returns
         -------
         ndarray
             Logits, (N, num_classes) float32.
         """
+        began = started or perf_counter()
         x = np.ascontiguousarray(x)
         logits = np.empty((len(x), self.layers[-1].out_c), np.float32)
         parts = -(-len(x) // self._images_at_once(x.shape)) if len(x) > 1 else 1
@@ -135,13 +141,15 @@ class Engine:
                 plan = self._plan(part.shape)
                 plan.program[0]["x"] = part.ctypes.data
                 threads = self.threads or get_num_threads()
-                started = perf_counter()
+                called = perf_counter()
                 self.execute(plan.program, 0, len(plan.program), threads)
                 if record:
-                    times = _in_seconds(plan.program, started, perf_counter())
-                    for layer, (began, ended) in zip(self.layers, times, strict=True):
-                        record(layer, part.shape, start // images, began, ended)
+                    times = _in_seconds(plan.program, called, perf_counter())
+                    times[0] = (began, times[0][1])  # the image's way to here is the input's
+                    for layer, (first, last) in zip(self.layers, times, strict=True):
+                        record(layer, part.shape, start // images, first, last)
                 logits[start : start + images] = plan.logits[:, : logits.shape[1]]
+                began = perf_counter()
         return logits
 
     def _images_at_once(self, shape: Shape) -> int:
@@ -381,15 +389,18 @@ class Engine:
             step["residual"] = residual.address()
 
 
-def _in_seconds(program: Array, started: float, ended: float) -> list[list[float]]:
+def _in_seconds(program: Array, started: float, ended: float) -> list[tuple[float, float]]:
     """Tell when each step began and ended, of a program that took from start to end.
 
     What each has noted are ticks of a clock of unknown rate: all of them took all of the time, and
     the call's own microseconds are shared out among them.
     """
-    ticks = np.stack([program["began"], program["ended"]], axis=1) - program["began"][0]
-    times: list[list[float]] = (started + ticks * (ended - started) / max(1, ticks[-1, 1])).tolist()
-    return times
+    began, over = program["began"].tolist(), program["ended"].tolist()
+    first, rate = began[0], (ended - started) / max(1, over[-1] - began[0])
+    return [
+        (started + rate * (b - first), started + rate * (o - first))
+        for b, o in zip(began, over, strict=True)
+    ]
 
 
 def _in_runs(x: Array, y: Array, step: int, line: int, together: int) -> tuple[Array, Array]:

@@ -208,8 +208,10 @@ class Profile:
         if self._before:
             self._before(layer, shape, part, started, ended)
         # A definition that a user calls between two steps is no part of either.
-        phases = tuple(p for p in self._phases if started <= p[1] and p[2] <= ended)
-        self._phases.clear()
+        phases: tuple[tuple[str, float, float], ...] = ()
+        if self._phases:
+            phases = tuple(p for p in self._phases if started <= p[1] and p[2] <= ended)
+            self._phases.clear()
         self.events.append(Event(layer, shape, part, started, ended, phases))
         if self.callback:
             self.callback(self.events[-1])
