@@ -56,7 +56,7 @@ WIDE, NARROW, LOW = (6, 4), (6, 2), (4, 2)
 # AMX has eight registers of 16 rows by 64 bytes: 2 x 2 hold sums, the others what is multiplied.
 HEIGHT = 16  # rows of a matrix register, and 32-bit groups along K that one instruction takes
 MATRIX = (2 * HEIGHT, 2)
-AHEAD = 1024  # bytes of a panel, of which much lies in the second cache, that are fetched early
+AHEAD = 4096  # bytes of a panel, of which much lies in the second cache, that are fetched early
 ISAS = [
     ISA(
         "amx",
