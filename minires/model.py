@@ -191,7 +191,6 @@ class ResNet50:
             started = perf_counter()
             check_input(x)
             return self._engine(x, self.record, started)
-        output = x
         for step in self.steps(x, fused):
             output = step.output
         return output
