@@ -7,11 +7,29 @@ draws, this build has computed.
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx_gallery import gen_rst
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(Path(__file__).parent))  # for docs_reset
+sys.path.insert(0, str(ROOT))
 os.environ["MINIRES_OFFLINE"] = "1"  # a page must not depend on a download
 os.environ["PYTHONPATH"] = str(ROOT)
+
+
+class AtRoot:
+    """What sphinx-gallery takes for os: it would run a chapter where its paths are wrong."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass on all else."""
+        return getattr(os, name)
+
+    def chdir(self, _: Any) -> None:
+        """Go where a reader runs a chapter."""
+        os.chdir(ROOT)
+
+
+gen_rst.os = AtRoot()
 
 project = "minires"
 author = copyright = "The minires developers"
@@ -57,7 +75,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "remove_config_comments": True,
-    "reset_modules": ("matplotlib", "docs_reset.at_root"),
+    "reset_modules": ("matplotlib",),
     "capture_repr": (),
     "min_reported_time": 0,
     "write_computation_times": False,
