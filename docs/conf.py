@@ -13,8 +13,12 @@ from sphinx_gallery import gen_rst
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from minires.kernels.simd import available_isas  # noqa: E402
+
 os.environ["MINIRES_OFFLINE"] = "1"  # a page must not depend on a download
 os.environ["PYTHONPATH"] = str(ROOT)
+if "amx" in [isa.name for isa in available_isas()]:  # the book is about VNNI's 4x
+    os.environ.setdefault("MINIRES_ISA", "avx512bf16")
 
 
 class AtRoot:
