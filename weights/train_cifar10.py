@@ -364,9 +364,8 @@ def train(args, recipe):
                 print(
                     f"  {place} loss {total_loss / (step + 1):.3f} {rate:.0f} images/s", flush=True
                 )
-        every = (
-            1 if epoch + 1 == before + len(plan) else 10
-        )  # a tenth of the test images until the last
+        last = epoch + 1 == before + len(plan)
+        every = 1 if last else 10  # a tenth of the test images until then
         row = {"epoch": epoch + 1, "size": size, "lr": args.lr * cycle}
         row |= {"loss": total_loss / steps, "train": 100 * right / (steps * args.batch)}
         row["test"] = accuracy(model, test_images[::10], test_labels[::10], dtype)
@@ -499,7 +498,8 @@ def main():
         parser.error(f"--epochs: wanted something like 48x3,64x2, not {args.epochs}")
     if args.data is not None and not args.data.is_file():
         parser.error(f"--data: there is no file {args.data}")
-    if args.start is not None and not (args.start / "metadata.json").is_file():
+    kept = ("metadata.json", "log.jsonl", "resnet50_cifar10_fp32.safetensors")
+    if args.start is not None and not all((args.start / name).is_file() for name in kept):
         parser.error(f"--start: {args.start} holds no finished run")
     keep_memory()
     args.out.mkdir(parents=True, exist_ok=True)

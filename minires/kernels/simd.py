@@ -42,7 +42,7 @@ class ISA(NamedTuple):
     name: str
     features: frozenset[str]  # what LLVM calls the extensions that it takes
     lanes: int  # of 32 bits, in a vector
-    instructions: dict[str, str]  # of `MULTIPLY_ADD`, type by type
+    instructions: dict[str, str]  # of `MULTIPLY_ADD` or `MULTIPLY_TILES`, type by type
     tiles: dict[str, tuple[int, int]]  # rows and vectors of the register tile
 
 
