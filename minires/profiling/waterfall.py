@@ -252,7 +252,7 @@ def plot_waterfall(fall: Waterfall, path: str | os.PathLike[str]) -> None:
         # The same axis told as a ratio: FP32's time over the time at that place.
         # It ends at INT8's: what comes on top belongs to another ratio.
         last = whole.fp32 / whole.int8
-        apart = 0.08 * 1e3 * whole.int8  # so that the numbers do not overlap
+        apart = 0.14 * 1e3 * whole.int8  # so that the numbers do not overlap
         ticks = [round(last, 2)]
         for ratio in (1.5, 2, 3, 4):
             if 1e3 * whole.fp32 * (1 / ticks[-1] - 1 / ratio) > apart:
