@@ -1,14 +1,14 @@
 """Hooks: functions of the user's that see, and may replace, what a layer has computed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Hook = Callable[[Any, tuple[Any, ...], Any], Any]
-# Told of a step that has run: the layer, the shape of the images that went through together
-# (NCHW), which part of the batch they were, counted from 0, and when the step started and ended,
-# in seconds as time.perf_counter counts them.
-Record = Callable[[Any, tuple[int, ...], int, float, float], None]
+# Told of steps that have run: the layers, the shape of the images that went through together
+# (NCHW), which part of the batch they were, counted from 0, and of each step when it started and
+# ended, in seconds as time.perf_counter counts them.
+Record = Callable[[Sequence[Any], tuple[int, ...], int, Iterable[Iterable[float]]], None]
 
 
 @dataclass(eq=False)

@@ -132,7 +132,7 @@ class ResNet50:
     backend : str
         "numpy", where `OPERATORS` compute, or "numba", where kernels/ does.
     record : callable or None
-        Told when each step has run, as a profile wants it: see `minires.hooks.Record`.
+        Told of the steps that have run, as a profile wants it: see `minires.hooks.Record`.
     """
 
     backend = "numpy"
@@ -223,7 +223,7 @@ class ResNet50:
             else:
                 output = operators[layer.op](layer, params.get(layer.name), *inputs)
             if self.record:
-                self.record(layer, x.shape, 0, started, perf_counter())
+                self.record([layer], x.shape, 0, [(started, perf_counter())])
             for handle in list(layer.hooks):
                 replacement = handle.hook(layer, inputs, output)
                 output = output if replacement is None else replacement

@@ -108,6 +108,7 @@ class Engine:
             layer.name: self._pack(layer) for layer in layers if layer.op in ("conv", "linear")
         }
         self.plans: dict[Shape, Plan] = {}
+        self.ticks = np.zeros((len(layers), 2), np.int64)  # when each step last began and ended
 
     def __call__(
         self, x: Array, record: Record | None = None, started: float | None = None
@@ -119,8 +120,7 @@ class Engine:
         x : ndarray
             (N, 3, H, W) float32.
         record : callable, optional
-            Told of each step, when all have run; its shape is that of the images that go through
-            together.
+            Told of the steps of each part of the batch, when it has run.
         started : float, optional
             When the caller began with x, as time.perf_counter has it: what was done since then
             counts as the first step's.
@@ -142,12 +142,11 @@ class Engine:
                 plan.program[0]["x"] = part.ctypes.data
                 threads = self.threads or get_num_threads()
                 called = perf_counter()
-                self.execute(plan.program, 0, len(plan.program), threads)
+                self.execute(plan.program, self.ticks, 0, len(plan.program), threads)
                 if record:
-                    times = _in_seconds(plan.program, called, perf_counter())
-                    times[0] = (began, times[0][1])  # the image's way to here is the input's
-                    for layer, (first, last) in zip(self.layers, times, strict=True):
-                        record(layer, part.shape, start // images, first, last)
+                    times = _in_seconds(self.ticks, called, perf_counter())
+                    times[0][0] = began  # the image's way to here is the input's
+                    record(self.layers, part.shape, start // images, times)
                 logits[start : start + images] = plan.logits[:, : logits.shape[1]]
                 began = perf_counter()
         return logits
@@ -187,7 +186,7 @@ class Engine:
             for name, value in zip(layer.inputs, inputs, strict=False):  # the image has no name
                 inner = plan.buffers[name].inner
                 inner[...] = self._narrow(value).reshape(inner.shape)
-            self.execute(plan.program, at, at + 1, self.threads or get_num_threads())
+            self.execute(plan.program, self.ticks, at, at + 1, self.threads or get_num_threads())
             if layer.op == "linear":
                 return plan.logits[:, : layer.out_c].copy()
             y = self._widen(plan.buffers[layer.name].inner)
@@ -210,7 +209,7 @@ class Engine:
         threads, execute = self.threads or get_num_threads(), execute or self.execute
         with ONE_AT_A_TIME:
             started = perf_counter()
-            execute(program, at, at + 1, threads)
+            execute(program, self.ticks, at, at + 1, threads)
             return perf_counter() - started
 
     def _narrow(self, x: Array) -> Array:
@@ -389,18 +388,14 @@ class Engine:
             step["residual"] = residual.address()
 
 
-def _in_seconds(program: Array, started: float, ended: float) -> list[tuple[float, float]]:
+def _in_seconds(ticks: Array, started: float, ended: float) -> Array:
     """Tell when each step began and ended, of a program that took from start to end.
 
-    What each has noted are ticks of a clock of unknown rate: all of them took all of the time, and
-    the call's own microseconds are shared out among them.
+    Ticks are those of a clock of unknown rate: all of them took all of the time, and the call's
+    own microseconds are shared out among them.
     """
-    began, over = program["began"].tolist(), program["ended"].tolist()
-    first, rate = began[0], (ended - started) / max(1, over[-1] - began[0])
-    return [
-        (started + rate * (b - first), started + rate * (o - first))
-        for b, o in zip(began, over, strict=True)
-    ]
+    ticks = ticks - ticks[0, 0]
+    return started + (ended - started) / max(1, int(ticks[-1, 1])) * ticks
 
 
 def _in_runs(x: Array, y: Array, step: int, line: int, together: int) -> tuple[Array, Array]:

@@ -21,15 +21,14 @@ from minires.errors import MiniresError
 from minires.kernels.simd import ISA, ISAS, larger, microkernel, pointer, ticks, tile_registers
 
 # One fused operator, ready to run. Addresses and counts in int64; strides of rows and images in
-# bytes, a convolution's in pixels; of the offsets, x's in bytes and y's in elements. When it was
-# run last is for the profiler, in ticks.
+# bytes, a convolution's in pixels; of the offsets, x's in bytes and y's in elements.
 STEP = np.dtype(
     [
         (name, kind)
         for kind, names in {
             "i8": "op x y batch in_h in_w out_h out_w channels kernel stride x_row y_row x_image "
             "y_image x_offsets y_offsets rows block panels w taps groups tap_stride panel_bytes "
-            "bias m residual began ended",
+            "bias m residual",
             "f4": "m_residual low high scale average",
             "i4": "residual_zero_point zero_point x_zero_point",
         }.items()
@@ -149,7 +148,8 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
     Returns
     -------
     callable
-        ``execute(program, first, last, threads)``; program is an array of `STEP`.
+        ``execute(program, times, first, last, threads)``; program is an array of `STEP`, and times
+        of int64, (steps, 2): it is told when each began and ended, in ticks.
     """
     # All that the closure holds is this text, by which Numba's cache tells kernels apart. It does
     # not notice a change in another file, hence the hash; nor could it pickle functions alike.
@@ -158,14 +158,15 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
     notice = threading.Timer(1.0, print, [text], {"file": sys.stderr, "flush": True})
     notice.start()  # loading them from the cache takes less
 
-    signature = types.void(from_dtype(STEP)[::1], types.int64, types.int64, types.int64)
+    count = types.int64
+    signature = types.void(from_dtype(STEP)[::1], count[:, ::1], count, count, count)
 
-    def execute(program: Any, first: int, last: int, threads: int) -> None:
+    def execute(program: Any, times: Any, first: int, last: int, threads: int) -> None:
         for i in range(first, last):
-            program[i].began = ticks()
+            times[i, 0] = ticks()
             for share in prange(threads):
                 run_share(spec, program[i], share, threads)
-            program[i].ended = ticks()
+            times[i, 1] = ticks()
 
     try:
         return compile_cached(_name_apart(execute, spec), signature, parallel=True)

@@ -5,7 +5,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,18 +176,13 @@ def _timed(definition: Callable[..., Any], phase: str) -> Callable[..., Any]:
 
 
 class Profile:
-    """What `profile` returns. It listens while its with statement lasts, and tells afterwards.
-
-    Attributes
-    ----------
-    events : list of Event
-        All steps, in the order they ran.
-    """
+    """What `profile` returns. It listens while its with statement lasts, and tells afterwards."""
 
     def __init__(self, model: ResNet50, callback: Callable[[Event], None] | None = None) -> None:
         self.model, self.callback = model, callback
         self.precision, self.backend = model.precision, model.backend
-        self.events: list[Event] = []
+        self._events: list[Event] = []
+        self._told: list[tuple[Any, ...]] = []  # what makes further ones
         self._before: Record | None = None
         self._phases: list[tuple[str, float, float]] = []
         self._thread = 0
@@ -204,17 +199,28 @@ class Profile:
         self.model.record = self._before
         _stop_listening(self)
 
-    def _record(self, layer: Layer, shape: Shape, part: int, started: float, ended: float) -> None:
+    def _record(
+        self, layers: Sequence[Layer], shape: Shape, part: int, times: Iterable[Iterable[float]]
+    ) -> None:
         if self._before:
-            self._before(layer, shape, part, started, ended)
-        # A definition that a user calls between two steps is no part of either.
-        phases: tuple[tuple[str, float, float], ...] = ()
-        if self._phases:
-            phases = tuple(p for p in self._phases if started <= p[1] and p[2] <= ended)
-            self._phases.clear()
-        self.events.append(Event(layer, shape, part, started, ended, phases))
+            self._before(layers, shape, part, times)
+        self._told.append((layers, shape, part, times, tuple(self._phases)))
+        self._phases.clear()
         if self.callback:
-            self.callback(self.events[-1])
+            for event in self.events[-len(layers) :]:
+                self.callback(event)
+
+    @property
+    def events(self) -> list[Event]:
+        """All steps, in the order they ran. They are made when asked for, not during a run."""
+        for layers, shape, part, times, timed in self._told:
+            for layer, (started, ended) in zip(layers, times, strict=True):
+                # A definition that a user calls between two steps is no part of either.
+                phases = tuple(p for p in timed if started <= p[1] and p[2] <= ended)
+                step = Event(layer, shape, part, float(started), float(ended), phases)
+                self._events.append(step)
+        self._told.clear()
+        return self._events
 
     @property
     def runs(self) -> int:
