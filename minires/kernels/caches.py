@@ -31,7 +31,8 @@ def caches() -> list[Cache]:
     return found or [Cache("L1 (size assumed)", 2**15, 1), Cache("L2 (size assumed)", 2**18, 1)]
 
 
-def second_level() -> int:
-    """Tell how many bytes of the second level a core has to itself."""
-    cache = next((cache for cache in caches() if cache.level.startswith("L2")), caches()[-1])
+def room_in(level: int) -> int:
+    """Tell how many bytes of a level of the caches, counted from 1, a core has to itself."""
+    known = caches()
+    cache = next((c for c in known if c.level.startswith(f"L{level}")), known[-1])
     return cache.size // cache.sharers

@@ -7,7 +7,8 @@ away, and no im2col matrix is ever written: im2col is implicit in the addresses.
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from minires.errors import MiniresError
 from minires.hooks import Record
-from minires.kernels.caches import second_level
+from minires.kernels.caches import room_in
 from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
 from minires.kernels.prepack import aligned, prepack
 from minires.kernels.simd import HEIGHT, ISA, available_isas, choose_isa, groups_at_once
@@ -96,12 +97,10 @@ class Engine:
         self.rows, vectors = self.isa.tiles[self.form.kind]
         self.columns = vectors * self.isa.lanes
         self.at_once = groups_at_once(self.isa.instructions[self.form.kind])
-        # A block's activations share L2 with a panel of weights. Matrix instructions outrun that:
-        # these should come from L1, while L2 holds the weights; and all that one step leaves to
-        # the next should be in L2.
-        self.room_of_block, self.room = second_level() // 4, LAST_CACHE
-        if self.at_once > 1:
-            self.room_of_block, self.room = 2**16, second_level() * (threads or get_num_threads())
+        # Matrix instructions outrun the last cache: all that one step leaves to the next should be
+        # in L2.
+        matrix = self.at_once > 1
+        self.room = room_in(2) * (threads or get_num_threads()) if matrix else LAST_CACHE
         self.execute = compile_network(precision, self.isa.name)
         self.channels = {layer.name: self._channels_of(layer) for layer in layers}
         self.packed = {
@@ -247,14 +246,18 @@ class Engine:
     def _block(self, rows: int, x: Array, w: Array) -> int:
         """Choose how many rows of tiles meet all panels before the next rows do.
 
-        Either the activations of a block stay in the cache, and the weights are read once for
-        each block; or there is one block, and all activations are read once for each panel.
+        Weights that L2 has room for beside much else are read from there for each block, whose
+        activations stay in L1, by the side of a panel that passes. Others come from afar: then a
+        block's activations stay in L2; or there is one block, if reading all of them for each
+        panel is less.
         """
         # Rows of a 3x3 share most of what they read; a 1x1 with a stride reads but a part.
         bytes_of_row = min(4 * w.shape[1] * self.rows, -(-x.nbytes // rows))
-        room = self.room_of_block if w.nbytes <= second_level() // 2 else second_level() // 4
-        block = min(max(1, room // bytes_of_row), rows)
-        return block if w.nbytes * -(-rows // block) <= len(w) * rows * bytes_of_row else rows
+        near = w.nbytes <= room_in(2) // 4
+        block = (room_in(1) // 3 if near else room_in(2) // 4) // bytes_of_row
+        block = min(max(1, block), rows)
+        fewer = w.nbytes * -(-rows // block) <= len(w) * rows * bytes_of_row
+        return block if near or fewer else rows
 
     def _plan(self, shape: Shape) -> Plan:
         """Find the plan for a shape of input, or lay one out."""
@@ -269,45 +272,50 @@ class Engine:
         readers = {layer.name: [r for r in self.layers if layer.name in r.inputs]
                    for layer in self.layers}  # fmt: skip
         program = np.zeros(len(self.layers), STEP)
-        logits = aligned((batch, self.channels[self.layers[-1].name]), np.float32)
-        plan = Plan(program, {}, logits, [])
-        free: list[tuple[Any, Buffer]] = []
+        logits = aligned((batch + 1, self.channels[self.layers[-1].name]), np.float32)
+        plan = Plan(program, {}, logits[:batch], [])
+        free: defaultdict[Any, list[Buffer]] = defaultdict(list)  # by what they are like
         keys: dict[str, Any] = {}
         y: Shape = (batch, height, width, channels)
         shapes: dict[str, Shape] = {}
+
+        def let_go(reader: Layer, names: Sequence[str]) -> None:
+            for name in names:
+                if readers[name][-1] is reader:
+                    free[keys[name]].append(plan.buffers[name])
+
         for layer, step in zip(self.layers, program, strict=True):
             y = layer.output_shape(shapes[layer.inputs[0]] if layer.inputs else y)
             shapes[layer.name] = y = (y[0], 1, 1, y[1]) if len(y) == 2 else y
             if layer.op != "linear":
                 keys[layer.name] = key = self._buffer_key(layer, y, readers[layer.name])
-                found = next((entry for entry in free if entry[0] == key), None)
-                if found:
-                    free.remove(found)
-                plan.buffers[layer.name] = found[1] if found else self._allocate(layer, *key)
+                # An output may take its residual's place: a tile reads there, then it writes.
+                let_go(layer, layer.inputs[1:])
+                like = free[key]
+                plan.buffers[layer.name] = like.pop() if like else self._allocate(layer, *key)
+                let_go(layer, layer.inputs[:1])
             self._describe(layer, step, plan)
-            for name in layer.inputs:
-                if readers[name][-1] is layer:
-                    free.append((keys[name], plan.buffers[name]))
         return plan
 
     def _buffer_key(self, layer: Layer, shape: Shape, readers: list[Layer]) -> Any:
-        """Tell what a buffer has to be like: shape, padding, what that holds, readers' stride."""
+        """Tell what a buffer has to be like: its shape, the padding, and what that holds."""
         multiplied = [r for r in readers if r.inputs[0] == layer.name]
         pad = max((r.padding for r in multiplied), default=0)
-        stride = max((r.stride for r in multiplied), default=1)
         if any(reader.op == "maxpool" for reader in readers):
             # Never wins. bfloat16 is compared by its bits, as integers: what a ReLU leaves has
             # their order, -0.0 is the least of them.
             fill = -np.inf if self.form.kind == "f32" else np.iinfo(self.form.activation).min
         else:
             fill = layer.qparams.zero_point if self.form.kind == "u8s8" and layer.qparams else 0
-        return shape, pad, fill, stride
+        return shape, pad, fill if pad else 0
 
-    def _allocate(self, layer: Layer, shape: Shape, pad: int, fill: float, stride: int) -> Buffer:
+    def _allocate(self, layer: Layer, shape: Shape, pad: int, fill: float) -> Buffer:
         batch, height, width, channels = shape
         padded = (batch, height + 2 * pad, width + 2 * pad, self.channels[layer.name])
-        # A matrix register is loaded whole: up to 15 rows, and less than 64 bytes of K, too far.
-        spare = (HEIGHT - 1) * stride * padded[-1] + 64 if self.at_once > 1 else 0
+        # Behind it, a row for what a tile has too many; or, since a matrix register is loaded
+        # whole, up to 15 rows, and less than 64 bytes of K.
+        stride = max(reader.stride for reader in self.layers)
+        spare = (HEIGHT - 1) * stride * padded[-1] + 64 if self.at_once > 1 else padded[-1]
         memory = aligned((math.prod(padded) + spare,), self.form.activation, fill)
         return Buffer(memory[: math.prod(padded)].reshape(padded), pad, channels)
 
@@ -348,9 +356,11 @@ class Engine:
         if y is None:
             y_strides = [plan.logits.shape[1], 0, 0]
             step["y"], out_h, out_w = plan.logits.ctypes.data, 1, 1
+            behind = plan.logits.size
         else:
             y_strides = [n // y.memory.itemsize for n in y.memory.strides[:3]]
             _, out_h, out_w, _ = y.inner.shape
+            behind = y.memory.size - (y.address() - y.memory.ctypes.data) // y.memory.itemsize
         image, row, pixel, _ = x.memory.strides
         x_strides = [image, row * layer.stride, pixel * layer.stride]
         x_rows, y_rows = (
@@ -366,9 +376,10 @@ class Engine:
         if self.at_once > 1:
             line = out_w if layer.stride > 1 else len(x_rows)
             x_rows, y_rows = _in_runs(x_rows, y_rows, x_strides[2], line, self.rows // HEIGHT)
-        # Rows that are missing in the last tile are the last row again: written twice, alike.
+        # Rows that are missing in the last tile are the last row again, written behind the output.
         missing = -len(x_rows) % self.rows
-        tables = [np.pad(offsets, (0, missing), mode="edge") for offsets in (x_rows, y_rows)]
+        x_rows = np.pad(x_rows, (0, missing), mode="edge")
+        tables = [x_rows, np.pad(y_rows, (0, missing), constant_values=behind)]
         if max(offsets.max(initial=0) for offsets in tables) >= 2**31:
             raise MiniresError(f"a batch of {batch} is too large; classify fewer at once")
         tables = [offsets.astype(np.int32) for offsets in tables]

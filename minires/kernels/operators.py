@@ -37,6 +37,7 @@ STEP = np.dtype(
     align=True,
 )
 INPUT, CONV, MAXPOOL, AVGPOOL, LINEAR = range(5)
+CHANNELS = 3  # of a pixel
 OPS = {"input": INPUT, "conv": CONV, "maxpool": MAXPOOL, "avgpool": AVGPOOL, "linear": LINEAR}
 
 
@@ -52,23 +53,24 @@ def _name_apart(function: Callable[..., Any], what: str) -> Callable[..., Any]:
 
 
 @njit
-def _same(x: Any, step: Any) -> Any:
+def _same(x: Any, q: Any) -> Any:
     return x
 
 
 @njit
-def _fake_quantize(x: Any, step: Any) -> Any:
-    return min(max(np.rint(x / step.scale), step.low), step.high) * step.scale
+def _fake_quantize(x: Any, q: Any) -> Any:
+    scale, low, high, _ = q
+    return min(max(np.rint(x / scale), low), high) * scale
 
 
 @njit
-def _quantize(x: Any, step: Any) -> Any:
-    steps = min(max(np.rint(x / step.scale), step.low), step.high)
-    return np.uint8(np.int32(steps) + step.zero_point)
+def _quantize(x: Any, q: Any) -> Any:
+    scale, low, high, zero_point = q
+    return np.uint8(np.int32(min(max(np.rint(x / scale), low), high)) + zero_point)
 
 
 @njit
-def _to_bf16(x: Any, step: Any) -> Any:
+def _to_bf16(x: Any, q: Any) -> Any:
     bits = np.float32(x).view(np.int32)
     return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
 
@@ -86,7 +88,8 @@ def _average_int8(total: Any, step: Any) -> Any:
 
 def _mean(then: Callable[..., Any]) -> Callable[..., Any]:
     def average(total: Any, step: Any) -> Any:
-        return then(total / np.float32(step.in_h * step.in_w), step)
+        q = step.scale, step.low, step.high, step.zero_point
+        return then(total / np.float32(step.in_h * step.in_w), q)
 
     return njit(_name_apart(average, then.__name__))
 
@@ -282,15 +285,17 @@ def _convert(form: Format) -> Callable[..., None]:
     activation, quantize = from_dtype(np.dtype(form.activation)), form.quantize
 
     def convert(step: Any, begin: int, end: int) -> None:
-        channels, width = step.channels, step.out_w
-        x = carray(pointer(step.x), (step.batch, channels, step.out_h, width), types.float32)
+        width = step.out_w
+        # Were it read from the step, LLVM would read it anew for each pixel: y might lie there.
+        q = step.scale, step.low, step.high, step.zero_point
+        x = carray(pointer(step.x), (step.batch, CHANNELS, step.out_h, width), types.float32)
         for line in range(begin, end):
             image, i = line // step.out_h, line % step.out_h
             at = step.y + step.y_image * image + step.y_row * i
-            y = carray(pointer(at), (width, channels), activation)
-            for c in range(channels):
-                for j in range(width):
-                    y[j, c] = quantize(x[image, c, i, j], step)
+            y = carray(pointer(at), (width, CHANNELS), activation)
+            for j in range(width):
+                for c in range(CHANNELS):
+                    y[j, c] = quantize(x[image, c, i, j], q)
 
     return convert
 
