@@ -198,9 +198,8 @@ def work(arguments):
                 x = np.pad(x, ((0, 0), (0, 0), *[(0, max(0, size - x.shape[2]))] * 2))
             x = np.ascontiguousarray(x[:, :, :size, :size])
             answer = []
-            run(
-                x
-            )  # wakes the threads, and brings back what the other engines put out of the caches
+            # Wake the threads, and bring back what the other engines put out of the caches.
+            run(x)
             for _ in range(count):
                 begin = time.perf_counter()
                 run(x)
