@@ -6,8 +6,8 @@ from typing import Any
 
 Hook = Callable[[Any, tuple[Any, ...], Any], Any]
 # Told of steps that have run: the layers, the shape of the images that went through together
-# (NCHW), which part of the batch they were, counted from 0, and of each step when it started and
-# ended, in seconds as time.perf_counter counts them.
+# (NCHW), how many calls went before for the same batch, and of each step when it started and ended,
+# in seconds as time.perf_counter counts them.
 Record = Callable[[Sequence[Any], tuple[int, ...], int, Iterable[Iterable[float]]], None]
 
 

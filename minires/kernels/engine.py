@@ -9,6 +9,7 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from minires.kernels.simd import HEIGHT, ISA, available_isas, choose_isa, groups
 from minires.kernels.threads import get_num_threads
 from minires.layers import Array, Int8Params, Layer, Shape
 from minires.reference import QParams, round_bf16_ref
+from minires.summary import summarize
 
 LAST_CACHE = 2**25  # bytes of activations in use: the last cache has some tens of megabytes
 PLANS = 4  # shapes of input whose buffers are kept
@@ -56,13 +58,34 @@ class Packed(NamedTuple):
     m: Array  # (N,) float32
 
 
+class Call(NamedTuple):
+    """Steps that run one after another, for some of the images."""
+
+    steps: slice
+    images: slice
+    y: int  # where the last of the steps writes
+
+
 class Plan(NamedTuple):
     """What runs for one shape of input."""
 
     program: Array  # of STEP
+    calls: list[Call]
     buffers: dict[str, Buffer]  # by layer: two that are not alive together may share one
     logits: Array  # (batch, N) float32
     tables: list[Array]  # what the program has addresses of
+
+
+class Division(NamedTuple):
+    """How many images of a size go through the network at once: few, and from a step on more.
+
+    In the first steps activations are large, and those of a few images fill a cache. In the last
+    ones weights are, which each call reads anew.
+    """
+
+    late: int  # that step; 0 where there is none
+    few: int
+    more: int
 
 
 class Engine:
@@ -97,8 +120,8 @@ class Engine:
         self.rows, vectors = self.isa.tiles[self.form.kind]
         self.columns = vectors * self.isa.lanes
         self.at_once = groups_at_once(self.isa.instructions[self.form.kind])
-        # Matrix instructions outrun the last cache: all that one step leaves to the next should be
-        # in L2.
+        # Bytes that one step leaves to the next, while activations are large: matrix instructions
+        # outrun the last cache.
         matrix = self.at_once > 1
         self.room = room_in(2) * (threads or get_num_threads()) if matrix else LAST_CACHE
         self.execute = compile_network(precision, self.isa.name)
@@ -106,7 +129,8 @@ class Engine:
         self.packed = {
             layer.name: self._pack(layer) for layer in layers if layer.op in ("conv", "linear")
         }
-        self.plans: dict[Shape, Plan] = {}
+        self.plans: dict[tuple[Shape, bool], Plan] = {}
+        self.divisions: dict[Shape, Division] = {}
         self.ticks = np.zeros((len(layers), 2), np.int64)  # when each step last began and ended
 
     def __call__(
@@ -119,7 +143,7 @@ class Engine:
         x : ndarray
             (N, 3, H, W) float32.
         record : callable, optional
-            Told of the steps of each part of the batch, when it has run.
+            Told of the steps of each call, when they have run.
         started : float, optional
             When the caller began with x, as time.perf_counter has it: what was done since then
             counts as the first step's.
@@ -132,32 +156,46 @@ class Engine:
         began = started or perf_counter()
         x = np.ascontiguousarray(x)
         logits = np.empty((len(x), self.layers[-1].out_c), np.float32)
-        parts = -(-len(x) // self._images_at_once(x.shape)) if len(x) > 1 else 1
+        parts = -(-len(x) // self._divide(x.shape).more)
         images = -(-len(x) // parts)  # alike: a last image by itself would take as long as alone
+        calls, threads = 0, self.threads or get_num_threads()
         with ONE_AT_A_TIME:
             for start in range(0, len(x), images):
-                part = x[start : start + images]
-                plan = self._plan(part.shape)
-                plan.program[0]["x"] = part.ctypes.data
-                threads = self.threads or get_num_threads()
-                called = perf_counter()
-                self.execute(plan.program, self.ticks, 0, len(plan.program), threads)
-                if record:
-                    times = _in_seconds(self.ticks, called, perf_counter())
-                    times[0][0] = began  # the image's way to here is the input's
-                    record(self.layers, part.shape, start // images, times)
+                together = x[start : start + images]
+                plan = self.plan(together.shape)
+                for steps, which, y in plan.calls:
+                    part = together[which]
+                    plan.program[0]["x"] = part.ctypes.data
+                    plan.program[steps.stop - 1]["y"] = y
+                    called = perf_counter()
+                    self.execute(plan.program, self.ticks, steps.start, steps.stop, threads)
+                    if record:
+                        times = _in_seconds(self.ticks[steps], called, perf_counter())
+                        times[0][0] = began  # the image's way to here is the first step's
+                        record(self.layers[steps], part.shape, calls, times)
+                    began, calls = perf_counter(), calls + 1
                 logits[start : start + images] = plan.logits[:, : logits.shape[1]]
-                began = perf_counter()
         return logits
 
-    def _images_at_once(self, shape: Shape) -> int:
+    def _divide(self, shape: Shape) -> Division:
         """Count the images whose activations stay in a cache from one step to the next."""
-        shapes: dict[str, Shape] = {}
-        for layer in self.layers:
-            x = shapes[layer.inputs[0]] if layer.inputs else (1, *shape[2:], shape[1])
-            shapes[layer.name] = layer.output_shape(x)
-        size = max(map(math.prod, shapes.values())) * np.dtype(self.form.activation).itemsize
-        return max(1, self.room // (2 * size))  # one is read while another is written
+        size = shape[1:]
+        if size not in self.divisions:
+            item = np.dtype(self.form.activation).itemsize
+            y = [item * math.prod(row.output_shape) for row in summarize(self.layers, *size[1:])]
+            # Where a residual has been added, nothing else is left for later steps to read.
+            starts = (
+                i + 1
+                for i, (layer, reader) in enumerate(pairwise(self.layers))
+                if layer.inputs[1:]
+                and reader.op == "conv"
+                and self.packed[reader.name].w.nbytes > y[i] + y[i + 1]
+            )
+            late = next(starts, 0)
+            few = max(1, self.room // (2 * max(y)))  # one is read while another is written
+            more = max(few, LAST_CACHE // (2 * max(y[late:]))) if late else few
+            self.divisions[size] = Division(late, few, more)
+        return self.divisions[size]
 
     def run(self, shape: Shape, layer: Layer, *inputs: Array) -> Array:
         """Run one layer, as an operator of layers.py does.
@@ -178,7 +216,7 @@ class Engine:
         """
         at = self.layers.index(layer)
         with ONE_AT_A_TIME:
-            plan = self._plan(shape)
+            plan = self.plan(shape, whole=True)
             first = np.ascontiguousarray(inputs[0])
             if layer.op == "input":
                 plan.program[at]["x"] = first.ctypes.data
@@ -259,24 +297,35 @@ class Engine:
         fewer = w.nbytes * -(-rows // block) <= len(w) * rows * bytes_of_row
         return block if near or fewer else rows
 
-    def _plan(self, shape: Shape) -> Plan:
-        """Find the plan for a shape of input, or lay one out."""
-        if shape not in self.plans:
+    def plan(self, shape: Shape, whole: bool = False) -> Plan:
+        """Find the plan for a shape of input, or lay one out.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            NCHW.
+        whole : bool
+            Whether all images take each step together; else as `Division` has it.
+        """
+        if (shape, whole) not in self.plans:
             while len(self.plans) >= PLANS:
                 del self.plans[next(iter(self.plans))]  # the oldest
-            self.plans[shape] = self._lay_out(shape)
-        return self.plans[shape]
+            self.plans[shape, whole] = self._lay_out(shape, whole)
+        return self.plans[shape, whole]
 
-    def _lay_out(self, shape: Shape) -> Plan:
+    def _lay_out(self, shape: Shape, whole: bool) -> Plan:
         batch, channels, height, width = shape
+        late, few, _ = self._divide(shape)
+        few = max(n for n in range(1, min(few, batch) + 1) if batch % n == 0)
+        split = 0 if whole or few == batch else late
         readers = {layer.name: [r for r in self.layers if layer.name in r.inputs]
                    for layer in self.layers}  # fmt: skip
         program = np.zeros(len(self.layers), STEP)
         logits = aligned((batch + 1, self.channels[self.layers[-1].name]), np.float32)
-        plan = Plan(program, {}, logits[:batch], [])
+        plan = Plan(program, [], {}, logits[:batch], [])
         free: defaultdict[Any, list[Buffer]] = defaultdict(list)  # by what they are like
         keys: dict[str, Any] = {}
-        y: Shape = (batch, height, width, channels)
+        image: Shape = (height, width, channels)
         shapes: dict[str, Shape] = {}
 
         def let_go(reader: Layer, names: Sequence[str]) -> None:
@@ -284,8 +333,9 @@ class Engine:
                 if readers[name][-1] is reader:
                     free[keys[name]].append(plan.buffers[name])
 
-        for layer, step in zip(self.layers, program, strict=True):
-            y = layer.output_shape(shapes[layer.inputs[0]] if layer.inputs else y)
+        for at, (layer, step) in enumerate(zip(self.layers, program, strict=True)):
+            x = shapes[layer.inputs[0]][1:] if layer.inputs else image
+            y = layer.output_shape((few if at < split - 1 else batch, *x))  # all are collected
             shapes[layer.name] = y = (y[0], 1, 1, y[1]) if len(y) == 2 else y
             if layer.op != "linear":
                 keys[layer.name] = key = self._buffer_key(layer, y, readers[layer.name])
@@ -295,6 +345,13 @@ class Engine:
                 plan.buffers[layer.name] = like.pop() if like else self._allocate(layer, *key)
                 let_go(layer, layer.inputs[:1])
             self._describe(layer, step, plan)
+        stretches = [(slice(0, split), few), (slice(split, len(program)), batch)]
+        for steps, images in stretches if split else stretches[1:]:
+            address, stride = (int(program[steps.stop - 1][name]) for name in ("y", "y_image"))
+            plan.calls.extend(
+                Call(steps, slice(at, at + images), address + at * stride)
+                for at in range(0, batch, images)
+            )
         return plan
 
     def _buffer_key(self, layer: Layer, shape: Shape, readers: list[Layer]) -> Any:
@@ -360,7 +417,11 @@ class Engine:
         else:
             y_strides = [n // y.memory.itemsize for n in y.memory.strides[:3]]
             _, out_h, out_w, _ = y.inner.shape
-            behind = y.memory.size - (y.address() - y.memory.ctypes.data) // y.memory.itemsize
+            # Behind these images: there others begin, if they are yet to be computed.
+            assert batch == len(y.memory) or y.pad == 0
+            behind = (
+                batch * y_strides[0] - (y.address() - y.memory.ctypes.data) // y.memory.itemsize
+            )
         image, row, pixel, _ = x.memory.strides
         x_strides = [image, row * layer.stride, pixel * layer.stride]
         x_rows, y_rows = (
@@ -395,7 +456,7 @@ class Engine:
         if layer.inputs[1:]:
             residual = plan.buffers[layer.inputs[1]]
             assert y is not None
-            assert (residual.pad, residual.memory.shape) == (y.pad, y.memory.shape)
+            assert (residual.pad, residual.memory.shape[1:]) == (y.pad, y.memory.shape[1:])
             step["residual"] = residual.address()
 
 

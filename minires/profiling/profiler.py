@@ -40,7 +40,7 @@ class Event(NamedTuple):
 
     layer: Layer
     shape: Shape  # of the images that went through together, NCHW
-    part: int  # of the batch, where an engine takes it in parts: the first is 0
+    call: int  # where an engine takes a batch in several: the first is 0
     started: float  # seconds, as time.perf_counter counts them
     ended: float
     phases: tuple[tuple[str, float, float], ...]  # name, start and end of those that were timed
@@ -200,11 +200,11 @@ class Profile:
         _stop_listening(self)
 
     def _record(
-        self, layers: Sequence[Layer], shape: Shape, part: int, times: Iterable[Iterable[float]]
+        self, layers: Sequence[Layer], shape: Shape, call: int, times: Iterable[Iterable[float]]
     ) -> None:
         if self._before:
-            self._before(layers, shape, part, times)
-        self._told.append((layers, shape, part, times, tuple(self._phases)))
+            self._before(layers, shape, call, times)
+        self._told.append((layers, shape, call, times, tuple(self._phases)))
         self._phases.clear()
         if self.callback:
             for event in self.events[-len(layers) :]:
@@ -213,11 +213,11 @@ class Profile:
     @property
     def events(self) -> list[Event]:
         """All steps, in the order they ran. They are made when asked for, not during a run."""
-        for layers, shape, part, times, timed in self._told:
+        for layers, shape, call, times, timed in self._told:
             for layer, (started, ended) in zip(layers, times, strict=True):
                 # A definition that a user calls between two steps is no part of either.
                 phases = tuple(p for p in timed if started <= p[1] and p[2] <= ended)
-                step = Event(layer, shape, part, float(started), float(ended), phases)
+                step = Event(layer, shape, call, float(started), float(ended), phases)
                 self._events.append(step)
         self._told.clear()
         return self._events
@@ -225,7 +225,7 @@ class Profile:
     @property
     def runs(self) -> int:
         """How often the network was called."""
-        return sum(event.layer.op == "input" and event.part == 0 for event in self.events)
+        return sum(event.layer.op == "input" and event.call == 0 for event in self.events)
 
     @property
     def seconds(self) -> float:

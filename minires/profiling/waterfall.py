@@ -151,7 +151,7 @@ def ablate(
         for r in range(rounds):
             for way in range(3):
                 engine(x)  # true activations, and the same caches before each way
-                program = engine.plans[x.shape].program.copy()
+                program = engine.plan(x.shape).program.copy()
                 if way == 2:
                     program["rows"][steps] = tiles
                     program["block"] = np.minimum(program["block"], program["rows"])

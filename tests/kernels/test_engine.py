@@ -312,9 +312,10 @@ def guarded(made: list[tuple[Array, int, int]]) -> Any:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are made by mprotect")
+@pytest.mark.parametrize("few", [1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8-simulated", "int8"])
 def test_nothing_outside_of_a_buffer_is_touched(
-    precision: str, monkeypatch: pytest.MonkeyPatch
+    precision: str, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A read behind the slack ends this process; a write before or behind a buffer is seen."""
     made: list[tuple[Array, int, int]] = []
@@ -322,14 +323,16 @@ def test_nothing_outside_of_a_buffer_is_touched(
         monkeypatch.setattr(module, "aligned", guarded(made))
     model, x = model_of(precision), seeded_input((2, 3, 40, 47))
     engine = Engine(model.layers, model.params, precision)
+    engine.divisions[x.shape[1:]] = engine._divide(x.shape)._replace(few=few)
     logits = engine(x)
+    assert len(engine.plan(x.shape).calls) == (1 if few == 2 else 3)
     monkeypatch.undo()
     assert len(made) > 100
     for memory, start, end in made:
         assert np.all(memory[:start] == 0x5A)
         assert np.all(memory[end:] == 0x5A)
     assert_same(logits, Engine(model.layers, model.params, precision)(x))
-    for buffer in engine.plans[x.shape].buffers.values():  # padding holds what it held at first
+    for buffer in engine.plan(x.shape).buffers.values():  # padding holds what it held at first
         border = buffer.memory.copy()
         border[:, buffer.pad : -buffer.pad or None, buffer.pad : -buffer.pad or None] = border.flat[
             0
@@ -370,7 +373,7 @@ def test_a_plan_is_kept_and_the_oldest_goes() -> None:
     engine = Engine(model.layers, model.params, "int8")
     for size in (32, 33, 34, 35, 36):
         engine(seeded_input((1, 3, size, size)))
-    assert [shape[2] for shape in engine.plans] == [33, 34, 35, 36]
+    assert [shape[2] for shape, _ in engine.plans] == [33, 34, 35, 36]
 
 
 def test_an_instruction_set_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,22 +383,45 @@ def test_an_instruction_set_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch
         Engine(model.layers, model.params, "int8")
 
 
-def test_a_large_batch_is_computed_in_parts() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("few", "more", "calls"),  # of 7 images; from the late step on the most that a call takes
+    [
+        (7, 7, [7]),
+        (9, 9, [7]),
+        (3, 7, [1] * 7 + [7]),
+        (2, 4, [2, 2, 4, 1, 1, 1, 3]),
+        (1, 1, [1] * 7),
+    ],
+)
+def test_a_batch_is_computed_in_calls(
+    precision: str, few: int, more: int, calls: list[int]
+) -> None:
     """Each image gets the bits that it gets alone, in the order they came in."""
-    model = model_of("int8")
+    model = model_of(precision)
     x = seeded_input((7, 3, 64, 64))
-    expected = model(x)
+    engine = Engine(model.layers, model.params, precision)
+    alone = np.concatenate([engine(image[np.newaxis]) for image in x])
+    late = engine._divide(x.shape).late
+    engine.divisions[x.shape[1:]] = engine_module.Division(late, few, more)
+    seen: list[tuple[list[Layer], int, int]] = []
+    y = engine(x, lambda layers, shape, call, _: seen.append((list(layers), shape[0], call)))
+    assert_same(y, alone)
+    assert [images for _, images, _ in seen] == calls
+    assert [call for _, _, call in seen] == list(range(len(calls)))
+    assert sum(len(layers) * images for layers, images, _ in seen) == 7 * len(model.layers)
+    assert engine.run(x.shape, model.layers[0], x).shape == (7, 64, 64, 3)  # all in one
+
+
+def test_a_batch_is_divided_where_weights_outweigh_activations() -> None:
+    model = model_of("int8")
     engine = Engine(model.layers, model.params, "int8")
-    engine.room = 2**25
-    assert engine._images_at_once(x.shape) > 7
-    assert_same(engine(x), expected)
-    engine.room = 2 * 3 * 64 * 32 * 32  # three images' stem
-    assert engine._images_at_once(x.shape) == 3
-    assert_same(engine(x), expected)
-    assert [shape[0] for shape in engine.plans] == [7, 3, 1]
-    engine.room = 2 * 6 * 64 * 32 * 32  # six: not 6 and 1
-    assert_same(engine(x), expected)
-    assert [shape[0] for shape in engine.plans] == [7, 3, 1, 4]
+    engine.room = 2 * 3 * 64 * 112 * 112  # three images' stem
+    late, few, more = engine._divide((8, 3, 224, 224))
+    assert engine.layers[late].name == "layer3.1.conv1"
+    assert 3 == few < more
+    assert engine._divide((8, 3, 64, 64)).late < late
+    assert engine._divide((8, 3, 1024, 1024)).late == 0
 
 
 def test_engines_that_cannot_be_are_refused() -> None:

@@ -183,6 +183,28 @@ def test_requantization_has_the_definitions_bits(lanes: int, rows: int, vectors:
             assert_same(y, expected)
 
 
+@pytest.mark.parametrize(
+    "instruction", ["mul, add of halves", "fma of halves", "vdpbf16ps", "tdpbf16ps"]
+)
+def test_sums_are_rounded_to_bfloat16_as_the_definition_does(instruction: str) -> None:
+    """Ties, and what is just beside them, in both directions; without and with a residual."""
+    skip_without(instruction, 16)
+    lanes = 16
+    upper = np.array([0x3F80, 0x4123]) << 16
+    bits = upper[:, None] + np.array([0x7FFF, 0x8000, 0x8001, 0x18000])
+    sums = bits.astype(np.int32).view(np.float32).ravel()
+    bias = np.concatenate([sums, -sums])
+    x, w = np.zeros((16, 2), np.int16), np.zeros((lanes, 2), np.int16)
+    residual = uniform(-1, 1, (16, lanes), 1).view(np.int32) >> 16
+    for shortcut in (None, residual.astype(np.int16)):
+        added = np.float32(0) if shortcut is None else (residual << 16).view(np.float32)
+        y = np.zeros((16, lanes), np.int16)
+        run_tile(instruction, "activate, bf16", lanes, 16, 1, x, w, bias, bias, y, shortcut,
+                 low=-np.inf)  # fmt: skip
+        expected = np.broadcast_to(round_bf16_ref(bias + added), y.shape)
+        assert_same((y.astype(np.int32) << 16).view(np.float32), expected.copy())
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint8])
 def test_larger_is_the_larger(dtype: Any) -> None:
     name = np.dtype(dtype).name
@@ -230,7 +252,9 @@ def test_llvm_makes_the_instruction_of_it_and_spills_no_sum(name: str, kind: str
     isa = ISA[name]
     instruction, (rows, vectors) = isa.instructions[kind], isa.tiles[kind]
     spec = f"{instruction}/{EPILOGUE[kind]}/{isa.lanes}/{rows}/{vectors}"
-    loop = inner_loop(assembly(spec, isa), MNEMONICS[instruction])
+    text = assembly(spec, isa)
+    assert ("vcvtneps2bf16" in text) == (instruction in ("vdpbf16ps", "tdpbf16ps"))
+    loop = inner_loop(text, MNEMONICS[instruction])
     if groups_at_once(instruction) > 1:  # its sums are in registers by number
         assert sum(instruction in line for line in loop) == 4
         assert sum("tileloadd" in line for line in loop) == 4

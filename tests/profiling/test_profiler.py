@@ -13,7 +13,7 @@ import pytest
 import minires
 from minires import reference
 from minires.errors import MiniresError
-from minires.kernels.engine import Engine
+from minires.kernels.engine import Division, Engine
 from minires.model import ResNet50
 from minires.profiling.profiler import (
     GROUPS,
@@ -152,16 +152,16 @@ def test_parts_of_steps_are_rows_of_their_own(models: Mapping[str, ResNet50]) ->
     assert "conv1 im2col" in [row.name for row in prof.rows("phase")]  # NumPy computes these
 
 
-def test_a_batch_in_parts_is_one_run(
+def test_a_batch_in_several_calls_is_one_run(
     models: Mapping[str, ResNet50], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = models["int8"]
-    monkeypatch.setattr(Engine, "_images_at_once", lambda *_: 2)
+    monkeypatch.setattr(Engine, "_divide", lambda *_: Division(30, 1, 2))
     with profile(model) as prof:
         model(seeded_input((3, 3, 64, 64)))
     assert prof.runs == 1
     assert "input 3 x 3 x 64 x 64" in prof.title
-    assert {row.calls for row in prof.rows()} == {2}
+    assert [row.calls for row in prof.rows()] == [3] * 30 + [2] * (len(model.layers) - 30)
     assert sum(row.macs for row in prof.rows()) == sum(
         row.macs for row in summarize(model.layers, 64, 64, 3)
     )

@@ -72,7 +72,7 @@ def test_the_causes_are_told_apart(
     for precision, per_tile in [("fp32", 4.0), ("int8", 2.0)]:
         engine = Engine(models[precision].layers, models[precision].params, precision)
         engine(x)
-        high, rows = engine.rows, engine.plans[x.shape].program["rows"]
+        high, rows = engine.rows, engine.plan(x.shape).program["rows"]
         for row, tiles in zip(summarize(engine.layers, 64, 64), rows, strict=True):
             if row.op == "conv":
                 M = int(np.prod(row.output_shape[:3]))
