@@ -438,8 +438,9 @@ class Engine:
             line = out_w if layer.stride > 1 else len(x_rows)
             x_rows, y_rows = _in_runs(x_rows, y_rows, x_strides[2], line, self.rows // HEIGHT)
         # Rows that are missing in the last tile are the last row again, written behind the output.
+        # So is what a tile after it would begin with.
         missing = -len(x_rows) % self.rows
-        x_rows = np.pad(x_rows, (0, missing), mode="edge")
+        x_rows = np.pad(x_rows, (0, missing + 1), mode="edge")
         tables = [x_rows, np.pad(y_rows, (0, missing), constant_values=behind)]
         if max(offsets.max(initial=0) for offsets in tables) >= 2**31:
             raise MiniresError(f"a batch of {batch} is too large; classify fewer at once")
@@ -451,7 +452,7 @@ class Engine:
         step["panels"], step["panel_bytes"] = len(w), w.strides[0]
         step["taps"], step["groups"] = layer.kernel, w.shape[1] // layer.kernel
         step["tap_stride"] = row
-        step["rows"] = len(tables[0]) // self.rows
+        step["rows"] = len(tables[1]) // self.rows
         step["block"] = self._block(int(step["rows"]), x.memory, w)
         if layer.inputs[1:]:
             residual = plan.buffers[layer.inputs[1]]

@@ -18,7 +18,16 @@ from numba import carray, from_dtype, njit, prange, types
 from numba.extending import overload
 
 from minires.errors import MiniresError
-from minires.kernels.simd import ISA, ISAS, larger, microkernel, pointer, ticks, tile_registers
+from minires.kernels.simd import (
+    ISA,
+    ISAS,
+    LINE,
+    larger,
+    microkernel,
+    pointer,
+    ticks,
+    tile_registers,
+)
 
 # One fused operator, ready to run. Addresses and counts in int64; strides of rows and images in
 # bytes, a convolution's in pixels; of the offsets, x's in bytes and y's in elements.
@@ -260,15 +269,19 @@ def _tiles(form: Format, isa: ISA) -> Callable[..., None]:
             w = step.w + panel * step.panel_bytes
             column = panel * columns
             bias, m = step.bias + 4 * column, step.m + 4 * column
+            # The next panel is fetched meanwhile, a share of it with each row of tiles.
+            apart = min(i64(LINE), 4 * columns // (bottom - top))
+            later = step.w + (panel + 1) % step.panels * step.panel_bytes
+            later += apart * step.taps * step.groups * (row - top)
             if step.op == CONV:
                 residual = step.residual + size * column if step.residual != 0 else i64(0)
                 y = step.y + size * column
                 microkernel(hidden, step.x, x_offsets, w, step.taps, step.groups, step.tap_stride,
-                            bias, m, residual, y, y_offsets, scalars)  # fmt: skip
+                            later, apart, bias, m, residual, y, y_offsets, scalars)  # fmt: skip
             else:
                 y = step.y + 4 * column  # logits, in float32
                 microkernel(last, step.x, x_offsets, w, step.taps, step.groups, step.tap_stride,
-                            bias, m, i64(0), y, y_offsets, scalars)  # fmt: skip
+                            later, apart, bias, m, i64(0), y, y_offsets, scalars)  # fmt: skip
             row += 1
             if row == bottom:
                 row, panel = top, panel + 1

@@ -56,6 +56,7 @@ WIDE, NARROW, LOW = (6, 4), (6, 2), (4, 2)
 # AMX has eight registers of 16 rows by 64 bytes: 2 x 2 hold sums, the others what is multiplied.
 HEIGHT = 16  # rows of a matrix register, and 32-bit groups along K that one instruction takes
 MATRIX = (2 * HEIGHT, 2)
+LINE = 64  # bytes that a cache fetches at once
 AHEAD = 4096  # bytes of a panel, of which much lies in the second cache, that are fetched early
 ISAS = [
     ISA(
@@ -469,7 +470,8 @@ def _loop(builder: Builder, count: Value, carried: list[Value], body: Callable[.
 @intrinsic(prefer_literal=True)
 def microkernel(
     _: Any, spec: Any, x: Any, x_offsets: Any, w: Any, taps: Any, groups: Any, tap_stride: Any,
-    bias: Any, m: Any, residual: Any, y: Any, y_offsets: Any, scalars: Any,
+    later: Any, later_step: Any, bias: Any, m: Any, residual: Any, y: Any, y_offsets: Any,
+    scalars: Any,
 ) -> Any:  # fmt: skip
     """Compute one tile: called from compiled code, with addresses and counts in int64.
 
@@ -478,13 +480,17 @@ def microkernel(
     spec : str literal
         Instruction, epilogue, lanes, rows and vectors, between slashes.
     x, x_offsets : int64
-        Address of the activations; of MR int32, in bytes: where each row's first tap lies. For a
-        matrix instruction 16 rows each lie a fixed stride apart, the same for all.
+        Address of the activations; of MR + 1 int32, in bytes: where each row's first tap lies, and
+        that of the next tile's first row, which is fetched meanwhile. For a matrix instruction 16
+        rows each lie a fixed stride apart, the same for all.
     w : int64
         Address of the panel: for each group along K, 32 bits for each of NR columns.
     taps, groups, tap_stride : int64
         K is `taps` runs of `groups` times 32 bits, `tap_stride` bytes apart: one run for each
         row of a convolution's kernel, because its columns are neighbours in NHWC.
+    later, later_step : int64
+        Address of weights that are read later, and bytes: with each group along K the second cache
+        fetches a line from there, so far apart. Matrix instructions leave it no time for that.
     bias, m : int64
         Addresses of NR values for the columns.
     residual : int64
@@ -497,7 +503,7 @@ def microkernel(
     """
     instruction, epilogue, *numbers = spec.literal_value.split("/")
     lanes, rows, vectors = map(int, numbers[:3])
-    kinds = [types.int64] * 11 + [scalars]
+    kinds = [types.int64] * 13 + [scalars]
 
     def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:
         _tile(builder, instruction, EPILOGUES[epilogue], lanes, rows, vectors, *arguments[1:])
@@ -518,20 +524,21 @@ def _offset(builder: Builder, table: Value, row: int) -> Value:
     return builder.sext(_load(builder, _after(builder, table, 4 * row), I32), I64)
 
 
-def _prefetch(builder: Builder, address: Value, ahead: int, size: int) -> None:
-    """Fetch as many bytes into the first cache, so far ahead, a cache line at a time."""
+def _prefetch(builder: Builder, address: Value, ahead: int, size: int, cache: int = 1) -> None:
+    """Fetch as many bytes into a cache, so far ahead, a cache line at a time."""
     kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
     prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    read, first, data = I32(0), I32(3), I32(1)
-    for line in range(0, size, 64):
+    read, near, data = I32(0), I32(4 - cache), I32(1)
+    for line in range(0, size, LINE):
         place = builder.inttoptr(_after(builder, address, ahead + line), POINTER)
-        builder.call(prefetch, [place, read, first, data])
+        builder.call(prefetch, [place, read, near, data])
 
 
 def _tile(
     builder: Builder, instruction: str, epilogue: Epilogue, lanes: int, rows: int, vectors: int,
     x: Value, x_offsets: Value, w: Value, taps: Value, groups: Value, tap_stride: Value,
-    bias: Value, m: Value, residual: Value, y: Value, y_offsets: Value, scalars: Value,
+    later: Value, later_step: Value, bias: Value, m: Value, residual: Value, y: Value,
+    y_offsets: Value, scalars: Value,
 ) -> None:  # fmt: skip
     places, sums = range(vectors), ir.VectorType(epilogue.bias, lanes)
     matrix = instruction in MULTIPLY_TILES
@@ -539,7 +546,8 @@ def _tile(
     if matrix:
         memory = _sums_in_memory(builder, instruction, rows, vectors, *operands)
     else:
-        acc = _sums(builder, MULTIPLY_ADD[instruction], sums, rows, vectors, *operands)
+        multiply_add = MULTIPLY_ADD[instruction]
+        acc = _sums(builder, multiply_add, sums, rows, vectors, *operands, later, later_step)
 
     fields = (builder.extract_value(scalars, i) for i in range(len(SCALARS)))
     known = {
@@ -596,13 +604,15 @@ def _tile(
 def _sums(
     builder: Builder, multiply_add: Callable[..., Value], kind: Any, rows: int, vectors: int,
     x: Value, x_offsets: Value, w: Value, taps: Value, groups: Value, tap_stride: Value,
-    first: Value | None,
+    first: Value | None, later: Value, later_step: Value,
 ) -> list[Value]:  # fmt: skip
     """Sum up a tile in vectors, row by row."""
     lanes, places = kind.count, range(vectors)
     bits = ir.VectorType(I32, lanes)
 
-    def step(panel: Value, at: Value, *acc: Value) -> list[Value]:
+    def step(panel: Value, at: Value, beside: Value, later: Value, *acc: Value) -> list[Value]:
+        for address in (later, beside):  # to the second cache: the first has no room for long
+            _prefetch(builder, address, 0, LINE, cache=2)
         columns = [_load(builder, _after(builder, panel, 4 * lanes * v), bits) for v in places]
         _prefetch(builder, panel, AHEAD, 4 * lanes * vectors)
         following = []
@@ -613,18 +623,22 @@ def _sums(
         return [
             _after(builder, panel, 4 * lanes * vectors),
             _after(builder, at, 4),
+            _after(builder, beside, 4 * rows),  # of a 1x1, all that the next tile's rows are
+            builder.add(later, later_step),
             *following,
         ]
 
-    def tap(panel: Value, start: Value, *acc: Value) -> list[Value]:
-        panel, _, *acc = _loop(builder, groups, [panel, start, *acc], step)
-        return [panel, builder.add(start, tap_stride), *acc]
+    def tap(panel: Value, start: Value, later: Value, *acc: Value) -> list[Value]:
+        beside = builder.add(next_tile, start)
+        panel, _, _, later, *acc = _loop(builder, groups, [panel, start, beside, later, *acc], step)
+        return [panel, builder.add(start, tap_stride), later, *acc]
 
-    bases = [builder.add(x, _offset(builder, x_offsets, row)) for row in range(rows)]
+    bases = [builder.add(x, _offset(builder, x_offsets, row)) for row in range(rows + 1)]
+    next_tile = bases.pop()
     begin = [_constant(kind, 0)] * vectors
     if first is not None:
         begin = [_load(builder, _after(builder, first, 4 * lanes * v), kind) for v in places]
-    return _loop(builder, taps, [w, I64(0), *begin * rows], tap)[2:]
+    return _loop(builder, taps, [w, I64(0), later, *begin * rows], tap)[3:]
 
 
 def _sums_in_memory(
@@ -815,7 +829,7 @@ def assembly(spec: str, isa: ISA) -> str:
     instruction, epilogue, *numbers = spec.split("/")
     module = ir.Module()
     scalars = ir.LiteralStructType(list(SCALARS.values()))
-    kind = ir.FunctionType(ir.VoidType(), [I64] * 11 + [scalars])
+    kind = ir.FunctionType(ir.VoidType(), [I64] * 13 + [scalars])
     function = ir.Function(module, kind, "tile")
     builder = ir.IRBuilder(function.append_basic_block())
     tile = tuple(map(int, numbers[:3]))

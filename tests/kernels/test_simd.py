@@ -59,7 +59,7 @@ def run_tile(
     packed = prepack(w, 1, w.shape[1], group, lanes * vectors, groups_at_once(instruction))
     memory = aligned((rows, packed.shape[1] * group), x.dtype)
     memory[:, : x.shape[1]] = x
-    x_offsets = (np.arange(rows) * memory.strides[0]).astype(np.int32)
+    x_offsets = (np.arange(rows + 1) * memory.strides[0]).astype(np.int32)
     y_offsets = (np.arange(rows) * y.shape[1] if places is None else places).astype(np.int32)
     given = [scalars.get(name, 0) for name in simd.SCALARS]
     f, i = np.float32, np.int32
@@ -69,7 +69,7 @@ def run_tile(
     def run(*addresses: int) -> None:
         x, xo, w, groups, bias, m, residual, y, yo = addresses
         tile_registers(spec, True)
-        microkernel(spec, x, xo, w, 1, groups, 0, bias, m, residual, y, yo, packs)
+        microkernel(spec, x, xo, w, 1, groups, 0, w, 0, bias, m, residual, y, yo, packs)
         tile_registers(spec, False)
 
     arrays = [memory, x_offsets, packed, bias, m, residual, y, y_offsets]
