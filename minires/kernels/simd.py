@@ -524,14 +524,20 @@ def _offset(builder: Builder, table: Value, row: int) -> Value:
     return builder.sext(_load(builder, _after(builder, table, 4 * row), I32), I64)
 
 
-def _prefetch(builder: Builder, address: Value, ahead: int, size: int, cache: int = 1) -> None:
+def _bytes_of(kind: Any) -> int:
+    return 4 if kind == F32 else kind.width // 8
+
+
+def _prefetch(
+    builder: Builder, address: Value, ahead: int, size: int, cache: int = 1, write: bool = False
+) -> None:
     """Fetch as many bytes into a cache, so far ahead, a cache line at a time."""
     kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
     prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    read, near, data = I32(0), I32(4 - cache), I32(1)
+    access, near, data = I32(int(write)), I32(4 - cache), I32(1)
     for line in range(0, size, LINE):
         place = builder.inttoptr(_after(builder, address, ahead + line), POINTER)
-        builder.call(prefetch, [place, read, near, data])
+        builder.call(prefetch, [place, access, near, data])
 
 
 def _tile(
@@ -541,7 +547,12 @@ def _tile(
     y_offsets: Value, scalars: Value,
 ) -> None:  # fmt: skip
     places, sums = range(vectors), ir.VectorType(epilogue.bias, lanes)
-    matrix = instruction in MULTIPLY_TILES
+    matrix, item = instruction in MULTIPLY_TILES, _bytes_of(epilogue.residual)
+    # A residual is fetched while the sums are made; for writing, since y often takes its place.
+    with builder.if_then(builder.icmp_signed("!=", residual, I64(0))):
+        for row in range(rows):
+            start = builder.mul(_offset(builder, y_offsets, row), I64(item))
+            _prefetch(builder, builder.add(residual, start), 0, item * lanes * vectors, write=True)
     operands = x, x_offsets, w, taps, groups, tap_stride, bias if epilogue.bias_first else None
     if matrix:
         memory = _sums_in_memory(builder, instruction, rows, vectors, *operands)
@@ -569,14 +580,10 @@ def _tile(
             place = _after(builder, start, lanes * v)
             shortcut = None
             if there:
-                kind = ir.VectorType(epilogue.residual, lanes)
-                size = I64(kind.element.width // 8 if kind.element != F32 else 4)
-                at = builder.add(residual, builder.mul(place, size))
-                shortcut = _load(builder, at, kind)
+                at = builder.add(residual, builder.mul(place, I64(item)))
+                shortcut = _load(builder, at, ir.VectorType(epilogue.residual, lanes))
             value = epilogue.run(builder, total, columns[v], shortcut)
-            element = value.type.element
-            size = I64(4 if element == F32 else element.width // 8)
-            at = builder.add(y, builder.mul(place, size))
+            at = builder.add(y, builder.mul(place, I64(_bytes_of(value.type.element))))
             builder.store(value, builder.inttoptr(at, POINTER), align=1)
 
     def finish_from_memory(there: bool) -> Callable[..., list[Value]]:
