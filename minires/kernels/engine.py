@@ -9,7 +9,6 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -183,15 +182,10 @@ class Engine:
         if size not in self.divisions:
             item = np.dtype(self.form.activation).itemsize
             y = [item * math.prod(row.output_shape) for row in summarize(self.layers, *size[1:])]
+            w = [p.w.nbytes if (p := self.packed.get(layer.name)) else 0 for layer in self.layers]
             # Where a residual has been added, nothing else is left for later steps to read.
-            starts = (
-                i + 1
-                for i, (layer, reader) in enumerate(pairwise(self.layers))
-                if layer.inputs[1:]
-                and reader.op == "conv"
-                and self.packed[reader.name].w.nbytes > y[i] + y[i + 1]
-            )
-            late = next(starts, 0)
+            ends = [i for i, layer in enumerate(self.layers[:-1]) if layer.inputs[1:]]
+            late = next((i + 1 for i in ends if w[i + 1] > y[i] + y[i + 1]), 0)
             few = max(1, self.room // (2 * max(y)))  # one is read while another is written
             more = max(few, LAST_CACHE // (2 * max(y[late:]))) if late else few
             self.divisions[size] = Division(late, few, more)
@@ -419,21 +413,12 @@ class Engine:
             _, out_h, out_w, _ = y.inner.shape
             # Behind these images: there others begin, if they are yet to be computed.
             assert batch == len(y.memory) or y.pad == 0
-            behind = (
-                batch * y_strides[0] - (y.address() - y.memory.ctypes.data) // y.memory.itemsize
-            )
+            inside = y.address() - y.memory.ctypes.data
+            behind = batch * y_strides[0] - inside // y.memory.itemsize
         image, row, pixel, _ = x.memory.strides
         x_strides = [image, row * layer.stride, pixel * layer.stride]
-        x_rows, y_rows = (
-            (i[:, None, None] + j[:, None] + k).ravel()
-            for i, j, k in (
-                [
-                    np.arange(n, dtype=np.int64) * s
-                    for n, s in zip((batch, out_h, out_w), strides, strict=True)
-                ]
-                for strides in (x_strides, y_strides)
-            )
-        )
+        pixels = np.indices((batch, out_h, out_w), np.int64).reshape(3, -1)
+        x_rows, y_rows = (np.array(strides) @ pixels for strides in (x_strides, y_strides))
         if self.at_once > 1:
             line = out_w if layer.stride > 1 else len(x_rows)
             x_rows, y_rows = _in_runs(x_rows, y_rows, x_strides[2], line, self.rows // HEIGHT)
