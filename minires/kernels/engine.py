@@ -130,7 +130,7 @@ class Engine:
         }
         self.plans: dict[tuple[Shape, bool], Plan] = {}
         self.divisions: dict[Shape, Division] = {}
-        self.ticks = np.zeros((len(layers), 2), np.int64)  # when each step last began and ended
+        self.ticks = np.zeros(len(layers) + 1, np.int64)  # between the steps, when they last ran
 
     def __call__(
         self, x: Array, record: Record | None = None, started: float | None = None
@@ -169,7 +169,8 @@ class Engine:
                     called = perf_counter()
                     self.execute(plan.program, self.ticks, steps.start, steps.stop, threads)
                     if record:
-                        times = _in_seconds(self.ticks[steps], called, perf_counter())
+                        between = self.ticks[steps.start : steps.stop + 1]
+                        times = _in_seconds(between, called, perf_counter())
                         times[0][0] = began  # the image's way to here is the first step's
                         record(self.layers[steps], part.shape, calls, times)
                     began, calls = perf_counter(), calls + 1
@@ -447,13 +448,14 @@ class Engine:
 
 
 def _in_seconds(ticks: Array, started: float, ended: float) -> Array:
-    """Tell when each step began and ended, of a program that took from start to end.
+    """Tell when each step began and ended, of steps that took from start to end.
 
     Ticks are those of a clock of unknown rate: all of them took all of the time, and the call's
     own microseconds are shared out among them.
     """
-    ticks = ticks - ticks[0, 0]
-    return started + (ended - started) / max(1, int(ticks[-1, 1])) * ticks
+    ticks = ticks - ticks[0]
+    times = started + (ended - started) / max(1, int(ticks[-1])) * ticks
+    return np.stack([times[:-1], times[1:]], axis=1)
 
 
 def _in_runs(x: Array, y: Array, step: int, line: int, together: int) -> tuple[Array, Array]:

@@ -22,11 +22,13 @@ from minires.kernels.simd import (
     ISA,
     ISAS,
     LINE,
+    count_up,
     larger,
     microkernel,
     pointer,
     ticks,
     tile_registers,
+    wait_for,
 )
 
 # One fused operator, ready to run. Addresses and counts in int64; strides of rows and images in
@@ -161,7 +163,7 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
     -------
     callable
         ``execute(program, times, first, last, threads)``; program is an array of `STEP`, and times
-        of int64, (steps, 2): it is told when each began and ended, in ticks.
+        of int64, (steps + 1,): it is told when the first began and when each ended, in ticks.
     """
     # All that the closure holds is this text, by which Numba's cache tells kernels apart. It does
     # not notice a change in another file, hence the hash; nor could it pickle functions alike.
@@ -171,14 +173,24 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
     notice.start()  # loading them from the cache takes less
 
     count = types.int64
-    signature = types.void(from_dtype(STEP)[::1], count[:, ::1], count, count, count)
+    signature = types.void(from_dtype(STEP)[::1], count[::1], count, count, count)
 
     def execute(program: Any, times: Any, first: int, last: int, threads: int) -> None:
-        for i in range(first, last):
-            times[i, 0] = ticks()
-            for share in prange(threads):
-                run_share(spec, program[i], share, threads)
-            times[i, 1] = ticks()
+        # Of each step, how many threads came for each share, and how many shares are done: counts
+        # that lie a cache line apart. A share that nobody has begun is anybody's; so a thread waits
+        # for what another one is at, and never for one that comes late.
+        counts = np.zeros((last, threads + 1, LINE // 8), np.int64)
+        times[first] = ticks()
+        for thread in prange(threads):
+            for i in range(first, last):
+                done = counts[i, threads:].ctypes.data
+                for other in range(threads):
+                    share = (thread + other) % threads
+                    if count_up(counts[i, share:].ctypes.data) == 0:
+                        run_share(spec, program[i], share, threads)
+                        if count_up(done) == threads - 1:
+                            times[i + 1] = ticks()
+                wait_for(done, threads)
 
     try:
         return compile_cached(_name_apart(execute, spec), signature, parallel=True)

@@ -897,3 +897,47 @@ def pointer(_: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), codegen
+
+
+PATIENCE = 1000  # looks at a count, of some 40 ns each
+
+
+@intrinsic
+def count_up(_: Any, address: Any) -> Any:
+    """Add 1 to an int64 that several threads count with, and tell what it was before."""
+
+    def codegen(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+        place = builder.inttoptr(arguments[0], POINTER)
+        return builder.atomic_rmw("add", place, I64(1), "acq_rel")
+
+    return types.int64(types.uintp), codegen
+
+
+@intrinsic
+def wait_for(_: Any, address: Any, count: Any) -> Any:
+    """Wait until an int64 that other threads count with is as large.
+
+    They are about to be done, and going to sleep would take longer. Where they are not, there may
+    be more threads than cores: every now and then the core is offered to others.
+    """
+
+    def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:
+        place, start = builder.inttoptr(arguments[0], POINTER), builder.block
+        look, end = (builder.append_basic_block(name) for name in ("look", "end"))
+        builder.branch(look)
+        builder.position_at_end(look)
+        looks = builder.phi(I64)
+        if TRIPLE.startswith("x86_64"):
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        often = builder.icmp_unsigned("==", builder.urem(looks, I64(PATIENCE)), I64(PATIENCE - 1))
+        with builder.if_then(often):
+            if sys.platform != "win32":
+                _call(builder, "sched_yield", I32)
+        looks.add_incoming(I64(0), start)
+        looks.add_incoming(builder.add(looks, I64(1)), builder.block)
+        counted = builder.load_atomic(place, "acquire", 8, typ=I64)
+        builder.cbranch(builder.icmp_signed("<", counted, arguments[1]), look, end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.none(types.uintp, types.int64), codegen
