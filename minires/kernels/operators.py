@@ -23,7 +23,7 @@ from minires.kernels.simd import (
     ISAS,
     LINE,
     count_up,
-    larger,
+    largest,
     microkernel,
     pointer,
     ticks,
@@ -339,10 +339,8 @@ def _maxpool(form: Format, columns: int) -> Callable[..., None]:
             for j in range(step.out_w):
                 for at in range(0, pixel, vector):
                     y = left + j * pixel + at
-                    for tap in range(step.kernel * step.kernel):
-                        row, column = tap // step.kernel, tap % step.kernel
-                        x = top + row * step.x_row + (j * step.stride + column) * pixel + at
-                        larger(spec, y, y if tap else x, x)
+                    x = top + j * step.stride * pixel + at
+                    largest(spec, y, x, step.kernel, step.x_row, pixel)
 
     return maxpool
 

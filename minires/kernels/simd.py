@@ -853,27 +853,40 @@ def assembly(spec: str, isa: ISA) -> str:
 
 
 @intrinsic(prefer_literal=True)
-def larger(_: Any, spec: Any, y: Any, a: Any, b: Any) -> Any:
-    """Store the larger of two vectors, value by value: called with addresses in int64.
+def largest(_: Any, spec: Any, y: Any, x: Any, kernel: Any, row: Any, pixel: Any) -> Any:
+    """Store the largest of a window's vectors, value by value: called with int64.
 
     Parameters
     ----------
     spec : str literal
         NumPy's name of the values' dtype, and their number, between slashes.
-    y, a, b : int64
-        Addresses; they may be the same.
+    y, x : int64
+        Addresses: where to, and of the window's first vector.
+    kernel : int64
+        Rows and columns of the window.
+    row, pixel : int64
+        Bytes from one to the next.
     """
     name, count = spec.literal_value.split("/")
     kind = ir.VectorType({"float32": F32, "int16": I16, "uint8": I8}[name], int(count))
 
     def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:
-        to, *places = (builder.inttoptr(address, POINTER) for address in arguments[1:])
-        x, z = (builder.load(place, align=1, typ=kind) for place in places)
+        to, first, kernel, row, pixel = arguments[1:]
         compare = {"f": builder.fcmp_ordered, "i": builder.icmp_signed, "u": builder.icmp_unsigned}
-        builder.store(builder.select(compare[name[0]](">", x, z), x, z), to, align=1)
+
+        def tap(at: Value, most: Value) -> list[Value]:
+            value = _load(builder, at, kind)
+            more = builder.select(compare[name[0]](">", most, value), most, value)
+            return [builder.add(at, pixel), more]
+
+        def line(start: Value, most: Value) -> list[Value]:
+            return [builder.add(start, row), _loop(builder, kernel, [start, most], tap)[1]]
+
+        _, most = _loop(builder, kernel, [first, _load(builder, first, kind)], line)
+        builder.store(most, builder.inttoptr(to, POINTER), align=1)
         return context.get_dummy_value()
 
-    return types.none(spec, types.int64, types.int64, types.int64), codegen
+    return types.none(spec, *[types.int64] * 5), codegen
 
 
 @intrinsic

@@ -17,7 +17,7 @@ from minires.kernels.simd import (
     available_isas,
     choose_isa,
     groups_at_once,
-    larger,
+    largest,
     microkernel,
     tile_registers,
 )
@@ -206,17 +206,18 @@ def test_sums_are_rounded_to_bfloat16_as_the_definition_does(instruction: str) -
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint8])
-def test_larger_is_the_larger(dtype: Any) -> None:
+def test_the_largest_of_a_window(dtype: Any) -> None:
     name = np.dtype(dtype).name
-    a, b = (np.random.RandomState(seed).uniform(-99, 99, 16).astype(dtype) for seed in (1, 2))
+    x = np.random.RandomState(1).uniform(-99, 99, (3, 5, 16)).astype(dtype)
     y, spec = np.zeros(16, dtype), f"{name}/16"
 
     @njit
-    def run(y: int, a: int, b: int) -> None:
-        larger(spec, y, a, b)
+    def run(*numbers: int) -> None:
+        y, x, row, pixel = numbers
+        largest(spec, y, x, 3, row, pixel)
 
-    run(y.ctypes.data, a.ctypes.data, b.ctypes.data)
-    assert_same(y, np.maximum(a, b))
+    run(y.ctypes.data, x[0, 1:].ctypes.data, *x.strides[:2])
+    assert_same(y, x[:, 1:4].max(axis=(0, 1)))
 
 
 # What LLVM makes of it
