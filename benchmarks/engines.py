@@ -179,14 +179,27 @@ def start_openvino(precision, out, threads, weights):
     return run
 
 
+def peak_memory():
+    """Tell the most MiB that this process has had in memory; None where Linux is not there to ask.
+
+    The resource module would tell the parent's, where that has had more.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text("utf-8").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
 def work(arguments):
-    """Serve one engine: a line of standard input asks for logits or for times."""
+    """Serve one engine: a line of standard input asks for memory, for logits or for times."""
     start = globals()[f"start_{arguments.worker}"]
     run = start(arguments.precision, arguments.out, arguments.threads, arguments.weights)
     images = np.load(arguments.out / "images.npy", mmap_mode="r")
     for line in sys.stdin:
         what, *numbers = line.split()
-        if what == "logits":
+        if what == "memory":
+            run(np.array(images[:1]))
+            answer = peak_memory()
+        elif what == "logits":
             logits = [run(np.array(images[i : i + 8])) for i in range(0, len(images), 8)]
             np.save(arguments.out / f"{arguments.worker}-{arguments.precision}.npy",
                     np.concatenate(logits))  # fmt: skip
@@ -238,13 +251,16 @@ def contest(precision, engines, arguments, reference):
     roof = peak(precision)  # the instruction's, before any engine is awake
     print(f"{precision}: {roof.instruction.name} peaks at {roof.all_gops:.0f} GOP/s, all threads")
     workers = {engine: Worker(engine, precision, arguments) for engine in engines}
+    memory = {}
     for engine, worker in workers.items():
+        memory[engine] = worker.ask("memory")
         worker.ask("logits")
         logits = np.load(arguments.out / f"{engine}-{precision}.npy")
         reference = logits if reference is None else reference
         agreement = np.mean(logits.argmax(1) == reference.argmax(1))
         error = np.abs(logits - reference).max()
-        print(f"{precision} {engine}: FP32's label on {agreement:.1%}, a logit off by {error:.2g}")
+        print(f"{precision} {engine}: FP32's label on {agreement:.1%}, a logit off by {error:.2g}, "
+              f"at most {memory[engine]} MiB in memory at the first image")  # fmt: skip
         if error > 1e-3 if precision == "fp32" else agreement < 0.94:
             raise SystemExit(f"engines.py: {engine}'s {precision} is not the same network")
     rows = []
@@ -263,6 +279,7 @@ def contest(precision, engines, arguments, reference):
             low, middle, high = np.percentile(seconds, [25, 50, 75])
             row = {"precision": precision, "engine": engine, "batch": batch, "size": size}
             row |= {"images_per_second": batch / middle, "spread": (high - low) / middle}
+            row["peak_memory_mib"] = memory[engine]  # at the first image; each imports Numba
             row["of_peak"] = batch / middle * operations(size) / (1e9 * roof.all_gops)
             if engine == "minires" and ratios:
                 row["ratio"] = list(np.percentile(ratios, [50, 2.5, 97.5]))

@@ -489,15 +489,9 @@ def _download(file: WeightsFile, target: Path, progress: bool, first: bool = Tru
         arrived = Path(folder) / target.name
         with (
             arrived.open("wb") as output,
-            tqdm(
-                desc=target.name,
-                total=file.size,
-                unit="B",
-                unit_scale=True,
-                leave=False,
-                disable=None if progress else True,
-            ) as bar,
-        ):
+            tqdm(desc=target.name, total=file.size, unit="B", unit_scale=True, leave=False,
+                 disable=None if progress else True) as bar,
+        ):  # fmt: skip
             for piece in response.iter_content(2**16):
                 output.write(piece)
                 bar.update(len(piece))

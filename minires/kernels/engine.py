@@ -6,6 +6,7 @@ away, and no im2col matrix is ever written: im2col is implicit in the addresses.
 """
 
 import math
+import mmap
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -104,14 +105,8 @@ class Engine:
         `get_num_threads` tells unless given.
     """
 
-    def __init__(
-        self,
-        layers: list[Layer],
-        params: Mapping[str, Any],
-        precision: str,
-        isa: ISA | None = None,
-        threads: int | None = None,
-    ) -> None:
+    def __init__(self, layers: list[Layer], params: Mapping[str, Any], precision: str,
+                 isa: ISA | None = None, threads: int | None = None) -> None:  # fmt: skip
         self.layers, self.params, self.threads = layers, params, threads
         self.isa, self.form = isa or choose_isa(), FORMATS[precision]
         if self.isa not in available_isas() or (threads is not None and threads < 1):
@@ -274,6 +269,8 @@ class Engine:
         vectors = [aligned((len(w) * self.columns,), vector.dtype) for vector in (bias, m)]
         for vector, values in zip(vectors, (bias, m), strict=True):
             vector[: len(values)] = values
+        if isinstance(weight.base, mmap.mmap):  # what was read of a file need not stay in memory
+            weight.base.madvise(mmap.MADV_DONTNEED)
         return Packed(w, *vectors)
 
     def _block(self, rows: int, x: Array, w: Array) -> int:

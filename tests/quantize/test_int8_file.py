@@ -1,4 +1,8 @@
+import copy
 import json
+import re
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +84,34 @@ def test_it_loads_in_well_under_a_second(saved: Path) -> None:
         load_int8(saved)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.5
+
+
+def resident(path: Path) -> int:
+    """Count the KiB of a mapped file that are in this process's memory."""
+    maps = re.split(r"^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text("ascii"), flags=re.M)
+    found = [re.search(r"^Rss: +(\d+)", m, re.M) for m in maps if str(path) in m]
+    assert found
+    return sum(int(rss[1]) for rss in found if rss)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is in memory")
+def test_weights_that_the_engine_has_laid_out_are_not_in_memory_twice(saved: Path) -> None:
+    loaded = load_int8(saved)
+    assert resident(saved) < 10_000  # the header and the small tensors; Linux reads ahead
+    loaded(seeded_input((1, 3, 32, 32)))
+    assert resident(saved) > 20_000  # NumPy reads weights where they lie
+    loaded.backend = "numba"
+    loaded(seeded_input((1, 3, 32, 32)))
+    assert resident(saved) < 10_000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there an open file cannot be removed")
+def test_what_was_loaded_outlives_its_file(model: ResNet50, saved: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(saved, tmp_path))
+    loaded = load_int8(path)
+    path.unlink()
+    for other in (loaded, copy.deepcopy(loaded)):
+        assert_same(other.params["fc"].w_s8, model.params["fc"].w_s8)
 
 
 # Files that are not one
