@@ -24,11 +24,14 @@ import minires
 from minires.kernels.peak import peak
 from minires.kernels.simd import available_isas
 from minires.model import resnet50_layers
+from minires.profiling.text import around
 from minires.quantize import calibrate, quantize_model, save_int8
 from minires.summary import summarize
 
 NEEDS = {"minires": "numba", "pytorch": "torch", "onnxruntime": "onnxruntime",
          "openvino": "openvino"}  # fmt: skip
+NAMES = {"minires": "minires", "pytorch": "PyTorch", "onnxruntime": "ONNX Runtime",
+         "openvino": "OpenVINO"}  # fmt: skip
 CONTESTS = {
     "fp32": ["minires", "pytorch", "onnxruntime", "openvino"],
     "int8": ["minires", "onnxruntime", "openvino"],
@@ -295,6 +298,25 @@ def contest(precision, engines, arguments, reference):
     return rows, reference
 
 
+def format_markdown(rows):
+    """Lay out images a second as a table, a column an engine, and the memory as a sentence."""
+    found = {(r["precision"], r["batch"], r["size"], r["engine"]): r for r in rows}
+    lines = [["images/s", *NAMES.values(), "minires to the best other"], ["---"] * (len(NAMES) + 2)]
+    for group in dict.fromkeys(key[:3] for key in found):
+        of_group = [found.get((*group, engine)) for engine in NAMES]
+        precision, batch, size = group
+        where = f"{precision}, batch {batch}" + (f", {size} x {size}" if size != 224 else "")
+        speeds = [r["images_per_second"] if r else None for r in of_group]
+        cells = [f"{s:.{0 if s >= 100 else 1}f}" if s else "" for s in speeds]
+        ratio = found[*group, "minires"].get("ratio")
+        cells.append("{:.2f}x ({:.2f} to {:.2f})".format(*ratio) if ratio else "")
+        lines.append([where, *cells])
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    memory = {NAMES[r["engine"]]: r["peak_memory_mib"] for r in rows if r["precision"] == "int8"}
+    told = ", ".join(f"{mib} MiB with {engine}" for engine, mib in memory.items())
+    return f"{text}\n\nAt its first image in INT8 a process has had in memory at most {told}."
+
+
 def plot(rows, path):
     """Draw images a second, engine by engine."""
     from matplotlib.figure import Figure
@@ -324,16 +346,25 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"], choices=CONTESTS)
+    parser.add_argument(
+        "--update",
+        type=Path,
+        metavar="FILE",
+        help="put the table between the "
+        "marks <!-- engines --> and <!-- /engines --> of a Markdown file",
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments)
+    if arguments.update:  # told before the minutes that measuring takes
+        before, after = around(arguments.update, "engines")
     arguments.out.mkdir(parents=True, exist_ok=True)
     prepare(arguments.weights, arguments.photographs, arguments.out)
     few = max(3, arguments.rounds // 5)
     arguments.sizes = [(1, 224, arguments.rounds), (8, 224, arguments.rounds),
-                       (1, 320, few), (32, 224, few)]  # fmt: skip
+                       (32, 224, few), (1, 320, few)]  # fmt: skip
     rows, reference = [], None
     for precision in arguments.precisions:
         engines = [e for e in CONTESTS[precision] if importlib.util.find_spec(NEEDS[e])]
@@ -347,6 +378,8 @@ def main():
             ratio = speed / own["fp32", batch, size]
             print(f"minires, batch {batch} at {size}: {precision} is {ratio:.2f}x its own fp32")
     (arguments.out / "engines.json").write_text(json.dumps(rows, indent=2) + "\n")
+    if arguments.update:
+        arguments.update.write_text(f"{before}\n{format_markdown(rows)}\n\n{after}", "utf-8")
     if importlib.util.find_spec("matplotlib"):
         plot(rows, arguments.out / "engines.png")
     return None

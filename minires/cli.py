@@ -11,7 +11,6 @@ import functools
 import io
 import json
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -328,21 +327,16 @@ def ladder(arguments: Namespace) -> int:
     """Climb from a convolution's definition to the engine: check each rung, then time it."""
     from minires import plots
     from minires.kernels import ladder as rungs
+    from minires.profiling.text import around
 
     if arguments.plot:
         plots.check(arguments.plot)
     if arguments.update:  # told before the minute that measuring takes
-        text = arguments.update.read_text(encoding="utf-8")
-        parts = re.split("(<!-- ladder -->\n|<!-- /ladder -->)", text)
-        if len(parts) != 5:
-            raise MiniresError(
-                f"{arguments.update}: wanted <!-- ladder --> and <!-- /ladder --> once"
-            )
+        before, after = around(arguments.update, "ladder")
     results = {p: list(rungs.climb(p)) for p in arguments.precisions or ("fp32", "int8")}
     table = rungs.format_table(results)
     if arguments.update:
-        parts[2] = f"\n{table}\n\n"
-        arguments.update.write_text("".join(parts), encoding="utf-8")
+        arguments.update.write_text(f"{before}\n{table}\n\n{after}", encoding="utf-8")
     if arguments.plot:
         rungs.plot(results, arguments.plot)
     print(table)

@@ -80,6 +80,21 @@ def test_the_ladders_figures_are_each_others(monkeypatch: pytest.MonkeyPatch) ->
         assert max(peaks) == pytest.approx(min(peaks), rel=0.04)
 
 
+def test_the_engines_figures_are_each_others() -> None:
+    """A median of ratios is near the ratio of medians, and within what 95% of the turns were."""
+    table = README.partition("<!-- engines -->")[2].partition("<!-- /engines -->")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in table.splitlines()
+        if re.match(r"\| (fp32|bf16|int8),", line)
+    ]
+    assert len(rows) == 12
+    for _, minires, *others, ratios in rows:
+        ratio, low, high = map(float, re.findall(r"\d+\.\d+", ratios))
+        assert low <= ratio <= high
+        assert ratio == pytest.approx(float(minires) / max(float(o) for o in others if o), rel=0.07)
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("minires ")])
 def test_every_command_is_one_that_minires_takes(command: str) -> None:
     words = shlex.split(command)[1:]

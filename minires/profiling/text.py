@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from minires.errors import MiniresError
 
 
 def format_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -28,6 +31,32 @@ def format_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
         lines.append("  ".join([cells[0].ljust(widths[0]), *padded[1:]]).rstrip())
     return "\n".join(lines)
+
+
+def around(path: Path, mark: str) -> tuple[str, str]:
+    """Read a Markdown file but for what was generated into it.
+
+    Parameters
+    ----------
+    path : Path
+        It has the comments ``<!-- mark -->`` and ``<!-- /mark -->``.
+    mark : str
+        Their name.
+
+    Returns
+    -------
+    (str, str)
+        What comes before, and behind, what is between them.
+
+    Raises
+    ------
+    MiniresError
+        Where the marks are missing, or there more than once.
+    """
+    text, begin, end = path.read_text(encoding="utf-8"), f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    if (text.count(begin), text.count(end)) != (1, 1):
+        raise MiniresError(f"{path}: wanted <!-- {mark} --> and <!-- /{mark} --> once")
+    return text[: text.index(begin) + len(begin)], text[text.index(end) :]
 
 
 def to_json(measured: Any) -> str:
