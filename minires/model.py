@@ -209,7 +209,7 @@ class ResNet50:
             The layer with its inputs and its output, NHWC; the last output is the logits.
         """
         check_input(x)
-        if not fused and not self.apart_params:
+        if not fused and not (self.apart_params and self.precision == "fp32"):
             raise MiniresError(f"fused=False walks an fp32 network; this one is {self.precision}")
         layers, params = (self.layers, self.params) if fused else (self.apart, self.apart_params)
         operators = OPERATORS[self.precision]

@@ -326,5 +326,8 @@ def test_bad_input_is_named(model: ResNet50, bad: Any, message: str, fused: bool
 
 def test_only_fp32_can_be_taken_apart(model: ResNet50, x: Array) -> None:
     without_state = ResNet50(model.layers, model.params, precision="int8-simulated")
-    with pytest.raises(MiniresError, match="int8-simulated"):
-        without_state(x, fused=False)
+    in_bf16 = ResNet50.from_state_dict(seeded_state_dict())
+    in_bf16.precision = "bf16"
+    for other in (without_state, in_bf16):
+        with pytest.raises(MiniresError, match=f"this one is {other.precision}"):
+            other(x, fused=False)
