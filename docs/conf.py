@@ -59,6 +59,8 @@ html_theme = "pydata_sphinx_theme"
 html_title = "minires"
 html_static_path, html_css_files = ["book.css"], ["book.css"]
 html_show_sourcelink = False
+# Only chapters and the API have a section to navigate in.
+html_sidebars = {page.stem: [] for page in Path(__file__).parent.glob("*.md")}
 html_theme_options = {
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],

@@ -1,6 +1,6 @@
 """
-The network in one picture and one table
-========================================
+1. The network in one picture and one table
+===========================================
 
 ResNet-50 takes a photograph of 224 x 224 pixels and answers with one number a class. In between
 are 53 convolutions, one max-pool, one average pool and one matrix product. This page says how
@@ -21,9 +21,10 @@ from minires.summary import summarize
 #
 # ``minires/model.py`` writes the network down as a list of layers, named as torchvision names
 # them. A block of the network is three convolutions: 1x1 to fewer channels, 3x3 on those, 1x1 back
-# to many. Then the block's input, which took the *shortcut*, is added to what came out: the
-# convolutions only have to learn the rest, the *residual* that gives the network its name (He et
-# al. 2015). Where a stage begins the shapes change, so the shortcut is a convolution too:
+# to many; behind each, ReLU makes negative values zero. Before the last ReLU the block's input,
+# which took the *shortcut*, is added: the convolutions only have to learn the rest, the *residual*
+# that gives the network its name (He et al. 2015). ``layer1`` to ``layer4`` are *stages*, of 3 to 6
+# blocks. Where a stage begins the shapes change, so its first shortcut is a convolution too:
 # ``downsample``.
 
 layers = resnet50_layers()
@@ -39,7 +40,8 @@ for layer in layers[3:8]:
 #
 # A convolution's work is counted in multiply-adds (MACs): each output value is a sum of ``kernel x
 # kernel x in_c`` products. Nothing else in the network comes near: this is why an engine for
-# ResNet-50 is an engine for convolutions.
+# ResNet-50 is an engine for convolutions. (Parameters are weights, and two for each channel's
+# BatchNorm, of which chapter 4 has more.)
 
 rows = summarize(layers)
 stages: dict[str, list[int]] = {}
@@ -58,8 +60,8 @@ macs = sum(row.macs for row in rows)
 
 shapes = {row.name.split(".")[0]: " x ".join(map(str, row.output_shape[1:])) for row in rows}
 chain = [f"{name}\n{shape}" for name, shape in shapes.items()]
-block = ["block's\ninput", "1x1", "3x3", "1x1", "add", "ReLU"]
-figure, axes = plt.subplots(figsize=(9, 2.6), layout="constrained")
+block = ["block's\ninput", "1x1,\nReLU", "3x3,\nReLU", "1x1", "add", "ReLU"]
+figure, axes = plt.subplots(figsize=(7.5, 3), layout="constrained")
 for height, boxes in [(1, chain), (0, block)]:
     for i, text in enumerate(boxes):
         axes.text(i, height, text, ha="center", va="center", fontsize=7, bbox={"fc": "aliceblue"})

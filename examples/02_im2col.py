@@ -1,6 +1,6 @@
 """
-A convolution is a matrix product
-=================================
+2. A convolution is a matrix product
+====================================
 
 An output pixel of a convolution is a sum of products, and so is an element of a matrix product.
 *im2col* ("image to columns") copies the image so that the two become the same sum; then whatever
@@ -29,7 +29,8 @@ for i in range(3):
 print(direct)
 
 # %%
-# The first of them, written out: the image's left column less its right one, the middle twice.
+# The first of them, written out: of its nine pixels the left column less the right one, the middle
+# row counting twice.
 
 assert direct[0, 0] == (0 + 2 * 2 + 8) - (4 + 2 * 3 + 6) == -4
 

@@ -1,8 +1,8 @@
 r"""
-Numbers in eight bits
-=====================
+5. Numbers in eight bits
+========================
 
-INT8 inference computes with integers that stand for real numbers: 0 to 255 for activations, -128
+INT8 inference computes with integers that stand for real numbers: 0 to 255 for activations, -127
 to 127 for weights. This page does so by hand, for a product of a 2 x 4 by a 4 x 3 matrix, and
 shows where the small error comes from.
 """
@@ -22,7 +22,7 @@ from minires.reference import dequantize_ref, gemm_u8s8_ref, quantize_ref
 # .. math:: \mathrm{real} = \mathrm{scale} \cdot (q - \mathrm{zero\_point}) \tag{5.1}
 #
 # so the real numbers that can be written lie one *scale* apart, and ``zero_point`` stands for 0.
-# Zero has to be exact, because ReLU makes so many of it, and padding, which is with zero points.
+# Zero has to be exact: ReLU makes so many of it, and padding consists of it.
 #
 # .. math:: q = \mathrm{clip}(\mathrm{rint}(\mathrm{real} / \mathrm{scale})
 #    + \mathrm{zero\_point}, 0, 255) \tag{5.2}
@@ -67,20 +67,22 @@ assert np.abs(y - x @ w).max() < 0.03
 # The sums are exact: integers do not round. All of the error was made when x and w were rounded,
 # by half a step at most.
 
-reals = np.linspace(-1.4, 2.4, 500, dtype=np.float32)
-written = dequantize_ref(quantize_ref(reals, scale, zero_point), scale, zero_point)
-plt.figure(figsize=(7, 2.8), layout="constrained")
-plt.plot(reals, written - reals)
-plt.axhspan(-scale / 2, scale / 2, color="0.9")
-plt.xlabel("real number")
-plt.ylabel("error of its eight bits")
+figure, drawn = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+for axes, low, high in zip(drawn, (-1.4, -0.05), (2.4, 0.05), strict=True):
+    reals = np.linspace(low, high, 2000, dtype=np.float32)
+    written = dequantize_ref(quantize_ref(reals, scale, zero_point), scale, zero_point)
+    axes.plot(reals, written - reals)
+    axes.axhspan(-scale / 2, scale / 2, color="0.9")
+    axes.set_xlabel("real number")
+drawn[0].set_ylabel("error of its eight bits")
 plt.show()
 
 # %%
 # Outside of the range numbers *saturate*: they become the nearest end, and the error grows.
 #
-# **Exercise.** Why does a product of u8 by s8, summed over K = 4608, fit in 32 bits? *Answer.* No
-# sum exceeds 255 x 128 x 4608, a fourteenth of what fits:
+# **Exercise.** Why does a product of u8 by s8, summed over K = 4608, fit in 32 bits?
+#
+# *Answer.* No sum exceeds 255 x 128 x 4608, a fourteenth of what fits:
 
 largest = gemm_u8s8_ref(np.full((1, 4608), 255, np.uint8), np.full((4608, 1), -128, np.int8))
 print(f"{largest.item():,} of {-(2**31):,}")

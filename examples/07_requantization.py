@@ -1,6 +1,6 @@
 r"""
-Requantization: from 32 bits back to eight
-==========================================
+7. Requantization: from 32 bits back to eight
+=============================================
 
 A sum of products is a large integer in units of ``x_scale * w_scale``; the next layer wants eight
 bits in units of ``y_scale``. Getting from one to the other is requantization, and most of the
@@ -16,13 +16,14 @@ from minires.reference import quantize_multiplier, requantize_integer_ref, requa
 # The equations
 # -------------
 #
-# What is known beforehand is worked out beforehand (OFFLINE), for each output channel c: the bias
-# in float64, the multiplier in float32, its product before its division.
+# Scales are s, zero points z, those of input, weights and output x, w and y. What is known
+# beforehand is worked out beforehand (OFFLINE), for each output channel c: of its real bias b an
+# integer, in float64, and in float32 a multiplier, whose product is made first, then the quotient.
 #
 # .. math:: \mathrm{bias}_c = \mathrm{rint}\left(\frac{b_c}{s_x\, s_w[c]}\right)
 #    - z_x \sum_k w_{ck} \qquad m_c = \frac{s_x\, s_w[c]}{s_y} \tag{7.1}
 #
-# each output costs (RUNTIME), in float32, every operation rounded by itself:
+# Then each output costs this (RUNTIME), in float32, every operation rounded by itself:
 #
 # .. math:: t = \mathrm{float32}(\mathrm{acc} + \mathrm{bias}_c) \cdot m_c \tag{7.2}
 #
@@ -42,8 +43,7 @@ print("y", requantize_ref(acc, m, 100), "with zero_point 100")
 # ----
 #
 # ``rint`` rounds halves to the even neighbour. A multiplier of 1/2 makes every odd sum a tie:
-# rounding them all up would shift the mean of the output by a quarter of a step, and fifty layers
-# would add that up.
+# rounding them all up would shift the mean of the output by a quarter of a step.
 
 sums = np.arange(1, 400, dtype=np.int32)[None]
 half = np.float32(0.5)
@@ -76,12 +76,15 @@ print(f"off by one: {np.mean(shares):.1f}% in the mean, {max(shares):.0f}% at wo
 plt.figure(figsize=(7, 3), layout="constrained")
 plt.loglog(multipliers, np.maximum(shares, 0.01), ".")
 plt.xlabel("multiplier")
-plt.ylabel("% off by one")
+plt.ylabel("% off by one (0.01: none)")
 plt.show()
 
 # %%
-# **Exercise.** acc + bias = 3, m = 0.5, zero_point 10. What is y? And for 5, and for -3?
+# Exercise
+# --------
 #
-# *Answer.* t = 1.5, a tie, goes to 2, so y = 12; t = 2.5 goes to 2 as well; -1.5 goes to -2.
+# acc + bias = 3, m = 0.5, zero_point 10. What is y? And for 5, and for -3?
+#
+# *Answer.* t = 1.5, a tie, goes to 2, so y = 12; t = 2.5 goes to 2 as well; -1.5 to -2: y = 8.
 
 assert requantize_ref(np.array([[3, 5, -3]], np.int32), half, 10).tolist() == [[12, 12, 8]]

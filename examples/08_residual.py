@@ -1,6 +1,6 @@
 r"""
-Adding the residual
-===================
+8. Adding the residual
+======================
 
 At the end of each block two tensors are added whose integers have different scales: 7 in one is
 not 7 in the other. This page adds them in one rounding, and shows what a second one would cost.
@@ -21,8 +21,8 @@ from minires.reference import QParams, dequantize_ref, quantize_ref, requantize_
 # .. math:: t = \mathrm{float32}(\mathrm{acc} + \mathrm{bias}_c)\, m_c
 #    + \mathrm{float32}(r - z_r)\, \frac{s_r}{s_y} \tag{8.1}
 #
-# and on with equation 7.3. A compiled kernel does it while the sums are still in registers, so the
-# only cost is to read r.
+# and on with equation 7.3 of :doc:`chapter 7 <07_requantization>`. A compiled kernel does it while
+# the sums are still in registers, so the only cost is to read r.
 
 r_qparams, y_scale = QParams(np.float32(0.02), 0), np.float32(0.03)
 acc, m = np.array([[1234, -300, 50]], np.int32), np.float32(0.01)
@@ -59,10 +59,13 @@ assert np.abs(once.astype(int) - twice).max() <= 1
 plt.figure(figsize=(7, 2.8), layout="constrained")
 plt.hist(errors, bins=60, label=["one rounding", "two roundings"])
 plt.xlabel("error of the sum")
+plt.ylabel("how often")
 plt.legend()
 plt.show()
 
 # %%
+# The peak at 0 has the sums below it: ReLU makes them zero, and zero is exact.
+#
 # In the network
 # --------------
 #

@@ -1,6 +1,6 @@
 """
-One pixel by hand, from u8 to u8
-================================
+9. One pixel by hand, from u8 to u8
+===================================
 
 INT8 inference is the same few lines of arithmetic, billions of times over. Here they are once: a
 single output value of ``layer1.0.conv1``, a 1x1 convolution of 64 channels, with the network's
@@ -25,7 +25,7 @@ CHANNEL = int(real[NAME].output[0, ROW, COLUMN].argmax())  # one that is not cut
 # ------------
 #
 # A 1x1 convolution reads one pixel: 64 numbers. In INT8 they are bytes, with a scale and the zero
-# point 0, since a ReLU came before.
+# point 0, since a ReLU came before. They are not quite x: INT8's own layers have computed them.
 
 x_f32 = real[NAME].inputs[0][0, ROW, COLUMN]  # (64,)
 x_u8 = steps[NAME].inputs[0][0, ROW, COLUMN]
@@ -54,7 +54,7 @@ print(f"acc {acc}, bias_s32 {bias}, together {acc + bias}")
 # Back to eight bits
 # ------------------
 #
-# Equations 7.2 and 7.3: one multiplication, a clip which is the ReLU, one rounding.
+# Equations 7.2 and 7.3 (:doc:`07_requantization`): multiply; clip, which is the ReLU; round.
 
 y_scale, y_zero_point = int8[NAME].qparams
 m = p.x.scale * p.w_scale[CHANNEL] / y_scale
@@ -67,6 +67,8 @@ assert y_u8 == steps[NAME].output[0, ROW, COLUMN, CHANNEL], "the network compute
 # %%
 # FP32 beside it
 # --------------
+#
+# Half a step at most is this output's own rounding; the rest came in with the weights and with x.
 
 exact = max(0.0, float(x_f32 @ w_f32 + fp32.params[NAME].bias[CHANNEL]))
 print(f"fp32 {exact:.5f}; int8 {y_u8} x {y_scale:.6f} = {y_u8 * y_scale:.5f}")
@@ -74,10 +76,8 @@ print(f"off by {abs(y_u8 * y_scale - exact) / y_scale:.2f} steps")
 
 figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
 axes.plot(np.cumsum(x_f32 * w_f32), label="fp32")
-axes.step(
-    range(64), np.cumsum(products) * p.x.scale * p.w_scale[CHANNEL], where="mid", label="int8"
-)
-axes.set(xlabel="k, the input channels so far", ylabel="the sum so far")
+axes.plot(np.cumsum(products) * p.x.scale * p.w_scale[CHANNEL], "--", label="int8")
+axes.set(xlabel="k, the input channels so far", ylabel="the sum so far, no bias")
 axes.legend()
 plt.show()
 

@@ -1,8 +1,8 @@
 """
-Climbing the ladder in FP32
-===========================
+10. Climbing the ladder in FP32
+===============================
 
-From a matrix product's three loops to a kernel near the machine's peak, one idea at a time. Each
+From a matrix product's three loops towards the machine's peak, one idea at a time. Each
 rung is checked against the definition before it is timed: a fast wrong answer is worth nothing.
 """
 
@@ -30,7 +30,8 @@ print(f"the last one sums in another order than the definition: {abs(apart).max(
 # ---------
 #
 # Numbers are of the machine that built this page. A rung's share, and its bar, is of the peak of as
-# many cores as it uses.
+# many cores as it uses: what their multiply-adds do with nothing to wait for
+# (:doc:`chapter 13 <13_peak>` measures it).
 
 results = list(climb("fp32"))
 for result in results:
@@ -50,14 +51,16 @@ plt.show()
 # What each rung changes
 # ----------------------
 #
-# * **numpy**: the definition. Its product is BLAS, on all cores: what the others have to beat.
+# * **numpy**: the definition; its *epilogue* adds bias and residual, and clips. The product is of
+#   NumPy's BLAS, a library of such, on all cores: what the others have to beat.
 # * **loops**: each product waits for the sum before it, and floats may not be added in another
 #   order. **ordered** adds to N sums side by side, so the compiler can make vectors of them.
 # * **tiled**: every value that is loaded is used four times. Loads, not products, were the limit.
 # * **panels**: the weights are laid out beforehand in the order in which they are read, and the
-#   sums of a tile stay in registers for all of K. But its vectors are the four lanes that any CPU
-#   has, without FMA; the compiler made *tiled* for this one. So it need not be faster by itself.
-# * the **vector instruction** multiplies and adds in all lanes that this CPU has, at once.
+#   sums of a tile stay in registers for all of K. But its vectors have the four lanes of any CPU,
+#   no FMA; the compiler made *tiled* for this one. So it need not be faster by itself.
+# * the rung that bears a **vector instruction's** name (``fma``, say) multiplies and adds in all
+#   lanes that this CPU's vectors have, at once.
 # * **blocks**: rows of tiles come in blocks whose activations stay in the cache.
 # * **threads**: each core takes a share of the tiles.
 # * **implicit**: the im2col matrix is not written. Its rows are addresses.
@@ -77,7 +80,9 @@ print(f"... {rows} x {vectors} = {rows * vectors} products to {rows} + {vectors}
 
 # %%
 # **Exercise.** A CPU that does two loads and two multiply-adds a cycle is bound by loads unless a
-# tile of R rows and V vectors has R x V > R + V. Which square tile is the smallest that has?
+# tile of R rows and V vectors has R x V > R + V. For which square tile, the smallest, does
+# that hold?
+#
 # *Answer.* Three by three: 9 > 6, where two by two has 4 of each.
 
 assert next(r for r in range(1, 9) if r * r > 2 * r) == 3

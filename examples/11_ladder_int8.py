@@ -1,6 +1,6 @@
 """
-Climbing it again in INT8
-=========================
+11. Climbing it again in INT8
+=============================
 
 The same layer in eight bits. Four values fit where one float was, so the ladder could end four
 times as high. This page shows how much of that each rung brings, and which instruction decides
@@ -22,8 +22,9 @@ from minires.reference import gemm_u8s8_ref
 # --------------------
 #
 # With VNNI one instruction, ``vpdpbusd``, multiplies four pairs of bytes a lane and adds them up.
-# Without it, it takes three, and those saturate (see chapter 16), so that an exact kernel needs
-# more: no share of such a peak can be 100%. With AMX ``tdpbusd`` does it for 16 x 16 sums at once.
+# Without it, it takes three, and those saturate (:doc:`chapter 16 <16_saturation>`), so that an
+# exact kernel needs more: no share of such a peak can be 100%. With AMX ``tdpbusd`` does it for
+# 16 x 16 sums at once.
 
 isa = choose_isa()
 print(f"{isa.name}: {isa.instructions['u8s8']} on {isa.lanes} lanes")
@@ -37,7 +38,8 @@ print(
 # The climb
 # ---------
 #
-# Each rung has to give the definition's bytes, to the last bit, before it is timed.
+# Each rung has to give the definition's bytes, to the last bit, before it is timed. Again a share
+# is of the peak of as many cores as the rung uses.
 
 climbed = {precision: list(climb(precision)) for precision in ("fp32", "int8")}
 for result in climbed["int8"]:
@@ -62,7 +64,7 @@ plt.show()
 # * NumPy has no BLAS for integers, so the definition multiplies in float32, in blocks of K that are
 #   exact (255 x 128 x 512 is less than 2^24). Below, what that saves.
 # * Compiled loops do well here that do badly in float32. Integer sums may be taken in any order,
-#   so the compiler makes vectors of *loops* already; *ordered* and *tiled* can only disturb it.
+#   so the compiler makes vectors of *loops* already; *ordered* and *tiled* add little to that.
 # * The epilogue is longer: convert, multiply, clip, round, narrow, where FP32 adds and clips. It
 #   is paid once for each output, so it weighs most where K is small.
 

@@ -1,6 +1,6 @@
 """
-One instruction, 64 multiply-adds
-=================================
+12. One instruction, 64 multiply-adds
+=====================================
 
 Why four times? Because of one instruction. This page shows what it does, in NumPy, and what it
 replaced; then the code that minires's microkernels become for CPUs with and without it.
@@ -39,7 +39,7 @@ print(vpdpbusd(np.zeros(16, np.int32), a, b))
 # Three instructions did the same: ``vpmaddubsw`` (pairs of products, in 16 bits), ``vpmaddwd`` by
 # ones (pairs of those, in 32), ``vpaddd``. Where all three share two vector units, as on Intel's
 # server cores, that is 64 x 2 / 3 a cycle against 16 x 2: 1.33x. A core that adds on other units
-# gets nearer to 2x; chapter 13 measures it. Xeons since 2023 have AMX besides: ``tdpbusd``
+# gets nearer to 2x: :doc:`13_peak` measures it. Xeons since 2023 have AMX besides: ``tdpbusd``
 # multiplies 16 x 64 bytes by 64 x 16 in 16 cycles, 1024 products a cycle or 32x. FP32 has nothing
 # like it.
 
@@ -56,9 +56,10 @@ plt.show()
 # In the microkernel
 # ------------------
 #
-# LLVM makes code for any CPU on any other, so the products of both inner loops can be read here,
+# LLVM makes code for any CPU on any other, so the products of three inner loops can be read here,
 # three of each. Per step along K, each row of the tile broadcasts 32 bits and multiplies them by
-# the weights' vectors. The result comes last: the sums stay in registers.
+# the weights' vectors. With AVX-512 the result, which comes last, is a sum in its register. AVX2's
+# loop first widens bytes to 16 bits, so as not to saturate (:doc:`16_saturation`), and adds apart.
 
 isas = {isa.name: isa for isa in ISAS}
 for name, precision, epilogue in [

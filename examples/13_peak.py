@@ -1,10 +1,10 @@
 """
-Your machine's peak
-===================
+13. Your machine's peak
+=======================
 
 A fraction of the peak says more than a time: it says how much is left. The peak is arithmetic,
-lanes x products x 2 x rate x clock, but the clock moves and the rate is in no data sheet that one
-has at hand. So it is measured.
+lanes x products x 2 x rate x clock, but the clock moves, and the rate, in instructions a cycle, is
+in no data sheet that one has at hand. So it is measured.
 """
 
 import time
@@ -14,7 +14,7 @@ import numpy as np
 
 from minires.kernels.ladder import problem, rungs
 from minires.kernels.peak import peak
-from minires.profiling.machine import describe_machine, format_machine, measure_machine
+from minires.profiling.machine import format_machine, measure_machine
 
 # %%
 # Measuring it
@@ -25,7 +25,6 @@ from minires.profiling.machine import describe_machine, format_machine, measure_
 # each tells the clock. ``minires peak`` prints the same.
 
 peaks, memory = measure_machine()
-print(describe_machine())
 print(format_machine(peaks, memory).partition("what was timed")[0].rpartition("\n")[0])
 
 # %%
@@ -59,7 +58,8 @@ for precision, size in [("fp32", 4), ("int8", 1)]:
         run(x)
         times.append(time.perf_counter() - started)
     measured[precision] = np.median(times)
-    line = axes.loglog(intensities, [min(roof, i * slowest) for i in intensities], label=precision)
+    bent = sorted([*intensities, roof / slowest])
+    line = axes.loglog(bent, [min(roof, i * slowest) for i in bent], label=precision)
     axes.plot(
         operations / moved, operations / np.median(times) / 1e9, "o", color=line[0].get_color()
     )

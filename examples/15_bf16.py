@@ -1,10 +1,10 @@
 """
-bfloat16, the point between
-===========================
+15. bfloat16, the point between
+===============================
 
 bfloat16 is the upper half of a float32: the same range, 8 bits of precision instead of 24. It
-needs no calibration and no scales, and a CPU with ``vdpbf16ps`` does two products where FP32 does
-one. This page shows what it keeps, and what it takes.
+needs no calibration and no scales, and where a lane holds one float, ``vdpbf16ps`` multiplies two
+pairs. This page shows what it keeps, and what it takes.
 """
 
 import matplotlib.pyplot as plt
@@ -63,10 +63,13 @@ for precision, prof in profile_in_turns(models, photograph, 20).items():
 print("this CPU multiplies bfloat16 by", choose_isa().instructions["bf16"])
 
 # %%
-# A CPU without ``vdpbf16ps``, or AMX's ``tdpbf16ps``, does it by two FMAs, of the upper and the
-# lower halves: it saves memory, not time. Products of two bfloat16 are exact in float32, sums are
-# kept in float32, and each layer's output is rounded once. (Both instructions take the tiniest
-# numbers, denormals, for 0.)
+# That makes twice FP32's peak only where it starts as often as FMA does: on some Xeons it starts a
+# quarter as often, and has half of FP32's peak (:doc:`13_peak`). Then bfloat16 saves only memory:
+# half the bytes of weights. A CPU without ``vdpbf16ps``, or AMX's ``tdpbf16ps``, does it by two
+# FMAs, of the upper and the lower halves, and saves memory alone too.
+#
+# Products of two bfloat16 are exact in float32, sums are kept in float32, and each layer's output
+# is rounded once. (Both instructions take the tiniest numbers, denormals, for 0.)
 #
 # **Exercise.** Which is the next bfloat16 above 1, and to what does the middle between them round?
 # *Answer.* Seven bits stand behind the point: 1 + 2^-7. The middle is a tie and goes to the even

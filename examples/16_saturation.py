@@ -1,6 +1,6 @@
 """
-Saturation: the bug that VNNI removed
-=====================================
+16. Saturation: the bug that VNNI removed
+=========================================
 
 Before VNNI the fast way to multiply u8 by s8 was ``vpmaddubsw``, which sums two products in 16
 bits. Two products do not always fit, and what does not fit is cut off without a word. Here is the

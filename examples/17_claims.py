@@ -1,11 +1,13 @@
 """
-What the 2019 article claimed, and what stands
-==============================================
+17. What the 2019 article claimed, and what stands
+==================================================
 
 In July 2019 AnandTech compared Cascade Lake servers with NVIDIA's GPUs on ResNet-50: 7844 images
 a second on two Xeon 9282 against 7636 on a V100; the reviewer's own server crashed before it
 passed 2000. Arithmetic can judge such figures.
 """
+
+import textwrap
 
 import matplotlib.pyplot as plt
 
@@ -34,7 +36,8 @@ print(f"at most {2 * throughput_bounds(pair, 'int8')[0]:.0f} images a second")
 # source. ``minires roofline --machine all`` prints the same, and takes a file with machines of
 # your own.
 
-print(format_machines(machines))
+for line in format_machines(machines).splitlines():
+    print(textwrap.fill(line, 100, subsequent_indent=" " * 4) if len(line) > 100 else line)
 
 # %%
 # What stands
@@ -46,7 +49,7 @@ print(format_machines(machines))
 # * It was not like against like: two parts of 400 W in INT8 against one of 300 W in mixed FP16. By
 #   watt the V100 was 2.6 times as good.
 # * The article's pair, 7844 against 7636, is odd: 7844 is what Intel's page quotes for the *V100*.
-# * The reviewer's run, less than 2000 on a pair of 8280, is less than 42% of their peak.
+# * The reviewer's run, less than 2000 on a pair of 8280, is at most 42% of their peak.
 # * The answer to both was the T4: 4944 images a second at 70 W, 7 times as many a watt as the pair
 #   of 9282. And a Titan RTX for $2,499 needs less than a fifth of its own peak to be three times as
 #   fast as that run, as the article says it is.

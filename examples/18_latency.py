@@ -1,9 +1,9 @@
 """
-Latency of the whole application
-================================
+18. Latency of the whole application
+====================================
 
 Nobody waits for a matrix product; people wait for an answer. From the bytes of a file to a label
-there is more than a network, and INT8 makes none of it faster.
+there is more than a network, and INT8 makes none of the rest faster.
 """
 
 import matplotlib.pyplot as plt

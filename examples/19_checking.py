@@ -1,6 +1,6 @@
 """
-How to check an INT8 kernel
-===========================
+19. How to check an INT8 kernel
+===============================
 
 A kernel that is wrong by one in a thousand outputs still classifies cats. Accuracy finds no such
 bug; these do: an oracle that is obviously right, a tolerance of zero, and inputs chosen to hurt.
@@ -49,13 +49,15 @@ assert np.array_equal(expected, y)
 #
 # Random bytes hardly ever reach the ends. All 255 against all -128 does: the largest sums there
 # are, where 16 bits would break; with m so small that the output keeps them apart. And m = 1/2
-# makes every odd sum a tie, which rounding half up gets wrong; weights of -1, 0 and 1 keep the
-# output small enough to see it.
+# makes every odd sum a tie, which rounding half up gets wrong; activations near the zero point and
+# weights of -1, 0 and 1 keep the output in its range.
 
+small = random.integers(-1, 2, w.shape).astype(np.int8)
+offset = 128 * small.sum(axis=1, dtype=np.int32)  # the zero point's part, as in equation 7.1
 cases = {
     "largest": (np.full_like(x, 255), np.full_like(w, 127), 0 * bias, 127 / ENDS),
     "smallest": (np.full_like(x, 255), np.full_like(w, -128), 0 * bias, 127 / ENDS),
-    "ties": (x % 4, random.integers(-1, 2, w.shape).astype(np.int8), bias % 7, 1 / 2),
+    "ties": (x % 4 + 126, small, bias % 7 - offset, 1 / 2),
 }
 for name, case in cases.items():
     expected, y = run_both(*case)
@@ -74,7 +76,7 @@ bugs = {"off by one, once": one, "swapped channels": y[..., ::-1], "shifted": np
 bugs |= {"all off by one": y ^ 1, "all zero": y * 0}
 assert not any(np.array_equal(expected, wrong) for wrong in bugs.values())
 plt.figure(figsize=(7, 2.2), layout="constrained")
-plt.barh(list(bugs), [100 * np.mean(expected != wrong) for wrong in bugs.values()])
+plt.barh(list(bugs), [100 * np.mean(expected != wrong) for wrong in bugs.values()], log=True)
 plt.xlabel("% of outputs that give the bug away")
 plt.show()
 

@@ -13,7 +13,7 @@ parser.add_argument("images", nargs="+", metavar="IMAGE")
 parser.add_argument(
     "--weights", metavar="NAME|PATH", help="ImageNet's, or minires's own, unless given"
 )
-parser.add_argument("--precision", default="fp32", help="fp32, int8 or int8-simulated")
+parser.add_argument("--precision", default="fp32", help="fp32, bf16, int8 or int8-simulated")
 arguments = parser.parse_args()
 
 try:
