@@ -58,19 +58,19 @@ macs = sum(row.macs for row in rows)
 # From stage to stage the pixels get fewer and the channels more: the early layers write many
 # activations and read few weights, the late ones the other way round.
 
-shapes = {row.name.split(".")[0]: " x ".join(map(str, row.output_shape[1:])) for row in rows}
-chain = [f"{name}\n{shape}" for name, shape in shapes.items()]
+shapes = {row.name.split(".")[0]: row.output_shape[1:] for row in rows}  # the last of each stage
+chain = [f"{name}\n{s[0]}{f'² x {s[-1]}' if s[1:] else ''}" for name, s in shapes.items()]
 block = ["block's\ninput", "1x1,\nReLU", "3x3,\nReLU", "1x1", "add", "ReLU"]
-figure, axes = plt.subplots(figsize=(7.5, 3), layout="constrained")
+figure, axes = plt.subplots(figsize=(8, 2.8), layout="constrained")
 for height, boxes in [(1, chain), (0, block)]:
     for i, text in enumerate(boxes):
-        axes.text(i, height, text, ha="center", va="center", fontsize=7, bbox={"fc": "aliceblue"})
+        axes.text(i, height, text, ha="center", va="center", fontsize=8, bbox={"fc": "aliceblue"})
         if i:
             axes.annotate("", (i - 0.4, height), (i - 0.6, height), arrowprops={"arrowstyle": "->"})
 arc = {"arrowstyle": "->", "connectionstyle": "arc3,rad=0.35"}
 axes.annotate("", (4, -0.12), (0, -0.2), arrowprops=arc)
-axes.text(2, -0.55, "shortcut: as it is, or downsample", ha="center", fontsize=7)
-axes.set(xlim=(-0.5, len(chain) - 0.5), ylim=(-0.9, 1.3))
+axes.text(2, -0.85, "shortcut: as it is, or downsample", ha="center", fontsize=8)
+axes.set(xlim=(-0.5, len(chain) - 0.5), ylim=(-1, 1.3))
 axes.axis("off")
 plt.show()
 

@@ -18,7 +18,7 @@ from minires.profiling.waterfall import format_waterfall, measure_waterfall
 # -------------------
 #
 # First the profile of both precisions, stage by stage. ``with minires.profile(model) as prof``
-# watches any run; here both networks take turns.
+# watches any run; here both networks take turns. (*short*: too little time to tell a speed.)
 
 models = {precision: minires.resnet50("CIFAR10", precision) for precision in ("fp32", "int8")}
 with open("examples/images/cat.jpg", "rb") as file:
