@@ -247,6 +247,11 @@ class Worker:
                 return json.loads(line[7:])
         raise SystemExit(f"engines.py: {self.process.args} ended with {self.process.wait()}")
 
+    def close(self):
+        """Let the process end."""
+        self.process.stdin.close()
+        self.process.wait()
+
 
 def contest(precision, engines, arguments, reference):
     """Compare one precision's outputs, then time its engines in turns."""
@@ -268,13 +273,7 @@ def contest(precision, engines, arguments, reference):
             raise SystemExit(f"engines.py: {engine}'s {precision} is not the same network")
     rows = []
     for batch, size, rounds in arguments.sizes:
-        for worker in workers.values():
-            worker.ask("times", batch, size, 3)  # warm-up
-        count = max(4, 16 // batch)
-        turns = [
-            {e: float(np.median(w.ask("times", batch, size, count))) for e, w in workers.items()}
-            for _ in range(rounds)
-        ]
+        turns = take_turns(workers, batch, size, rounds)
         for engine in workers:
             others = [e for e in workers if e != "minires"]
             ratios = [min(turn[e] for e in others) / turn["minires"] for turn in turns if others]
@@ -285,31 +284,68 @@ def contest(precision, engines, arguments, reference):
             row["peak_memory_mib"] = memory[engine]  # at the first image; each imports Numba
             row["of_peak"] = batch / middle * operations(size) / (1e9 * roof.all_gops)
             if engine == "minires" and ratios:
-                row["ratio"] = list(np.percentile(ratios, [50, 2.5, 97.5]))
+                row["to_best_other"] = middle_of(ratios)
             rows.append(row)
-            told = ", {:.2f}x the best other ({:.2f} to {:.2f})"
-            told = told.format(*row["ratio"]) if "ratio" in row else ""
+            told = (
+                f", {tell(row['to_best_other'])} the best other" if "to_best_other" in row else ""
+            )
             print(f"  batch {batch} at {size}: {engine:<12}{batch / middle:8.1f} images/s (spread "
                   f"{row['spread']:.0%}), {row['of_peak']:.0%} of the peak{told}",
                   flush=True)  # fmt: skip
     for worker in workers.values():
-        worker.process.stdin.close()
-        worker.process.wait()
+        worker.close()
     return rows, reference
+
+
+def take_turns(workers, batch, size, rounds):
+    """Time one worker after another, again and again; seconds by worker, turn by turn."""
+    for worker in workers.values():
+        worker.ask("times", batch, size, 3)  # warm-up
+    count = max(4, 16 // batch)
+    return [
+        {name: float(np.median(w.ask("times", batch, size, count))) for name, w in workers.items()}
+        for _ in range(rounds)
+    ]
+
+
+def middle_of(ratios):
+    """Find the median, and what 95% lie between."""
+    return list(np.percentile(ratios, [50, 2.5, 97.5]))
+
+
+def tell(ratio):
+    """Write what `middle_of` has found."""
+    return "{:.2f}x ({:.2f} to {:.2f})".format(*ratio)
+
+
+def compare_precisions(rows, arguments):
+    """Time minires's precisions in turns, and note in their rows how they compare with FP32."""
+    own = {(r["precision"], r["batch"], r["size"]): r for r in rows if r["engine"] == "minires"}
+    workers = {p: Worker("minires", p, arguments) for p in arguments.precisions}
+    for batch, size, rounds in arguments.sizes:
+        turns = take_turns(workers, batch, size, rounds)
+        for precision in workers.keys() - {"fp32"}:
+            ratio = middle_of([turn["fp32"] / turn[precision] for turn in turns])
+            own[precision, batch, size]["to_fp32"] = ratio
+            print(f"minires, batch {batch} at {size}: {precision} is {tell(ratio)} its own fp32")
+    for worker in workers.values():
+        worker.close()
 
 
 def format_markdown(rows):
     """Lay out images a second as a table, a column an engine, and the memory as a sentence."""
     found = {(r["precision"], r["batch"], r["size"], r["engine"]): r for r in rows}
-    lines = [["images/s", *NAMES.values(), "minires to the best other"], ["---"] * (len(NAMES) + 2)]
+    ratios = {"to_best_other": "minires to the best other", "to_fp32": "to its own fp32"}
+    lines = [["images/s", *NAMES.values(), *ratios.values()]]
+    lines.append(["---"] * len(lines[0]))
     for group in dict.fromkeys(key[:3] for key in found):
         of_group = [found.get((*group, engine)) for engine in NAMES]
         precision, batch, size = group
         where = f"{precision}, batch {batch}" + (f", {size} x {size}" if size != 224 else "")
         speeds = [r["images_per_second"] if r else None for r in of_group]
         cells = [f"{s:.{0 if s >= 100 else 1}f}" if s else "" for s in speeds]
-        ratio = found[*group, "minires"].get("ratio")
-        cells.append("{:.2f}x ({:.2f} to {:.2f})".format(*ratio) if ratio else "")
+        row = found[*group, "minires"]
+        cells += [tell(row[ratio]) if ratio in row else "" for ratio in ratios]
         lines.append([where, *cells])
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     memory = {NAMES[r["engine"]]: r["peak_memory_mib"] for r in rows if r["precision"] == "int8"}
@@ -346,13 +382,8 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"], choices=CONTESTS)
-    parser.add_argument(
-        "--update",
-        type=Path,
-        metavar="FILE",
-        help="put the table between the "
-        "marks <!-- engines --> and <!-- /engines --> of a Markdown file",
-    )
+    parser.add_argument("--update", type=Path, metavar="FILE", help="put the table between the "
+                        "marks <!-- engines --> and <!-- /engines --> of this")  # fmt: skip
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -371,12 +402,8 @@ def main():
         found, logits = contest(precision, engines, arguments, reference)
         reference = logits if reference is None else reference
         rows += found
-    own = {(r["precision"], r["batch"], r["size"]): r["images_per_second"]
-           for r in rows if r["engine"] == "minires"}  # fmt: skip
-    for (precision, batch, size), speed in own.items():
-        if ("fp32", batch, size) in own and precision != "fp32":
-            ratio = speed / own["fp32", batch, size]
-            print(f"minires, batch {batch} at {size}: {precision} is {ratio:.2f}x its own fp32")
+    if "fp32" in arguments.precisions:
+        compare_precisions(rows, arguments)
     (arguments.out / "engines.json").write_text(json.dumps(rows, indent=2) + "\n")
     if arguments.update:
         arguments.update.write_text(f"{before}\n{format_markdown(rows)}\n\n{after}", "utf-8")

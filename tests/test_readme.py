@@ -89,9 +89,14 @@ def test_the_engines_figures_are_each_others() -> None:
         if re.match(r"\| (fp32|bf16|int8),", line)
     ]
     assert len(rows) == 12
-    for _, minires, *others, ratios in rows:
-        ratio, low, high = map(float, re.findall(r"\d+\.\d+", ratios))
+    fp32 = {row[0].partition(",")[2]: float(row[1]) for row in rows if row[0].startswith("fp32,")}
+    for where, minires, *others, to_best_other, to_fp32 in rows:
+        ratio, low, high = map(float, re.findall(r"\d+\.\d+", to_best_other))
         assert low <= ratio <= high
+        if to_fp32:
+            of_turns = float(to_fp32.partition("x")[0])
+            apart = float(minires) / fp32[where.partition(",")[2]]
+            assert of_turns == pytest.approx(apart, rel=0.15)  # minutes lie between the two
         assert ratio == pytest.approx(float(minires) / max(float(o) for o in others if o), rel=0.07)
 
 
