@@ -286,9 +286,8 @@ def contest(precision, engines, arguments, reference):
             if engine == "minires" and ratios:
                 row["to_best_other"] = middle_of(ratios)
             rows.append(row)
-            told = (
-                f", {tell(row['to_best_other'])} the best other" if "to_best_other" in row else ""
-            )
+            ratio = row.get("to_best_other")
+            told = f", {tell(ratio)} the best other" if ratio else ""
             print(f"  batch {batch} at {size}: {engine:<12}{batch / middle:8.1f} images/s (spread "
                   f"{row['spread']:.0%}), {row['of_peak']:.0%} of the peak{told}",
                   flush=True)  # fmt: skip
@@ -324,7 +323,9 @@ def compare_precisions(rows, arguments):
     workers = {p: Worker("minires", p, arguments) for p in arguments.precisions}
     for batch, size, rounds in arguments.sizes:
         turns = take_turns(workers, batch, size, rounds)
-        for precision in workers.keys() - {"fp32"}:
+        for precision in arguments.precisions:
+            if precision == "fp32":
+                continue
             ratio = middle_of([turn["fp32"] / turn[precision] for turn in turns])
             own[precision, batch, size]["to_fp32"] = ratio
             print(f"minires, batch {batch} at {size}: {precision} is {tell(ratio)} its own fp32")
@@ -402,7 +403,7 @@ def main():
         found, logits = contest(precision, engines, arguments, reference)
         reference = logits if reference is None else reference
         rows += found
-    if "fp32" in arguments.precisions:
+    if {"fp32"} < set(arguments.precisions):
         compare_precisions(rows, arguments)
     (arguments.out / "engines.json").write_text(json.dumps(rows, indent=2) + "\n")
     if arguments.update:

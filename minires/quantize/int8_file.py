@@ -86,6 +86,9 @@ def is_int8_file(path: str | os.PathLike[str]) -> bool:
 def load_int8(path: str | os.PathLike[str]) -> ResNet50:
     """Read what `save_int8` wrote.
 
+    The file is mapped, and its weights are read when they are computed with. Replacing or deleting
+    it meanwhile does no harm; writing into it does.
+
     Parameters
     ----------
     path : path-like
