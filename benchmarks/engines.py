@@ -391,7 +391,7 @@ def main():
     if arguments.worker:
         return work(arguments)
     if arguments.update:  # told before the minutes that measuring takes
-        before, after = around(arguments.update, "engines")
+        around(arguments.update, "engines")
     arguments.out.mkdir(parents=True, exist_ok=True)
     prepare(arguments.weights, arguments.photographs, arguments.out)
     few = max(3, arguments.rounds // 5)
@@ -407,6 +407,7 @@ def main():
         compare_precisions(rows, arguments)
     (arguments.out / "engines.json").write_text(json.dumps(rows, indent=2) + "\n")
     if arguments.update:
+        before, after = around(arguments.update, "engines")  # it may have been edited meanwhile
         arguments.update.write_text(f"{before}\n{format_markdown(rows)}\n\n{after}", "utf-8")
     if importlib.util.find_spec("matplotlib"):
         plot(rows, arguments.out / "engines.png")

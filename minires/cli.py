@@ -332,10 +332,11 @@ def ladder(arguments: Namespace) -> int:
     if arguments.plot:
         plots.check(arguments.plot)
     if arguments.update:  # told before the minute that measuring takes
-        before, after = around(arguments.update, "ladder")
+        around(arguments.update, "ladder")
     results = {p: list(rungs.climb(p)) for p in arguments.precisions or ("fp32", "int8")}
     table = rungs.format_table(results)
     if arguments.update:
+        before, after = around(arguments.update, "ladder")  # it may have been edited meanwhile
         arguments.update.write_text(f"{before}\n{table}\n\n{after}", encoding="utf-8")
     if arguments.plot:
         rungs.plot(results, arguments.plot)

@@ -80,6 +80,24 @@ def test_the_ladders_figures_are_each_others(monkeypatch: pytest.MonkeyPatch) ->
         assert max(peaks) == pytest.approx(min(peaks), rel=0.04)
 
 
+def test_the_texts_figures_are_the_tables() -> None:
+    fp32, int8, times = found(r"takes (.+?) ms in FP32 and (.+?) ms in INT8:\n(.+?) times as fast")
+    assert times == pytest.approx(fp32 / int8, abs=0.06)
+    rungs = re.findall(r"^\| (\w+) \| (\w+) \| .* \| ([\d.]+) \| [\d.]+ \| \d+% \|$", README, re.M)
+    ms = {(precision, rung): float(time) for precision, rung, time in rungs}
+    one_for_three, loops = found(r"saturates, is (.+?) times as fast. Plain loops are (.+?) times")
+    assert one_for_three == pytest.approx(
+        ms["int8", "vpmaddubsw"] / ms["int8", "vpdpbusd"], abs=0.06
+    )
+    assert loops == pytest.approx(ms["fp32", "loops"] / ms["int8", "loops"], abs=0.06)
+
+
+def found(pattern: str) -> list[float]:
+    match = re.search(pattern, README)
+    assert match, pattern
+    return [float(number) for number in match.groups()]
+
+
 def test_the_engines_figures_are_each_others() -> None:
     """A median of ratios is near the ratio of medians, and within what 95% of the turns were."""
     table = README.partition("<!-- engines -->")[2].partition("<!-- /engines -->")[0]
