@@ -64,7 +64,7 @@ plt.legend()
 plt.show()
 
 # %%
-# The peak at 0 has the sums below it: ReLU makes them zero, and zero is exact.
+# The peak at 0 is of the sums below it: ReLU makes them zero, and zero is exact.
 #
 # In the network
 # --------------
