@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange, types
+from numba import types
 
 from minires.kernels.caches import caches
-from minires.kernels.simd import CHAIN, ISA, choose_isa, spin
-from minires.kernels.threads import get_num_threads
+from minires.kernels.compile import compile_for
+from minires.kernels.simd import CHAIN, ISA, ISA_NAMED, available_isas, choose_isa, spin
+from minires.kernels.threads import WORKERS, get_num_threads
 
 SECONDS = 0.01  # a measurement takes about as long: many times what starting a thread does
 ROUNDS = 15
@@ -42,7 +43,7 @@ INSTRUCTIONS = [
     Instruction("mul, add", "fp32", 1, ("mulps", "addps"), sums=8),
     Instruction("vdpbf16ps", "bf16", 2, ("vdpbf16ps",)),
     Instruction("vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd"), rates=THIRDS),
-    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd|vpdpwssd",), sums=8, rates=QUARTERS),
+    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd",), sums=8, rates=QUARTERS),
     Instruction("mul, add of bytes", "int8", 4, ("pm",), sums=4, rates=()),
     Instruction("vpdpbusd", "int8", 4, ("vpdpbusd",)),
     Instruction("tdpbf16ps", "bf16", 2 * 16 * 16, ("tdpbf16ps",), sums=6, rates=(1 / 16,)),
@@ -99,26 +100,18 @@ def instructions(isa: ISA) -> list[Instruction]:
 
 
 @functools.cache
-def _spinner(name: str, lanes: int, sums: int) -> Callable[..., None]:
-    spec = f"{name}/{lanes}/{sums}"
-
-    @njit(types.void(types.int64, types.int64), nogil=True)
-    def run(operands: int, count: int) -> None:
-        spin(spec, operands, count)
-
-    return run
-
-
-@functools.cache
-def _spinners(name: str, lanes: int, sums: int) -> Callable[..., None]:
+def spinner(isa: str, name: str, sums: int) -> Any:
+    """Compile a loop that does nothing but multiply: its count, and which thread runs it."""
+    lanes = ISA_NAMED[isa].lanes
     spec, size = f"{name}/{lanes}/{sums}", 4 * 4 * lanes
 
-    @njit(types.void(types.int64, types.int64, types.int64), nogil=True, parallel=True)
-    def run(operands: int, count: int, threads: int) -> None:
-        for thread in prange(threads):
-            spin(spec, operands + size * thread, count)
+    def run(operands: int, count: int, thread: int) -> None:
+        spin(spec, operands + size * thread, count)
 
-    return run
+    integer = types.int64
+    signature = types.void(integer, integer, integer)
+    # Not kept on the disk: what was timed is listed, too.
+    return compile_for(ISA_NAMED[isa], run, signature, spec, keep=False)
 
 
 def _time(run: Callable[..., Any], *arguments: Any) -> float:
@@ -146,23 +139,26 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
     """
     threads, lanes = threads or get_num_threads(), isa.lanes
     name, sums = instruction.name, instruction.sums
-    one, clock = _spinner(name, lanes, sums), _spinner("chain", lanes, 1)
-    every = _spinners(name, lanes, sums)
+    one, clock = spinner(isa.name, name, sums), spinner(isa.name, "chain", 1)
     operands = np.zeros(4 * lanes * threads, np.float32)
     at, count = operands.ctypes.data, 2**12
-    while min(_time(one, at, count) for _ in range(3)) < SECONDS:
+    while min(_time(one, at, count, 0) for _ in range(3)) < SECONDS:
         count *= 2
-    every(at, 1, threads)
+    WORKERS.all(one, threads, at, 1)
     chain = count * CHAIN // 4  # about as long
     work = 2 * instruction.products * lanes * sums * count / 1e9
     runs = [
-        (_time(one, at, count), _time(clock, at, chain), _time(every, at, count, threads))
+        (
+            _time(one, at, count, 0),
+            _time(clock, at, chain, 0),
+            _time(WORKERS.all, one, threads, at, count),
+        )
         for _ in range(ROUNDS)
     ]
     # A peak is what was reached: whatever else runs can only make a round slower.
     alone, chained, together = best = np.min(runs, axis=0)
     spread = float((np.median(runs, axis=0) / best - 1).max())
-    listing = next(iter(one.inspect_asm().values()))  # type: ignore[attr-defined]
+    listing = next(iter(one.inspect_asm().values()))
     return Peak(
         instruction, lanes, float(work / alone), float(work * threads / together), threads, spread,
         float(chain * CHAIN / chained / 1e9), inner_loop(listing, instruction.mnemonics[0]),
@@ -238,14 +234,14 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
     str
         From the loop's label to the jump back to it; empty where there is none.
     """
-    lines = [line.partition("#")[0].expandtabs(8).rstrip() for line in assembly.splitlines()]
+    lines = [re.split("#|//", line)[0].expandtabs(8).rstrip() for line in assembly.splitlines()]
     labels: dict[str, int] = {}
     loops = []
     for i, line in enumerate(lines):
         words = line.split()
         if line.endswith(":"):
             labels[line[:-1].strip()] = i
-        elif words and words[0].startswith("j") and words[-1] in labels:
+        elif words and words[-1] in labels:  # a jump back
             loops.append(lines[labels[words[-1]] : i + 1])
     # A loop around another has its instructions too: the shortest of those that have most wins.
     best = max(loops, key=lambda loop: (len(re.findall(mnemonic, "\n".join(loop))), -len(loop)),
@@ -255,18 +251,17 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
 
 
 @functools.cache
-def _reader() -> Callable[..., int]:
-    @njit(types.int64(types.int64[:, ::1], types.int64), nogil=True, parallel=True)
-    def read(x: Any, times: int) -> int:
-        total = 0
-        for row in prange(len(x)):  # one thread a row
-            part = x[row]
-            for again in range(times):
-                part[0] = again  # so that the sums are not all one
-                total += part.sum()
-        return total
+def _reader() -> Callable[..., None]:
+    def read(x: Any, times: int, sums: Any, thread: int) -> None:
+        part = x[thread]
+        for again in range(times):
+            part[0] = again  # so that the sums are not all one
+            sums[thread] += part.sum()
 
-    return read
+    integer = types.int64
+    signature = types.void(integer[:, ::1], integer, integer[::1], integer)
+    # By the widest vectors there are, whatever set was chosen: this is about the memory.
+    return compile_for(available_isas()[0], read, signature)
 
 
 def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
@@ -292,10 +287,10 @@ def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
             each = size // count if level == "memory" else size
             # Written, not zeros: pages that nobody has written are all one page, in the cache.
             x = np.ones((count, each // 8), np.int64)
-            times = 1
-            while _time(read, x, times) < SECONDS and times < 2**20:
+            sums, times = np.zeros(count, np.int64), 1
+            while _time(WORKERS.all, read, count, x, times, sums) < SECONDS and times < 2**20:
                 times *= 2
-            seconds = min(_time(read, x, times) for _ in range(ROUNDS))
+            seconds = min(_time(WORKERS.all, read, count, x, times, sums) for _ in range(ROUNDS))
             rates.append(x.nbytes * times / seconds / 1e9)
         found.append(Bandwidth(level, size, rates[0], rates[1], threads))
     return found
