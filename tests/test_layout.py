@@ -138,7 +138,7 @@ def f():
 
 def test_one_forward_pass_can_be_read_in_one_sitting() -> None:
     """The model, its layers and one kernel."""
-    assert lines("model.py", "layers.py", "reference/gemm.py") <= 500
+    assert lines("model.py", "layers.py", "reference/gemm.py") <= 620
 
 
 MEASURING = ("profiling/", "plots.py", "kernels/peak.py", "kernels/ladder")
@@ -152,7 +152,7 @@ def test_the_package_can_be_read_in_one_afternoon() -> None:
     counts = {name: lines_of_code(path.read_text("utf-8")) for name, path in FILES.items()}
     measuring = sum(count for name, count in counts.items() if name.startswith(MEASURING))
     assert 0 < measuring <= 1400
-    assert sum(counts.values()) - measuring <= 3700
+    assert sum(counts.values()) - measuring <= 3800
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(MEASURING)])

@@ -109,7 +109,7 @@ def _with_engine(
             image = replace(image, in_c=K, out_c=K)
             inner = replace(layer, in_c=K, kernel=1, stride=1, padding=0)
         if isinstance(p, Int8Params):
-            image.qparams = p.x
+            image = replace(image, qparams=p.x)
         inner = replace(inner, inputs=("input",))
         engine = kind([image, inner], {layer.name: p}, precision, isa, threads)
         zero_point = p.x.zero_point if isinstance(p, Int8Params) else 0
