@@ -1,0 +1,159 @@
+"""Words for LLVM IR that the kernels are written in: types, vectors, loops, loads.
+
+A Numba intrinsic is handed a builder, and writes instructions with it. All addresses here are
+integers of 64 bits, since that is how compiled Python carries them.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from llvmlite import binding, ir
+from numba.core import cgutils
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F32 = ir.FloatType()
+POINTER = ir.PointerType()
+VOID = ir.VoidType()
+Value: TypeAlias = Any  # llvmlite's own types say nothing to mypy
+Builder: TypeAlias = Any
+
+FAMILY = binding.get_default_triple().partition("-")[0]  # of this machine's CPU: x86_64, aarch64...
+LLVM_22 = binding.llvm_version_info >= (22,)  # since when the dot products' operands say u8 or bf16
+LINE = 64  # bytes that a cache fetches at once
+ROOM_AHEAD = 4096  # bytes of a panel, of which much lies in the second cache, fetched early
+
+# Numba does this on x86 alone. Elsewhere any inline assembly would end the process without it.
+binding.initialize_native_asmparser()
+
+
+class BFloat(ir.Type):
+    """bfloat16, which llvmlite does not know and LLVM's text does."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat)
+
+    def __hash__(self) -> int:
+        return hash(BFloat)
+
+
+# The same types, for those who may not import llvmlite.
+vector = ir.VectorType
+array = ir.ArrayType
+
+
+def bytes_of(scalar: Any) -> int:
+    """Count the bytes of a float32 or an integer."""
+    return 4 if scalar == F32 else scalar.width // 8
+
+
+def call(builder: Builder, name: str, returns: Any, *arguments: Value) -> Value:
+    """Call a function of LLVM's, or of C's, by its name."""
+    signature = ir.FunctionType(returns, [a.type for a in arguments])
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    return builder.call(function, arguments)
+
+
+def inline_asm(
+    builder: Builder, text: str, constraint: str, returns: Any, *arguments: Value,
+    side_effect: bool = False,
+) -> Value:  # fmt: skip
+    """Write an instruction that LLVM has no function for."""
+    signature = ir.FunctionType(returns, [a.type for a in arguments])
+    return builder.asm(signature, text, constraint, arguments, side_effect=side_effect)
+
+
+def opaque(builder: Builder, value: Value, register: str) -> Value:
+    """Pass a value through an empty inline asm: LLVM must assume nothing about its result."""
+    return inline_asm(builder, "", f"={register},0", value.type, value)
+
+
+# Vectors
+
+
+def splat(builder: Builder, value: Value, lanes: int) -> Value:
+    """Copy a scalar into all lanes."""
+    wide = vector(value.type, lanes)
+    first = builder.insert_element(ir.Constant(wide, ir.Undefined), value, I32(0))
+    zeros = ir.Constant(vector(I32, lanes), [0] * lanes)
+    return builder.shuffle_vector(first, ir.Constant(wide, ir.Undefined), zeros)
+
+
+def constant(wide: Any, value: float) -> Value:
+    """Make a vector whose lanes are all the same number."""
+    return ir.Constant(wide, [ir.Constant(wide.element, value)] * wide.count)
+
+
+# Memory
+
+
+def after(builder: Builder, address: Value, count: int) -> Value:
+    """Tell the address so many bytes further on."""
+    return builder.add(address, I64(count))
+
+
+def pointer_to(builder: Builder, address: Value) -> Value:
+    """Make a pointer of an address."""
+    return builder.inttoptr(address, POINTER)
+
+
+def load(builder: Builder, address: Value, what: Any) -> Value:
+    """Load a scalar or a vector, which may lie anywhere."""
+    return builder.load(pointer_to(builder, address), align=1, typ=what)
+
+
+def store(builder: Builder, value: Value, address: Value) -> None:
+    """Store a scalar or a vector, which may lie anywhere."""
+    builder.store(value, pointer_to(builder, address), align=1)
+
+
+def load_offset(builder: Builder, table: Value, row: int) -> Value:
+    """Load an entry of a table of int32, as an int64."""
+    return builder.sext(load(builder, after(builder, table, 4 * row), I32), I64)
+
+
+def prefetch(
+    builder: Builder, address: Value, ahead: int, size: int, cache: int = 1, write: bool = False
+) -> None:
+    """Fetch as many bytes into a cache, so far ahead, a cache line at a time."""
+    signature = ir.FunctionType(VOID, [POINTER, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    access, near, data = I32(int(write)), I32(4 - cache), I32(1)
+    for line in range(0, size, LINE):
+        place = pointer_to(builder, after(builder, address, ahead + line))
+        builder.call(function, [place, access, near, data])
+
+
+def local(builder: Builder, what: Any) -> Value:
+    """Reserve memory on the stack, for as long as the function runs."""
+    with builder.goto_entry_block():
+        return builder.alloca(what)
+
+
+# Control
+
+
+def loop(builder: Builder, count: Value, carried: list[Value], body: Callable[..., Any]) -> Any:
+    """Repeat ``carried = body(*carried)`` `count` times, at least once, in registers.
+
+    What is carried from one round to the next is a phi node: a value that comes from before the
+    loop the first time, and from its end after that. So sums never leave their registers.
+    """
+    start = builder.block
+    head = builder.append_basic_block("loop")
+    builder.branch(head)
+    builder.position_at_end(head)
+    i = builder.phi(I64)
+    phis = [builder.phi(value.type) for value in carried]
+    later = body(*phis)
+    following = builder.add(i, I64(1))
+    end = builder.block  # a loop inside the body ends in another block than it began
+    done = builder.append_basic_block("done")
+    builder.cbranch(builder.icmp_signed("<", following, count), head, done)
+    for phi, before, value in zip([i, *phis], [I64(0), *carried], [following, *later], strict=True):
+        phi.add_incoming(before, start)
+        phi.add_incoming(value, end)
+    builder.position_at_end(done)
+    return later

@@ -1,0 +1,53 @@
+"""Instruction sets: what there is, what this CPU has of it, and which one is used.
+
+A set is a file here, or a few lines of one. What an instruction is, `Instruction` says.
+"""
+
+import os
+
+from numba.core import config
+from numba.core.codegen import get_host_cpu_features
+
+from minires.errors import MiniresError
+from minires.kernels.isa.amx import AMX
+from minires.kernels.isa.generic import GENERIC
+from minires.kernels.isa.instruction import ISA, Instruction
+from minires.kernels.isa.x86 import AVX2, AVX512, AVX512BF16, AVX512VNNI, AVXVNNI, BEFORE_VNNI
+
+__all__ = ["INSTRUCTIONS", "ISA", "ISAS", "Instruction", "available_isas", "choose_isa"]
+
+# The best first; those for study last.
+ISAS = {
+    isa.name: isa
+    for isa in (AMX, AVX512BF16, AVX512VNNI, AVX512, AVXVNNI, AVX2, GENERIC, *BEFORE_VNNI)
+}
+INSTRUCTIONS = {i.name: i for isa in ISAS.values() for i in (*isa.instructions.values(), *isa.others)}
+
+
+def _present(features: str) -> set[str]:
+    """Take those of LLVM's words for features that have a plus."""
+    return {word[1:] for word in features.split(",") if word[:1] == "+"}
+
+
+def available_isas() -> list[ISA]:
+    """List what this CPU has and Numba compiles for: the best first, those for study last."""
+    features = _present(get_host_cpu_features())  # as Numba has it: AVX only where it trusts it
+    if config.CPU_FEATURES is not None:  # restricted by NUMBA_CPU_FEATURES or NUMBA_CPU_NAME
+        features &= _present(config.CPU_FEATURES)
+    return [isa for isa in ISAS.values() if isa.features <= features and isa.allowed()]
+
+
+def choose_isa() -> ISA:
+    """Choose the best instruction set, or the one that MINIRES_ISA names.
+
+    Raises
+    ------
+    MiniresError
+        For a name that is not known or not available: an instruction that the CPU lacks would
+        end the process.
+    """
+    isas = {isa.name: isa for isa in available_isas()}
+    name = os.environ.get("MINIRES_ISA") or next(iter(isas))
+    if name not in isas:
+        raise MiniresError(f"MINIRES_ISA is {name!r}; on this machine it may be {', '.join(isas)}")
+    return isas[name]

@@ -1,0 +1,57 @@
+"""Multiplying on any CPU: plain multiplications and additions, which LLVM makes vectors of."""
+
+from collections.abc import Callable
+
+from minires.kernels.ir import Builder, Value, constant
+from minires.kernels.isa.instruction import ISA, Instruction
+
+
+def mul_add(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add one product, rounded by itself: where there is no FMA."""
+    a, b = (builder.bitcast(v, acc.type) for v in (a, b))
+    return builder.fadd(acc, builder.fmul(a, b))
+
+
+def of_halves(multiply_add: Callable[..., Value]) -> Callable[..., Value]:
+    """Make two products of bfloat16 of one of float32: each is a float32's upper half."""
+
+    def emit(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+        shift = constant(a.type, 16)
+        mask = constant(a.type, -(2**16))
+        acc = multiply_add(builder, acc, builder.shl(a, shift), builder.shl(b, shift))
+        return multiply_add(builder, acc, builder.and_(a, mask), builder.and_(b, mask))
+
+    return emit
+
+
+def mul_add_of_bytes(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add four products in integers of 32 bits, byte by byte."""
+    for byte in range(4):
+        # Shifted to the top and back down, a byte fills a lane: u8 with zeros, s8 with its sign.
+        to_top = constant(a.type, 24 - 8 * byte)
+        down = constant(a.type, 24)
+        x = builder.lshr(builder.shl(a, to_top), down)
+        w = builder.ashr(builder.shl(b, to_top), down)
+        acc = builder.add(acc, builder.mul(x, w))
+    return acc
+
+
+MUL_ADD = Instruction(
+    "mul, add", "f32", 1, mul_add, ("mulps", "addps"), "the vector instruction mul, add", sums=8
+)
+MUL_ADD_OF_HALVES = Instruction(
+    "mul, add of halves", "bf16", 2, of_halves(mul_add), ("mulps", "addps"),
+    "the vector instruction mul, add of halves", composed=True,
+)  # fmt: skip
+MUL_ADD_OF_BYTES = Instruction(
+    "mul, add of bytes", "u8s8", 4, mul_add_of_bytes, ("pm",),
+    "the vector instruction mul, add of bytes", sums=4, rates=(),
+)  # fmt: skip
+
+GENERIC = ISA(
+    "generic",
+    frozenset(),
+    lanes=4,
+    instructions={"f32": MUL_ADD, "bf16": MUL_ADD_OF_HALVES, "u8s8": MUL_ADD_OF_BYTES},
+    tiles={"f32": (4, 2), "bf16": (4, 2), "u8s8": (4, 2)},
+)

@@ -1,0 +1,176 @@
+"""Multiplying on x86: AVX2, AVX-512, and what VNNI and BF16 add to them.
+
+To add an instruction: write how LLVM emits ``acc + a * b``, describe it as an `Instruction`, and
+give it to the instruction set that has it. What CPU has which, LLVM's words for features tell.
+"""
+
+from dataclasses import replace
+
+from minires.kernels.ir import I8, I16, LLVM_22, BFloat, Builder, Value, call, constant, opaque
+from minires.kernels.ir import vector as vector_of
+from minires.kernels.isa.generic import of_halves
+from minires.kernels.isa.instruction import ISA, Instruction
+
+# Emitting. a comes from a row of activations and b from a panel of weights, both as vectors of 32
+# bits, whatever they hold.
+
+
+def fma(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add one product, rounded once: vfmadd231ps."""
+    a, b = (builder.bitcast(v, acc.type) for v in (a, b))
+    return call(builder, f"llvm.fma.v{acc.type.count}f32", acc.type, a, b, acc)
+
+
+def vdpbf16ps(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add two products of bfloat16, in one instruction."""
+    lanes = acc.type.count
+    if LLVM_22:
+        a, b = (builder.bitcast(v, vector_of(BFloat(), 2 * lanes)) for v in (a, b))
+    return call(builder, f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}", acc.type, acc, a, b)
+
+
+def vcvtneps2bf16(builder: Builder, t: Value) -> Value:
+    """Round float32 to bfloat16, to nearest even; denormals become zero, as in vdpbf16ps."""
+    lanes = t.type.count
+    half = vector_of(BFloat(), lanes)
+    y = call(builder, f"llvm.x86.avx512bf16.cvtneps2bf16.{32 * lanes}", half, t)
+    return builder.bitcast(y, vector_of(I16, lanes))
+
+
+def vpdpbusd(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add four products of u8 and s8 in s32, without saturation, in one instruction."""
+    lanes = acc.type.count
+    if LLVM_22:
+        a, b = (builder.bitcast(v, vector_of(I8, 4 * lanes)) for v in (a, b))
+    return call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", acc.type, acc, a, b)
+
+
+def vpmaddwd(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add four products by way of s16, which holds both u8 and s8: nothing can saturate.
+
+    The bytes at even places and those at odd places are widened apart, by shifts; vpmaddwd sums
+    two products of s16 in s32. LLVM sees that an operand widened before need not be again.
+    """
+    words = vector_of(I16, 2 * acc.type.count)
+    a, b = builder.bitcast(a, words), builder.bitcast(b, words)
+    byte, mask = constant(words, 8), constant(words, 255)
+    even = builder.and_(a, mask), builder.ashr(builder.shl(b, byte), byte)
+    odd = builder.lshr(a, byte), builder.ashr(b, byte)
+    name = {8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[acc.type.count]
+    for x, w in (even, odd):
+        acc = builder.add(acc, call(builder, f"llvm.x86.{name}", acc.type, x, w))
+    return acc
+
+
+def vpmaddubsw(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add four products as before VNNI: vpmaddubsw, vpmaddwd, vpaddd. It saturates.
+
+    vpmaddubsw sums two products of u8 and s8 in s16: up to 255 * 127 * 2 = 64,770, where 32,767
+    is the most that fits. What exceeds it is cut off, without a word.
+    """
+    lanes = acc.type.count
+    words, octets = vector_of(I16, 2 * lanes), vector_of(I8, 4 * lanes)
+    a, b = builder.bitcast(a, octets), builder.bitcast(b, octets)
+    first = {8: "avx2.pmadd.ub.sw", 16: "avx512.pmaddubs.w.512"}[lanes]
+    second = {8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[lanes]
+    pairs = call(builder, f"llvm.x86.{first}", words, a, b)
+    quads = call(builder, f"llvm.x86.{second}", acc.type, pairs, constant(words, 1))
+    # Where there is VNNI, LLVM would make one instruction of the last two: vpdpwssd.
+    return builder.add(acc, opaque(builder, quads, "v" if lanes == 16 else "x"))
+
+
+def vpmaddubsw_split(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add them as before VNNI, but exact: an activation's upper bit apart from the other seven.
+
+    127 * 128 * 2 = 32,512 fits, and so does what the upper bits give, 128 at a time.
+    """
+    low = builder.and_(a, constant(a.type, 0x7F7F7F7F))
+    high = builder.and_(builder.lshr(a, constant(a.type, 7)), constant(a.type, 0x01010101))
+    tops = vpmaddubsw(builder, constant(acc.type, 0), high, b)
+    return builder.add(vpmaddubsw(builder, acc, low, b), builder.shl(tops, constant(acc.type, 7)))
+
+
+# Describing
+
+FMA = Instruction("fma", "f32", 1, fma, ("vfmadd",), "the vector instruction fma")
+FMA_OF_HALVES = Instruction(
+    "fma of halves", "bf16", 2, of_halves(fma), ("vfmadd",),
+    "the vector instruction fma of halves", composed=True,
+)  # fmt: skip
+VDPBF16PS = Instruction(
+    "vdpbf16ps", "bf16", 2, vdpbf16ps, ("vdpbf16ps",), "the vector instruction vdpbf16ps",
+    narrow=vcvtneps2bf16,
+)  # fmt: skip
+VPDPBUSD = Instruction(
+    "vpdpbusd", "u8s8", 4, vpdpbusd, ("vpdpbusd",), "the vector instruction vpdpbusd"
+)
+VPMADDWD = Instruction(
+    "vpmaddwd", "u8s8", 4, vpmaddwd, ("vpmaddwd",), "the vector instruction vpmaddwd",
+    sums=8, rates=(1 / 4, 1 / 2, 2 / 3, 1),
+)  # fmt: skip
+VPMADDUBSW = Instruction(
+    "vpmaddubsw", "u8s8", 4, vpmaddubsw, ("vpmaddubsw", "vpmaddwd", "vpaddd"),
+    "three instructions for four products, as before VNNI", rates=(1 / 3, 2 / 3, 1),
+)  # fmt: skip
+VPMADDUBSW_SPLIT = replace(
+    VPMADDUBSW,
+    name="vpmaddubsw, split",
+    emit=vpmaddubsw_split,
+    idea="three instructions for four products, as before VNNI, twice to be exact",
+    composed=True,
+)
+
+# Which set has which. 32 vector registers hold 6 x 4 sums, 4 vectors of weights and a broadcast;
+# 16 hold 6 x 2 sums, or 4 x 2 where a multiplication needs copies of its operands. MR * NR is the
+# work, MR + NR the loads: the squarer the tile, the fewer loads to a product.
+
+WIDE, NARROW, LOW = (6, 4), (6, 2), (4, 2)
+AVX2_FEATURES = frozenset({"avx2", "fma"})
+AVX512_FEATURES = AVX2_FEATURES | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+
+AVX2 = ISA(
+    "avx2",
+    AVX2_FEATURES,
+    lanes=8,
+    instructions={"f32": FMA, "bf16": FMA_OF_HALVES, "u8s8": VPMADDWD},
+    tiles={"f32": NARROW, "bf16": LOW, "u8s8": LOW},
+    others=(VPMADDUBSW,),
+)
+AVXVNNI = replace(
+    AVX2,
+    name="avxvnni",
+    features=AVX2_FEATURES | {"avxvnni"},
+    instructions={"f32": FMA, "bf16": FMA_OF_HALVES, "u8s8": VPDPBUSD},
+    tiles={"f32": NARROW, "bf16": LOW, "u8s8": NARROW},
+)
+AVX512 = replace(
+    AVX2,
+    name="avx512",
+    features=AVX512_FEATURES,
+    lanes=16,
+    tiles={"f32": WIDE, "bf16": LOW, "u8s8": LOW},
+)
+AVX512VNNI = replace(
+    AVX512,
+    name="avx512vnni",
+    features=AVX512_FEATURES | {"avx512vnni"},
+    instructions={"f32": FMA, "bf16": FMA_OF_HALVES, "u8s8": VPDPBUSD},
+    tiles={"f32": WIDE, "bf16": LOW, "u8s8": WIDE},
+)
+AVX512BF16 = replace(
+    AVX512VNNI,
+    name="avx512bf16",
+    features=AVX512_FEATURES | {"avx512vnni", "avx512bf16"},
+    instructions={"f32": FMA, "bf16": VDPBF16PS, "u8s8": VPDPBUSD},
+    tiles={"f32": WIDE, "bf16": WIDE, "u8s8": WIDE},
+)
+
+# For study, by name alone: what multiplied u8 by s8 before VNNI, made exact.
+BEFORE_VNNI = [
+    replace(
+        isa,
+        name=f"{isa.name}, vpmaddubsw",
+        instructions={**isa.instructions, "u8s8": VPMADDUBSW_SPLIT},
+    )
+    for isa in (AVX2, AVX512)
+]
