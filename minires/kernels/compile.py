@@ -33,7 +33,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from minires.cache import cache_dir
-from minires.kernels.simd import ISA
+from minires.kernels.isa import ISA
 
 # What every CPU of a family has, by LLVM's name for such a CPU. Of other families nothing is known
 # here: there Numba's own choice stands.

@@ -20,7 +20,7 @@ from minires.kernels.compile import compile_for
 from minires.kernels.engine import Engine
 from minires.kernels.peak import best_instruction, measure_peak
 from minires.kernels.simd import ISA, ISA_NAMED, MULTIPLY_TILES, choose_isa, groups_at_once
-from minires.kernels.threads import get_num_threads
+from minires.kernels.cpu import get_num_threads
 from minires.layers import Array, FloatParams, Int8Params, Layer
 from minires.model import OPERATORS
 from minires.reference import QParams, im2col_ref, round_bf16_ref

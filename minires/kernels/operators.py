@@ -1,4 +1,4 @@
-"""What each operator does to its share of the work: Numba, around the microkernels of `simd`.
+"""What each operator does to its share of the work: Numba, around the microkernels.
 
 `compile_network` makes one function for a precision and an instruction set. It runs a program: an
 array of steps whose operands are addresses, so that a whole network is one call.
@@ -14,18 +14,10 @@ from numba.extending import overload
 
 from minires.errors import MiniresError
 from minires.kernels.compile import compile_for, name_apart
-from minires.kernels.simd import (
-    ISA,
-    ISA_NAMED,
-    LINE,
-    count_up,
-    largest,
-    microkernel,
-    pointer,
-    ticks,
-    tile_registers,
-    wait_for,
-)
+from minires.kernels.ir import LINE
+from minires.kernels.isa import ISA, ISAS
+from minires.kernels.microkernel import Microkernel, largest, matrix_registers, microkernel
+from minires.kernels.sync import count_up, pointer, ticks, wait_for
 from minires.kernels.threads import WORKERS
 
 # One fused operator, ready to run. Addresses and counts in int64; strides of rows and images in
@@ -94,7 +86,7 @@ def _mean(then: Callable[..., Any]) -> Callable[..., Any]:
 class Format(NamedTuple):
     """How a precision keeps its tensors, and how real numbers and sums become such."""
 
-    kind: str  # a key of `ISA.instructions`
+    operands: str  # a key of `ISA.instructions`
     activation: Any
     group: int  # values in 32 bits
     epilogue: str  # of a convolution
@@ -165,7 +157,7 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
             wait_for(ended, 1)
 
     notice = f"minires: compiling the {precision} kernels for this machine, once"
-    compiled = compile_for(ISA_NAMED[isa], steps, signature, precision, notice)
+    compiled = compile_for(ISAS[isa], steps, signature, precision, notice)
 
     def execute(program: Any, times: Any, first: int, last: int, threads: int) -> None:
         # Of each step, how many threads came for each share, how many shares are done, and whether
@@ -191,11 +183,11 @@ def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., N
     if not isinstance(spec, types.Literal):
         return None  # asked again with the literal
     precision, name = spec.literal_value.split("/")
-    form, isa = FORMATS[precision], ISA_NAMED[name]
+    form, isa = FORMATS[precision], ISAS[name]
     parts = (
         _tiles(form, isa),
         _convert(form),
-        _maxpool(form, isa.tiles[form.kind][1] * isa.lanes),
+        _maxpool(form, isa.tiles[form.operands][1] * isa.lanes),
         _avgpool(form),
     )
     tiles, convert, maxpool, avgpool = (
@@ -226,12 +218,11 @@ def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., N
 
 def _tiles(form: Format, isa: ISA) -> Callable[..., None]:
     """Make what computes the tiles of a GEMM: of a convolution, or of the classifier."""
-    rows, vectors = isa.tiles[form.kind]
-    columns, size = vectors * isa.lanes, np.dtype(form.activation).itemsize
-    hidden, last = (
-        f"{isa.instructions[form.kind]}/{epilogue}/{isa.lanes}/{rows}/{vectors}"
-        for epilogue in (form.epilogue, form.last_epilogue)
-    )
+    kernel = Microkernel.of(isa, form.operands, form.epilogue)
+    rows, columns = kernel.rows, kernel.columns
+    size = np.dtype(form.activation).itemsize
+    hidden = kernel.name
+    last = Microkernel.of(isa, form.operands, form.last_epilogue).name
     i64 = np.int64
 
     def tiles(step: Any, begin: int, end: int) -> None:
@@ -245,7 +236,7 @@ def _tiles(form: Format, isa: ISA) -> Callable[..., None]:
         bottom = min(top + step.block, step.rows)
         inside = begin - top * step.panels
         panel, row = inside // (bottom - top), top + inside % (bottom - top)
-        tile_registers(hidden, True)
+        matrix_registers(hidden, True)
         for _ in range(begin, end):
             x_offsets = step.x_offsets + 4 * rows * row
             y_offsets = step.y_offsets + 4 * rows * row
@@ -271,7 +262,7 @@ def _tiles(form: Format, isa: ISA) -> Callable[..., None]:
                 if panel == step.panels:
                     panel, top = 0, bottom
                     row, bottom = top, min(top + step.block, step.rows)
-        tile_registers(hidden, False)
+        matrix_registers(hidden, False)
 
     return tiles
 
@@ -319,7 +310,7 @@ def _maxpool(form: Format, columns: int) -> Callable[..., None]:
 def _avgpool(form: Format) -> Callable[..., None]:
     """Make the average over all pixels of an image."""
     activation, widen, average = from_dtype(np.dtype(form.activation)), form.widen, form.average
-    total = np.int32 if form.kind == "u8s8" else np.float32
+    total = np.int32 if form.operands == "u8s8" else np.float32
 
     def avgpool(step: Any, begin: int, end: int) -> None:
         channels, pixels = step.channels, step.in_h * step.in_w

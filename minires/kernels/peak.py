@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from minires.kernels.caches import caches
+from minires.kernels.cpu import caches
 from minires.kernels.compile import compile_for
 from minires.kernels.simd import CHAIN, ISA, ISA_NAMED, available_isas, choose_isa, spin
-from minires.kernels.threads import WORKERS, get_num_threads
+from minires.kernels.cpu import get_num_threads
+from minires.kernels.threads import WORKERS
 
 SECONDS = 0.01  # a measurement takes about as long: many times what starting a thread does
 ROUNDS = 15

@@ -1,4 +1,4 @@
-"""How many threads the kernels use, and what hands work to them.
+"""Threads that the kernels run on.
 
 Numba has threads of its own, from OpenMP or from elsewhere, and a process that has used them may
 not fork: its children die, or wait forever. Compiled code needs none of that. It lets go of
@@ -10,56 +10,6 @@ import queue
 import threading
 from collections.abc import Callable
 from typing import Any
-
-from minires.errors import MiniresError
-
-_chosen: int | None = None
-
-
-def _most() -> int:
-    """Count the cores that this process may use, unless NUMBA_NUM_THREADS says how many."""
-    wanted = os.environ.get("NUMBA_NUM_THREADS", "").strip()
-    if wanted.isdecimal() and int(wanted) > 0:
-        return int(wanted)
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def set_num_threads(count: int) -> None:
-    """Set how many threads the kernels use from now on.
-
-    Parameters
-    ----------
-    count : int
-        From 1 to the number of cores that this process may use, or to NUMBA_NUM_THREADS.
-
-    Raises
-    ------
-    MiniresError
-        For any other number.
-    """
-    global _chosen
-    if not isinstance(count, int) or not 1 <= count <= _most():
-        raise MiniresError(
-            f"{count!r} threads cannot be had; wanted 1 to {_most()}, and NUMBA_NUM_THREADS "
-            "allows more"
-        )
-    _chosen = count
-
-
-def get_num_threads() -> int:
-    """Tell how many threads the kernels use.
-
-    Returns
-    -------
-    int
-        What `set_num_threads` was last given; before that OMP_NUM_THREADS, if it is set, and at
-        most as many as there are cores, or as NUMBA_NUM_THREADS says.
-    """
-    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    default = max(1, int(wanted)) if wanted.isdecimal() else _most()
-    return _chosen or min(default, _most())
 
 
 class Workers:

@@ -19,7 +19,7 @@ from minires.kernels.peak import (
     peak,
 )
 from minires.kernels.simd import ISAS, assembly, choose_isa
-from minires.kernels.threads import get_num_threads
+from minires.kernels.cpu import get_num_threads
 from minires.profiling.text import format_columns
 
 WIDE_SPREAD = 0.1  # of a median: from here on a reader is warned

@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from minires import layers as ops
 from minires.errors import MiniresError
 from minires.kernels import engine as engine_module
-from minires.kernels import prepack as prepack_module
+from minires.kernels import pack as pack_module
 from minires.kernels.engine import Engine
 from minires.kernels.operators import run_share
-from minires.kernels.prepack import ALIGNMENT, SLACK
+from minires.kernels.pack import ALIGNMENT, SLACK
 from minires.kernels.simd import choose_isa
 from minires.layers import FloatParams, Layer
 from minires.model import OPERATORS, ResNet50
@@ -318,7 +318,7 @@ def test_nothing_outside_of_a_buffer_is_touched(
 ) -> None:
     """A read behind the slack ends this process; a write before or behind a buffer is seen."""
     made: list[tuple[Array, int, int]] = []
-    for module in (engine_module, prepack_module):
+    for module in (engine_module, pack_module):
         monkeypatch.setattr(module, "aligned", guarded(made))
     model, x = model_of(precision), seeded_input((2, 3, 40, 47))
     engine = Engine(model.layers, model.params, precision)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from minires.kernels.caches import caches
+from minires.kernels.cpu import caches
 from minires.kernels.peak import (
     INSTRUCTIONS,
     Instruction,

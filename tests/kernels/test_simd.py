@@ -10,7 +10,7 @@ from numba import njit
 
 from minires.errors import MiniresError
 from minires.kernels import simd
-from minires.kernels.prepack import aligned, prepack
+from minires.kernels.pack import aligned, prepack
 from minires.kernels.simd import (
     ISAS,
     assembly,

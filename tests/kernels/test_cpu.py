@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from minires.kernels import caches as module
-from minires.kernels.caches import Cache, caches, room_in
+from minires.kernels import cpu as module
+from minires.kernels.cpu import Cache, caches, room_in
 
 
 def test_sizes_are_those_of_some_cpu() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minires.kernels.prepack import ALIGNMENT, SLACK, aligned, prepack
+from minires.kernels.pack import ALIGNMENT, SLACK, aligned, prepack
 
 
 @pytest.mark.parametrize(
