@@ -8,6 +8,7 @@ file is believed: neither how long it is said to be nor where a tensor is said t
 import io
 import os
 import pickle
+import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,13 @@ from minires.layers import Array, Shape
 from minires.unpickle import MOST_BYTES, NO_BFLOAT16, unpickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in torch.save's older format
+MOST_HEADER = 2**23  # bytes of a .safetensors file's header; a ResNet-50's has 30 KB
+MOST_DIRECTORY = 2**22  # bytes of a zip archive's list of members; a ResNet-50's has 25 KB
+SAFETENSORS_TYPES = (  # those that NumPy has
+    *("F64", "F32", "F16"),
+    *("I64", "I32", "I16", "I8"),
+    *("U64", "U32", "U16", "U8", "BOOL"),
+)
 MOST_NAMED = 5  # of each kind of problem in one error
 
 
@@ -43,7 +51,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
     WeightsError
         For a file that is missing, damaged, of another kind, or that asks for code.
     """
-    with _naming(path), open(path, "rb") as file:
+    with _naming(path), _opened(path) as file:
         return _tensors(_reader(file)(file))
 
 
@@ -65,7 +73,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     WeightsError
         For a file that is missing, damaged or of another kind.
     """
-    with _naming(path), open(path, "rb") as file:
+    with _naming(path), _opened(path) as file:
         if _reader(file) is not _read_safetensors:
             return {}
         with safe_open(path, "numpy") as opened:
@@ -142,11 +150,20 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+def _opened(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a file, if it is one: opening a pipe may wait for ever, and nobody can go back in it."""
+    if not (os.path.isdir(path) or stat.S_ISREG(os.stat(path).st_mode)):
+        raise WeightsError("a pipe or a device; wanted a file, so save it first")
+    return open(path, "rb")
+
+
 def _reader(file: io.BufferedReader) -> Callable[[io.BufferedReader], object]:
     """Choose by the first bytes, and go back to the start."""
     start = file.read(9)
     file.seek(0)
     if start[8:] == b"{":  # JSON, after its length in 8 bytes, which may look like a pickle's
+        if int.from_bytes(start[:8], "little") > MOST_HEADER:
+            raise WeightsError(f"refused: its header has more than {MOST_HEADER} bytes")
         return _read_safetensors
     if start.startswith(b"PK\x03\x04"):
         return _read_zip
@@ -159,17 +176,31 @@ def _read_safetensors(file: io.BufferedReader) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
     with safe_open(file.name, "numpy") as opened:
         for key in opened.keys():  # noqa: SIM118 (it is no dictionary)
-            if opened.get_slice(key).get_dtype() == "BF16":
+            dtype = opened.get_slice(key).get_dtype()
+            if dtype == "BF16":
                 raise WeightsError(NO_BFLOAT16)
-            try:
-                tensors[key] = opened.get_tensor(key)
-            except TypeError as error:
-                raise WeightsError(f"{key} has a type that NumPy lacks ({error})") from error
+            if dtype not in SAFETENSORS_TYPES:
+                raise WeightsError(
+                    f"{_short(key)} has the type {dtype}, which is not read; save it as F32"
+                )
+            tensors[key] = opened.get_tensor(key)
     return tensors
+
+
+class _Directory(io.FileIO):
+    """An archive of which no more than its list of members can be read."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read a part, where it is small enough to be one of the list."""
+        if size is not None and size > MOST_DIRECTORY:
+            raise WeightsError(f"refused: its list of members has more than {MOST_DIRECTORY} bytes")
+        return super().read(-1 if size is None else size) or b""
 
 
 def _read_zip(file: io.BufferedReader) -> object:
     """Read the format of PyTorch 1.6 and later: the pickle is a member, and so is each storage."""
+    with _Directory(file.name) as directory:
+        zipfile.ZipFile(directory).close()  # which makes an object for each member
     with zipfile.ZipFile(file) as archive:
         # All members lie in one folder, whose name is arbitrary.
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}

@@ -175,6 +175,18 @@ def overlapping(path: Path) -> None:
             archive.filelist.append(member)
 
 
+def many_members(path: Path) -> None:
+    """Write an archive that lists one member 300,000 times, of which zipfile makes 200 MB."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("any/data.pkl", b"\x80\x02}.")
+    whole = path.read_bytes()
+    start = whole.index(b"PK\x01\x02")
+    end = whole.index(b"PK\x05\x06")
+    members = 300_000 * whole[start:end]
+    size = struct.pack("<I", len(members))
+    path.write_bytes(whole[:start] + members + whole[end : end + 12] + size + whole[end + 16 :])
+
+
 def large_pickle(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("any/data.pkl", b"\x80\x02" + b"X\xff\xff\xff\x00" + bytes(2**24) + b".")
@@ -192,6 +204,7 @@ WRITERS = {"zip": in_zip, "legacy": in_legacy, "first of legacy": first_in_legac
 NESTED_KEYS = {"nested": NESTED, "doubled": DOUBLED}
 ARCHIVES = {
     "overlapping": (overlapping, "members overlap"),
+    "many members": (many_members, "list of members"),
     "a large pickle": (large_pickle, "more than 16777216 bytes"),
     "one storage of two types": (retyped, "not 0 of float64"),
 }
