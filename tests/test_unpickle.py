@@ -4,18 +4,28 @@ They are read in a process of their own, with limits on its memory and time: whe
 ends it, the next process goes on with those that are left.
 """
 
+import importlib.util
+import io
 import pickle
 import struct
 import subprocess
 import sys
+import types
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from minires.checkpoint import LEGACY_MAGIC
+from minires.checkpoint import LEGACY_MAGIC, read_checkpoint
+from minires.unpickle import unpickle
 
-pytest.importorskip("resource", reason="limits are set by the system's own means")
+with_limits = pytest.mark.skipif(
+    importlib.util.find_spec("resource") is None, reason="there are no limits for a process here"
+)
 
 READ_EACH = """
 import resource, signal, sys
@@ -255,6 +265,7 @@ def check(sentence: str, *words: str) -> None:
     assert any(word in sentence for word in words), sentence
 
 
+@with_limits
 @pytest.mark.parametrize("format_name", WRITERS)
 @pytest.mark.parametrize("name", PICKLES)
 def test_a_hostile_pickle_is_refused(
@@ -266,11 +277,97 @@ def test_a_hostile_pickle_is_refused(
     check(sentences[f"{format_name}, {name}"], *words)
 
 
+@with_limits
 @pytest.mark.parametrize("name", NESTED_KEYS)
 def test_hostile_names_of_storages(name: str, sentences: dict[str, str]) -> None:
     check(sentences[f"keys, {name}"], "do not belong together")
 
 
+@with_limits
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_an_archive_that_lies(name: str, sentences: dict[str, str]) -> None:
     check(sentences[name], ARCHIVES[name][1])
+
+
+# What Python's pickle writes, as torch.save has it
+
+
+class Tensor:
+    """Pickled as torch does it: a call of a function of torch's, about a storage outside."""
+
+    def __init__(self, values: np.ndarray[Any, Any], key: str) -> None:
+        self.values = values
+        self.key = key
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        stride = tuple(step // self.values.itemsize for step in self.values.strides)
+        arguments = (Storage(self), 0, self.values.shape, stride, False, OrderedDict())
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, arguments
+
+
+class Storage:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class Pickler(pickle.Pickler):
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, Storage):
+            return None
+        tensor = value.tensor
+        kind = sys.modules["torch"].FloatStorage
+        return ("storage", kind, tensor.key, "cpu", tensor.values.size)
+
+
+@pytest.fixture
+def torch_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules of torch's names, in which pickle finds what it is about to name."""
+
+    def _rebuild_tensor_v2() -> None:
+        pass
+
+    _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
+    _rebuild_tensor_v2.__module__ = "torch._utils"
+    storage = type("FloatStorage", (), {"__module__": "torch"})
+    for name, attributes in {
+        "torch": {"FloatStorage": storage},
+        "torch._utils": {"_rebuild_tensor_v2": _rebuild_tensor_v2},
+    }.items():
+        module = types.ModuleType(name)
+        vars(module).update(attributes)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.usefixtures("torch_names")
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_training_checkpoint_of_any_protocol(protocol: int, tmp_path: Path) -> None:
+    tensors = {f"layer.{number}": np.full((2, 3), number, np.float32).T for number in range(300)}
+    state = OrderedDict((name, Tensor(tensors[name], name)) for name in tensors)
+    state._metadata = OrderedDict({"": {"version": 1}, "layer": {"version": 2}})  # type: ignore[attr-defined]
+    history = {"lr": 0.1, "betas": (0.9, 0.999), "params": list(range(300)), "foreach": None}
+    state_of_optimizer = {number: {"step": 70_000, "large": 2**40, "on": True} for number in (0, 1)}
+    checkpoint = {
+        "epoch": 90,
+        "best": -0.5,
+        "model": state,
+        "optimizer": {"state": state_of_optimizer, "param_groups": [history]},
+        "ema": state["layer.7"],
+        "ü": "ß",
+    }
+    file = io.BytesIO()
+    Pickler(file, protocol).dump(checkpoint)
+    with zipfile.ZipFile(tmp_path / "weights.pth", "w") as archive:
+        archive.writestr("any/data.pkl", file.getvalue())
+        for name, values in tensors.items():
+            archive.writestr(f"any/data/{name}", values.tobytes("A"))
+    found = read_checkpoint(tmp_path / "weights.pth")
+    assert list(found) == list(tensors)
+    for name, values in tensors.items():
+        np.testing.assert_array_equal(found[name], values, strict=True)
+
+    file.seek(0)
+    made = unpickle(file, lambda dtype, key, count: np.zeros(count, dtype))
+    assert made["optimizer"] == checkpoint["optimizer"]
+    assert made["epoch"] == 90
+    assert made["best"] == -0.5
+    assert made["ü"] == "ß"
