@@ -293,7 +293,7 @@ def summary(arguments: Namespace) -> int:
     from minires.summary import format_summary, summarize
 
     if arguments.weights:
-        layers = api.resnet50(arguments.weights, arguments.precision).layers
+        layers = list(api.resnet50(arguments.weights, arguments.precision).layers)
     else:
         layers = model.resnet50_layers(arguments.classes)
     height, width = arguments.size

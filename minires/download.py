@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from minires.cache import cache_dir
 from minires.errors import DownloadError, WeightsError
 from minires.preprocess import Preset, read_preset
 
@@ -105,12 +104,6 @@ def weights_dir() -> Path:
     """Find the folder of weights: in the installed package, or beside it in a checkout."""
     installed = Path(__file__).parent / "weights"
     return installed if installed.is_dir() else Path(__file__).parents[1] / "weights"
-
-
-def cache_dir() -> Path:
-    """Find minires's cache: MINIRES_CACHE, or where the platform has such; it may not exist."""
-    cache = os.environ.get("MINIRES_CACHE") or platformdirs.user_cache_dir("minires", False)
-    return Path(os.path.expanduser(cache))  # which leaves ~ where there is no home
 
 
 def torch_cache_dir() -> Path:

@@ -11,13 +11,15 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
 
 from minires import plots
 from minires.errors import MiniresError
 from minires.kernels import ladder_f32, ladder_u8s8
+from minires.kernels.compile import compile_for
 from minires.kernels.engine import Engine
 from minires.kernels.peak import best_instruction, measure_peak
-from minires.kernels.simd import ISA, ISAS, MULTIPLY_TILES, choose_isa, groups_at_once
+from minires.kernels.simd import ISA, ISA_NAMED, MULTIPLY_TILES, choose_isa, groups_at_once
 from minires.kernels.threads import get_num_threads
 from minires.layers import Array, FloatParams, Int8Params, Layer
 from minires.model import OPERATORS
@@ -38,6 +40,10 @@ LAYER = Layer("layer2.1.conv2", "conv", ("input",), 128, 128, 3, 1, 1, relu=True
 SHAPE = (1, 28, 28, 128)  # what comes in; 231 million operations
 PAUSE = 0.1  # seconds: threads of the rung before, NumPy's BLAS above all, wait awake for a while
 WARM_UP = 0.03  # seconds: a thread that wakes may share a core until the scheduler looks
+SIGNATURES = {  # a, b and c of a matrix product
+    "fp32": (types.float32, types.float32, types.float32),
+    "int8": (types.uint8, types.int8, types.int32),
+}
 EPS = float(np.finfo(np.float32).eps)
 IDEAS = {name: f"the matrix instruction {name}" for name in MULTIPLY_TILES} | {
     "vpmaddubsw, split": "three instructions for four products, as before VNNI, twice to be exact"
@@ -64,9 +70,19 @@ class Result(NamedTuple):
     doubts: tuple[str, ...] = ()  # what speaks against these figures; see `minires.trust`
 
 
-def _with_gemm(precision: str, gemm: Callable[..., Array], order: str) -> Callable[..., Conv]:
+@functools.cache
+def _compiled(precision: str, isa: str, gemm: Callable[..., Array]) -> Callable[..., Array]:
+    """Compile a matrix product that is written down in Python, once in a process."""
+    a, b, c = SIGNATURES[precision]
+    signature = c[:, ::1](a[:, ::1], b[:, ::1])
+    return compile_for(ISA_NAMED[isa], gemm, signature, precision)
+
+
+def _with_gemm(
+    precision: str, isa: ISA, gemm: Callable[..., Array], order: str
+) -> Callable[..., Conv]:
     """Have the definition use another GEMM, and pad for its tiles."""
-    conv = OPERATORS[precision]["conv"]
+    conv, product = OPERATORS[precision]["conv"], _compiled(precision, isa.name, gemm)
 
     def prepare(layer: Layer, p: Any) -> Conv:
         weight = p.w_s8 if isinstance(p, Int8Params) else p.weight  # (N, K)
@@ -77,7 +93,7 @@ def _with_gemm(precision: str, gemm: Callable[..., Array], order: str) -> Callab
         def multiply(a: Array, _: Array) -> Array:
             rows = -len(a) % ladder_f32.ROWS
             padded = np.pad(a, ((0, rows), (0, missing))) if rows or missing else a
-            return gemm(np.ascontiguousarray(padded), b)[: len(a)]
+            return product(np.ascontiguousarray(padded), b)[: len(a)]
 
         return functools.partial(conv, layer, p, gemm=multiply)
 
@@ -104,7 +120,7 @@ def _with_engine(
             image = replace(image, in_c=K, out_c=K)
             inner = replace(layer, in_c=K, kernel=1, stride=1, padding=0)
         if isinstance(p, Int8Params):
-            image.qparams = p.x
+            image = replace(image, qparams=p.x)
         inner = replace(inner, inputs=("input",))
         engine = kind([image, inner], {layer.name: p}, precision, isa, threads)
         zero_point = p.x.zero_point if isinstance(p, Int8Params) else 0
@@ -145,16 +161,15 @@ def rungs(precision: str) -> list[Rung]:
             (module.ordered, "KN", "the loops in an order that sums side by side, not one by one"),
             (module.tiled, "KN", "a tile of 4 rows by 4 steps in registers"),
         ]:
-            climbed.append(Rung(gemm.__name__, idea, _with_gemm(precision, gemm, order)))
-    named = {isa.name: isa for isa in ISAS}
+            climbed.append(Rung(gemm.__name__, idea, _with_gemm(precision, isa, gemm, order)))
     idea = "prepacked panels: a microkernel keeps its sums in registers"
-    climbed.append(Rung("panels", idea, matrix(named["generic"])))
+    climbed.append(Rung("panels", idea, matrix(ISA_NAMED["generic"])))
     names = [f"{'avx512' if isa.lanes == 16 else 'avx2'}, vpmaddubsw"] if kind == "u8s8" else []
     names += ["avx512bf16"] if groups_at_once(isa.instructions[kind]) > 1 else []
     for name in dict.fromkeys([*names, isa.name]) if isa.name != "generic" else []:
-        instruction = named[name].instructions[kind]
+        instruction = ISA_NAMED[name].instructions[kind]
         idea = IDEAS.get(instruction, f"the vector instruction {instruction}")
-        climbed.append(Rung(instruction.partition(",")[0], idea, matrix(named[name])))
+        climbed.append(Rung(instruction.partition(",")[0], idea, matrix(ISA_NAMED[name])))
     idea = "blocks of rows that stay in the cache"
     climbed.append(Rung("blocks", idea, kernels(isa, explicit=True)))
     idea = f"work shared out to {threads} threads"

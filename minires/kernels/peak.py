@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange, types
+from numba import types
 
 from minires.kernels.caches import caches
-from minires.kernels.simd import CHAIN, ISA, choose_isa, spin
-from minires.kernels.threads import get_num_threads
+from minires.kernels.compile import compile_for
+from minires.kernels.simd import CHAIN, ISA, ISA_NAMED, available_isas, choose_isa, spin
+from minires.kernels.threads import WORKERS, get_num_threads
 from minires.trust import HIGHEST, doubt_spread, measure_until_steady
 
 # One core's window is shorter than the slice of time that a scheduler gives a thread: so even on a
@@ -49,7 +50,7 @@ INSTRUCTIONS = [
     Instruction("mul, add", "fp32", 1, ("mulps", "addps"), sums=8),
     Instruction("vdpbf16ps", "bf16", 2, ("vdpbf16ps",)),
     Instruction("vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd"), rates=THIRDS),
-    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd|vpdpwssd",), sums=8, rates=QUARTERS),
+    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd",), sums=8, rates=QUARTERS),
     Instruction("mul, add of bytes", "int8", 4, ("pm",), sums=4, rates=()),
     Instruction("vpdpbusd", "int8", 4, ("vpdpbusd",)),
     Instruction("tdpbf16ps", "bf16", 2 * 16 * 16, ("tdpbf16ps",), sums=6, rates=(1 / 16,)),
@@ -142,26 +143,18 @@ def instructions(isa: ISA) -> list[Instruction]:
 
 
 @functools.cache
-def _spinner(name: str, lanes: int, sums: int) -> Callable[..., None]:
-    spec = f"{name}/{lanes}/{sums}"
-
-    @njit(types.void(types.int64, types.int64), nogil=True)
-    def run(operands: int, count: int) -> None:
-        spin(spec, operands, count)
-
-    return run
-
-
-@functools.cache
-def _spinners(name: str, lanes: int, sums: int) -> Callable[..., None]:
+def spinner(isa: str, name: str, sums: int) -> Any:
+    """Compile a loop that does nothing but multiply: its count, and which thread runs it."""
+    lanes = ISA_NAMED[isa].lanes
     spec, size = f"{name}/{lanes}/{sums}", 4 * 4 * lanes
 
-    @njit(types.void(types.int64, types.int64, types.int64), nogil=True, parallel=True)
-    def run(operands: int, count: int, threads: int) -> None:
-        for thread in prange(threads):
-            spin(spec, operands + size * thread, count)
+    def run(operands: int, count: int, thread: int) -> None:
+        spin(spec, operands + size * thread, count)
 
-    return run
+    integer = types.int64
+    signature = types.void(integer, integer, integer)
+    # Not kept on the disk: what was timed is listed, too.
+    return compile_for(ISA_NAMED[isa], run, signature, spec, keep=False)
 
 
 def _time(run: Callable[..., Any], *arguments: Any) -> float:
@@ -213,27 +206,27 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
     """
     threads, lanes = threads or get_num_threads(), isa.lanes
     name, sums = instruction.name, instruction.sums
-    one, clock = _spinner(name, lanes, sums), _spinner("chain", lanes, 1)
-    every = _spinners(name, lanes, sums)
+    one, clock = spinner(isa.name, name, sums), spinner(isa.name, "chain", 1)
     operands = np.zeros(4 * lanes * threads, np.float32)
     at, count = operands.ctypes.data, 2**12
-    while _shortest(3, one, at, count) < SECONDS:
+    while _shortest(3, one, at, count, 0) < SECONDS:
         count *= 2
-    every(at, 1, threads)
     chain = max(1, count * sums // (2 * CHAIN))  # about as long, at two instructions a cycle
     work = 2 * instruction.products * lanes * sums * count / 1e9
     cycles = chain * CHAIN / 1e9
-    listing = next(iter(one.inspect_asm().values()))  # type: ignore[attr-defined]
+    listing = next(iter(one.inspect_asm().values()))
     loop = inner_loop(listing, instruction.mnemonics[0])
     runs: list[Any] = []
 
     def one_round() -> tuple[float, ...]:
-        alone = _time(one, at, count)
-        chained = _time(clock, at, chain)
-        together = _time(every, at, LONGER * count, threads) / LONGER
+        alone = _time(one, at, count, 0)
+        chained = _time(clock, at, chain, 0)
+        together = _time(WORKERS.all, one, threads, at, LONGER * count) / LONGER
         return alone, chained, together
 
     def measure() -> Peak:
+        # A thread that wakes may share a core until the scheduler looks: so first a long window.
+        WORKERS.all(one, threads, at, 16 * count)
         runs.extend(_rounds(one_round))
         (alone, chained, together), spread = _best(runs)
         gops = float(work / alone)
@@ -314,14 +307,14 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
     str
         From the loop's label to the jump back to it; empty where there is none.
     """
-    lines = [line.partition("#")[0].expandtabs(8).rstrip() for line in assembly.splitlines()]
+    lines = [re.split("#|//", line)[0].expandtabs(8).rstrip() for line in assembly.splitlines()]
     labels: dict[str, int] = {}
     loops = []
     for i, line in enumerate(lines):
         words = line.split()
         if line.endswith(":"):
             labels[line[:-1].strip()] = i
-        elif words and words[0].startswith("j") and words[-1] in labels:
+        elif words and words[-1] in labels:  # a jump back
             loops.append(lines[labels[words[-1]] : i + 1])
     # A loop around another has its instructions too: the shortest of those that have most wins.
     best = max(loops, key=lambda loop: (len(re.findall(mnemonic, "\n".join(loop))), -len(loop)),
@@ -331,30 +324,17 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
 
 
 @functools.cache
-def _reader() -> Callable[..., int]:
-    @njit(types.int64(types.int64[::1], types.int64), nogil=True)
-    def read(x: Any, times: int) -> int:
-        total = 0
+def _reader() -> Callable[..., None]:
+    def read(x: Any, times: int, sums: Any, thread: int) -> None:
+        part = x[thread]
         for again in range(times):
-            x[0] = again  # so that the sums are not all one
-            total += x.sum()
-        return total
+            part[0] = again  # so that the sums are not all one
+            sums[thread] += part.sum()
 
-    return read
-
-
-@functools.cache
-def _readers() -> Callable[..., int]:
-    read = _reader()
-
-    @njit(types.int64(types.int64[:, ::1], types.int64), nogil=True, parallel=True)
-    def read_rows(x: Any, times: int) -> int:
-        total = 0
-        for row in prange(len(x)):  # one thread a row
-            total += read(x[row], times)
-        return total
-
-    return read_rows
+    integer = types.int64
+    signature = types.void(integer[:, ::1], integer, integer[::1], integer)
+    # By the widest vectors there are, whatever set was chosen: this is about the memory.
+    return compile_for(available_isas()[0], read, signature)
 
 
 def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
@@ -386,18 +366,19 @@ def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
 
 def _read_level(level: str, size: int, threads: int, runs: dict[str, list[Any]]) -> Bandwidth:
     """Read one level by one core and by all; `runs` keeps the times of all tries."""
-    one, every = _reader(), _readers()
+    read = _reader()
+    sums = np.zeros(threads, np.int64)
     each = size // threads if level == "memory" else size
     # Written, not zeros: pages that nobody has written are all one page, in the cache.
     x = np.ones((threads, each // 8), np.int64)
-    alone = np.ones(size // 8, np.int64)
+    alone = np.ones((1, size // 8), np.int64)
     times = 1
-    while _shortest(3, one, alone, times) < SECONDS:
+    while _shortest(3, read, alone, times, sums, 0) < SECONDS:
         times *= 2
 
     def one_round() -> tuple[float, ...]:
-        alone_seconds = _time(one, alone, times)
-        all_seconds = _time(every, x, LONGER * times)
+        alone_seconds = _time(read, alone, times, sums, 0)
+        all_seconds = _time(WORKERS.all, read, threads, x, LONGER * times, sums)
         return alone_seconds / (alone.nbytes * times), all_seconds / (x.nbytes * LONGER * times)
 
     seconds = runs.setdefault(level, [])  # a byte

@@ -5,11 +5,11 @@ import json
 import os
 import platform
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minires.download import cache_dir
+from minires.cache import cache_dir
+from minires.kernels.compile import source_hash
 from minires.kernels.operators import FORMATS
 from minires.kernels.peak import (
     INSTRUCTIONS,
@@ -104,12 +104,8 @@ def known_roofs(precision: str) -> Roofs | None:
 
 
 def _key(precision: str) -> str:
-    """Name what roofs depend on: the CPU, the instruction set, the threads, and minires itself."""
-    try:
-        version = metadata.version("minires")
-    except metadata.PackageNotFoundError:  # a checkout on the path
-        version = "checkout"
-    return f"{precision}, {describe_machine()}, minires {version}"
+    """Name what roofs depend on: the CPU, the instruction set, the threads, and what measures."""
+    return f"{precision}, {describe_machine()}, kernels {source_hash()}"
 
 
 def _kept_roofs() -> dict[str, Any]:

@@ -179,7 +179,7 @@ def ablate(
         raise MiniresError(f"an ablation is of one image, not of {len(x)}")
     convs, epilogue, edges = {}, {}, {}
     for precision in ("fp32", "int8"):
-        engine = Engine(models[precision].layers, models[precision].params, precision)
+        engine = Engine(list(models[precision].layers), models[precision].params, precision)
         steps = [i for i, layer in enumerate(engine.layers) if layer.op == "conv"]
         shapes = [row.output_shape for row in summarize(engine.layers, *x.shape[2:])]
         M = np.array([np.prod(shapes[i][:3]) for i in steps])

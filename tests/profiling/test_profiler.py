@@ -201,7 +201,7 @@ def test_each_step_is_called_back(backend: str, models: Mapping[str, ResNet50]) 
     with profile(models["int8"], seen.append) as prof:
         models["int8"](X)
     assert seen == prof.events
-    assert [event.layer for event in seen] == models["int8"].layers
+    assert [event.layer for event in seen] == list(models["int8"].layers)
     assert all(event.started < event.ended for event in seen)
 
 
