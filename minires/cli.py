@@ -391,7 +391,7 @@ def profile(arguments: Namespace) -> int:
     from minires.api import resnet50
     from minires.kernels.peak import peak
     from minires.preprocess import preprocess
-    from minires.profiling import latency, profiler, waterfall
+    from minires.profiling import latency, machine, profiler, waterfall
     from minires.profiling.text import to_json
 
     if arguments.plot:
@@ -419,7 +419,8 @@ def profile(arguments: Namespace) -> int:
     x = preprocess(data, next(iter(models.values())).meta["preset"])  # (1, 3, H, W)
     runs = arguments.runs or 30
     profiles = profiler.profile_in_turns(models, x, runs)
-    _warn([peak(p) for p in models])
+    roofs = {p: machine.measure_roofs(p) for p in models}
+    _warn([])  # of a quota; what is in doubt stands beneath the tables
     fall = None
     if {"fp32", "int8"} <= models.keys():
         fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
@@ -431,10 +432,11 @@ def profile(arguments: Namespace) -> int:
         else:
             next(iter(profiles.values())).plot(arguments.plot, arguments.group)
     if arguments.json:
-        rows = [prof.to_json() for prof in profiles.values()]
+        rows = [prof.to_json(roofs[p]) for p, prof in profiles.items()]
         print(to_json({"profiles": [json.loads(text) for text in rows], "waterfall": fall}))
         return 0
-    print("\n\n".join(p.table(arguments.group, arguments.sort) for p in profiles.values()))
+    tables = [prof.table(arguments.group, arguments.sort, roofs[p]) for p, prof in profiles.items()]
+    print("\n\n".join(tables))
     if fall:
         print(f"\n{waterfall.format_waterfall(fall)}")
     return 0

@@ -6,7 +6,7 @@ tests, the command line and the README's table read this list and no other.
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,6 +24,16 @@ from minires.kernels.threads import get_num_threads
 from minires.layers import Array, FloatParams, Int8Params, Layer
 from minires.model import OPERATORS
 from minires.reference import QParams, im2col_ref, round_bf16_ref
+from minires.trust import (
+    doubt_pair,
+    doubt_share,
+    doubt_spread,
+    mark,
+    measure_until_steady,
+    percent,
+    spread_of,
+    verdict,
+)
 
 Conv = Callable[[Array], Array]
 LAYER = Layer("layer2.1.conv2", "conv", ("input",), 128, 128, 3, 1, 1, relu=True)
@@ -57,6 +67,7 @@ class Result(NamedTuple):
     spread: float  # third quartile less first, as a share of the median
     gops: float  # 10^9 multiplications and additions a second
     share: float  # of the peak of as many threads as it uses
+    doubts: tuple[str, ...] = ()  # what speaks against these figures; see `minires.trust`
 
 
 @functools.cache
@@ -219,11 +230,16 @@ def check(y: Array, expected: Array, layer: Layer, precision: str) -> None:
         raise MiniresError(f"a rung of the {precision} ladder is wrong by {error:g}; report this")
 
 
-def _times(run: Callable[[], Any], rounds: int) -> list[float]:
+def _times_in_turn(run: Conv, x: Array) -> list[float]:
+    """Time a rung three times, once it is this rung's turn and its threads are awake."""
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    while time.perf_counter() < start + WARM_UP:
+        run(x)
     times = []
-    for _ in range(rounds):
+    for _ in range(3):
         start = time.perf_counter()
-        run()
+        run(x)
         times.append(time.perf_counter() - start)
     return times
 
@@ -241,29 +257,61 @@ def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
     Yields
     ------
     Result
-        In the order of `rungs`.
+        In the order of `rungs`. Where something is in doubt, all are timed once more; what is in
+        doubt even then is in their `doubts`.
     """
     layer, p, x = problem(precision)
     expected = OPERATORS[precision]["conv"](layer, p, x)
     found = [(rung, rung.prepare(layer, p)) for rung in rungs(precision)]
     for _, run in found:
         check(run(x), expected, layer, precision)
-    peak = functools.partial(measure_peak, best_instruction(precision), choose_isa(), threads=1)
-    best = peak().gops
+    operations = 2 * layer.macs(expected.shape)
+    results, _ = measure_until_steady(
+        lambda: _time_all(precision, found, x, operations, rounds),
+        lambda results: [doubt for result in results for doubt in result.doubts],
+        tries=2,  # since it takes long
+    )
+    yield from results
+
+
+def _time_all(
+    precision: str, found: list[tuple[Rung, Conv]], x: Array, operations: int, rounds: int
+) -> list[Result]:
+    """Time all rungs in turns, and the peak before and after."""
+    before = measure_peak(best_instruction(precision), choose_isa(), threads=1)
     times: list[list[float]] = [[] for _ in found]
     for i in range(rounds):
         for of_rung, (_, run) in zip(times, found, strict=True):
             if i < 3 or sum(of_rung) < 0.5:
-                time.sleep(PAUSE)
-                start = time.perf_counter()
-                while time.perf_counter() < start + WARM_UP:
-                    run(x)
-                of_rung += _times(functools.partial(run, x), 3)
-    best = max(best, peak().gops)  # before and after: the machine may have been busy
+                of_rung += _times_in_turn(run, x)
+    after = measure_peak(best_instruction(precision), choose_isa(), threads=1)
+    best = max(before.gops, after.gops)
+    doubts = doubt_pair("the peak", before.gops, after.gops)
+    results = []
     for of_rung, (rung, _) in zip(times, found, strict=True):
-        low, seconds, high = np.percentile(of_rung, [25, 50, 75])
-        gops = 2 * layer.macs(expected.shape) / seconds / 1e9
-        yield Result(rung, seconds, (high - low) / seconds, gops, gops / best / rung.threads)
+        seconds = float(np.median(of_rung))
+        spread = spread_of(of_rung)
+        gops = operations / seconds / 1e9
+        share = gops / best / rung.threads
+        why = [*doubts, *doubt_spread(rung.name, spread), *doubt_share(rung.name, share)]
+        results.append(Result(rung, seconds, spread, gops, share, tuple(why)))
+    return results
+
+
+def doubts_about(results: Iterable[Result]) -> list[str]:
+    """List what speaks against measurements, each reason once.
+
+    Parameters
+    ----------
+    results : iterable of Result
+        What `climb` gave.
+
+    Returns
+    -------
+    list of str
+        For `minires.trust.verdict`.
+    """
+    return list(dict.fromkeys(doubt for result in results for doubt in result.doubts))
 
 
 def format_table(results: dict[str, list[Result]]) -> str:
@@ -277,16 +325,18 @@ def format_table(results: dict[str, list[Result]]) -> str:
     Returns
     -------
     str
-        A row a rung.
+        A row a rung; beneath them a line where something is in doubt.
     """
     lines = ["| precision | rung | its idea | ms | GOP/s | of peak |", "| --- " * 6 + "|"]
     for precision, climbed in results.items():
         for r in climbed:
             lines.append(
-                f"| {precision} | {r.rung.name} | {r.rung.idea} | {1e3 * r.seconds:.3f} | "
-                f"{r.gops:.1f} | {r.share:.0%} |"
+                f"| {precision} | {r.rung.name} | {r.rung.idea} | "
+                f"{mark(f'{1e3 * r.seconds:.3f}', r.doubts)} | {mark(f'{r.gops:.1f}', r.doubts)} | "
+                f"{percent(r.share, r.doubts)} |"
             )
-    return "\n".join(lines)
+    doubts = doubts_about(r for climbed in results.values() for r in climbed)
+    return "\n".join([*lines, "", verdict(doubts)] if doubts else lines)
 
 
 def plot(results: dict[str, list[Result]], path: str) -> None:
