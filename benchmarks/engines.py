@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 import minires
+from minires.kernels.isa import available_isas
 from minires.kernels.peak import peak
-from minires.kernels.simd import available_isas
 from minires.model import resnet50_layers
 from minires.profiling.text import around
 from minires.quantize import calibrate, quantize_model, save_int8
@@ -109,7 +109,7 @@ def prepare(weights, folder, out):
 
         # Without VNNI ONNX Runtime multiplies by vpmaddubsw, which saturates unless weights have
         # seven bits: that is what it recommends there, and what it is given.
-        exact = available_isas()[0].instructions["u8s8"] in ("vpdpbusd", "tdpbusd")
+        exact = available_isas()[0].instructions["u8s8"].name in ("vpdpbusd", "tdpbusd")
         # And activations are u8, weights s8: its default, s8 for both, ran eight times slower in
         # OpenVINO and three times in ONNX Runtime, on a CPU with AMX.
         quantization.quantize_static(

@@ -12,10 +12,11 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minires.kernels.ladder import climb
+from minires.kernels.isa import choose_isa
+from minires.kernels.ladder import climb, doubts_about
 from minires.kernels.peak import best_instruction, measure_peak
-from minires.kernels.simd import choose_isa
 from minires.reference import gemm_u8s8_ref
+from minires.trust import percent, verdict
 
 # %%
 # What the machine has
@@ -27,7 +28,7 @@ from minires.reference import gemm_u8s8_ref
 # 16 x 16 sums at once.
 
 isa = choose_isa()
-print(f"{isa.name}: {isa.instructions['u8s8']} on {isa.lanes} lanes")
+print(f"{isa.name}: {isa.instructions['u8s8'].name} on {isa.lanes} lanes")
 peaks = {p: measure_peak(best_instruction(p, isa), isa, 1).gops for p in ("fp32", "int8")}
 print(
     f"peak of a core: fp32 {peaks['fp32']:.0f}, int8 {peaks['int8']:.0f} GOP/s, "
@@ -45,8 +46,9 @@ climbed = {precision: list(climb(precision)) for precision in ("fp32", "int8")}
 for result in climbed["int8"]:
     print(
         f"{result.rung.name:<12}{1e3 * result.seconds:>9.2f} ms{result.gops:>8.1f} GOP/s"
-        f"{result.share:>6.0%} of the peak"
+        f"{percent(result.share, result.doubts):>6} of the peak"
     )
+print(verdict(doubts_about(climbed["int8"])))
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, layout="constrained")
 for place, (precision, results) in zip(axes, climbed.items(), strict=True):

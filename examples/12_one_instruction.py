@@ -9,7 +9,8 @@ replaced; then the code that minires's microkernels become for CPUs with and wit
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minires.kernels.simd import ISAS, assembly
+from minires.kernels.isa import ISAS
+from minires.kernels.microkernel import Microkernel, assembly
 
 # %%
 # What ``vpdpbusd`` does
@@ -61,20 +62,17 @@ plt.show()
 # the weights' vectors. With AVX-512 the result, which comes last, is a sum in its register. AVX2's
 # loop first widens bytes to 16 bits, so as not to saturate (:doc:`16_saturation`), and adds apart.
 
-isas = {isa.name: isa for isa in ISAS}
-for name, precision, epilogue in [
+for name, operands, epilogue in [
     ("avx512vnni", "f32", "activate"),
     ("avx512vnni", "u8s8", "requantize"),
     ("avx2", "u8s8", "requantize"),
 ]:
-    isa = isas[name]
-    rows, vectors = isa.tiles[precision]
-    instruction = isa.instructions[precision]
-    text = assembly(f"{instruction}/{epilogue}/{isa.lanes}/{rows}/{vectors}", isa)
-    lines = [" ".join(line.split()) for line in text.splitlines()]
+    kernel = Microkernel.of(ISAS[name], operands, epilogue)
+    lines = [" ".join(line.split()) for line in assembly(kernel).splitlines()]
     used = [line for line in lines if line.startswith(("vfmadd", "vpdpbusd", "vpmadd"))]
     print(
-        f"{name}, {precision}: {rows * vectors} sums, {len(used)} multiplying instructions a step"
+        f"{name}, {operands}: {kernel.rows * kernel.vectors} sums, "
+        f"{len(used)} multiplying instructions a step"
     )
     print(*(f"    {line}" for line in used[:3]), sep="\n")
 

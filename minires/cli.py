@@ -360,7 +360,7 @@ def peak(arguments: Namespace) -> int:
 
 
 def roofline(arguments: Namespace) -> int:
-    """Put every layer on this machine's roofline; or judge what is claimed of other machines."""
+    """Put every layer on this machine's roofline."""
     import numpy as np
 
     from minires import plots
@@ -371,18 +371,6 @@ def roofline(arguments: Namespace) -> int:
 
     if arguments.plot:
         plots.check(arguments.plot)
-    if arguments.machine:
-        known = roofs.read_machines()
-        name = arguments.machine.lower()
-        asked = [m for m in known if name in ("all", m.name.lower())]
-        if not asked and not os.path.exists(arguments.machine):
-            names = ", ".join(m.name for m in known)
-            raise MiniresError(f"--machine {arguments.machine}: no such file; known are {names}")
-        asked = asked or roofs.read_machines(arguments.machine)
-        print(roofs.format_machines(asked))
-        if arguments.plot:
-            roofs.plot_machines(asked, arguments.plot)
-        return 0
     shape = (arguments.batch, 3, *arguments.size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)  # speed asks for no picture
     weights = _weights(arguments)
@@ -403,7 +391,7 @@ def profile(arguments: Namespace) -> int:
     from minires.api import resnet50
     from minires.kernels.peak import peak
     from minires.preprocess import preprocess
-    from minires.profiling import latency, profiler, waterfall
+    from minires.profiling import latency, machine, profiler, waterfall
     from minires.profiling.text import to_json
 
     if arguments.plot:
@@ -431,7 +419,8 @@ def profile(arguments: Namespace) -> int:
     x = preprocess(data, next(iter(models.values())).meta["preset"])  # (1, 3, H, W)
     runs = arguments.runs or 30
     profiles = profiler.profile_in_turns(models, x, runs)
-    _warn([peak(p) for p in models])
+    roofs = {p: machine.measure_roofs(p) for p in models}
+    _warn([])  # of a quota; what is in doubt stands beneath the tables
     fall = None
     if {"fp32", "int8"} <= models.keys():
         fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
@@ -443,10 +432,11 @@ def profile(arguments: Namespace) -> int:
         else:
             next(iter(profiles.values())).plot(arguments.plot, arguments.group)
     if arguments.json:
-        rows = [prof.to_json() for prof in profiles.values()]
+        rows = [prof.to_json(roofs[p]) for p, prof in profiles.items()]
         print(to_json({"profiles": [json.loads(text) for text in rows], "waterfall": fall}))
         return 0
-    print("\n\n".join(p.table(arguments.group, arguments.sort) for p in profiles.values()))
+    tables = [prof.table(arguments.group, arguments.sort, roofs[p]) for p, prof in profiles.items()]
+    print("\n\n".join(tables))
     if fall:
         print(f"\n{waterfall.format_waterfall(fall)}")
     return 0
@@ -518,7 +508,7 @@ COMMANDS = {
     "profile": Command(profile, ("image", "--weights", "--offline", "--precisions", "--group",
                                  "--sort", "--runs", "--latency", "--plot", "--trace", "--json")),
     "peak": Command(peak, ("--json",)),
-    "roofline": Command(roofline, ("--weights|--machine", "--offline", "--precisions", "--size",
+    "roofline": Command(roofline, ("--weights", "--offline", "--precisions", "--size",
                                    "--batch", "--plot")),
     "weights": Command(weights, ("action", "name")),
 }  # fmt: skip
@@ -566,8 +556,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--latency": {"action": "store_true", "help": "time the whole way instead, from the file's "
                   "bytes to the label, and throughput by batch"},
     "--trace": {"type": Path, "metavar": "FILE", "help": "write a .json that Perfetto opens"},
-    "--machine": {"metavar": "NAME|all|FILE", "help": "judge this one by its papers: a name that "
-                  "is known, all of these, or a .toml file of your own"},
     "--plot": {"metavar": "FILE", "help": "draw it too: a .png, .svg or .pdf file"},
     "--update": {"type": Path, "metavar": "FILE", "help": "put the table between the marks <!-- "
                  "ladder --> and <!-- /ladder --> of a Markdown file"},

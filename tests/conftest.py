@@ -37,8 +37,8 @@ def _compiled() -> None:
     The code stays where it is when a test gives minires another cache, and is there the next time.
     """
     from minires.kernels.compile import code_dir
+    from minires.kernels.isa import choose_isa
     from minires.kernels.operators import compile_network
-    from minires.kernels.simd import choose_isa
 
     os.environ["NUMBA_CACHE_DIR"] = str(code_dir())
     for precision in ("fp32", "int8", "int8-simulated"):

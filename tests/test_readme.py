@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from minires import cli
+from minires.kernels.isa import available_isas
 from minires.kernels.ladder import problem, rungs
-from minires.kernels.simd import available_isas
 from tests.making_files import save_once
 
 ROOT = Path(__file__).parents[1]

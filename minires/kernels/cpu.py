@@ -1,4 +1,4 @@
-"""This CPU: the sizes of its caches, and how many of its cores the kernels use."""
+"""What the CPU has: the sizes of its caches, and how many of its cores the kernels use."""
 
 import functools
 import os

@@ -215,9 +215,7 @@ class Engine:
             y = self._widen(program.output(layer))
             return y[:, 0, 0] if layer.op == "avgpool" else y
 
-    def time_step(
-        self, steps: Array, at: int, execute: Callable[..., None] | None = None
-    ) -> float:
+    def time_step(self, steps: Array, at: int, execute: Callable[..., None] | None = None) -> float:
         """Run one step on what lies in the buffers, and tell the seconds it took.
 
         Parameters
@@ -326,7 +324,7 @@ class Engine:
             step["x_offsets"] = gemm.x_offsets.ctypes.data
             step["y_offsets"] = gemm.y_offsets.ctypes.data
             packed = self.packed[layer.name]
-            assert packed.w.shape[0] == gemm.panels and packed.w.strides[0] == gemm.panel_bytes
+            assert (len(packed.w), packed.w.strides[0]) == (gemm.panels, gemm.panel_bytes)
             for name in ("w", "bias", "m"):
                 step[name] = getattr(packed, name).ctypes.data
         self._describe_scalars(layer, step)

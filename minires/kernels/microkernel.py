@@ -5,7 +5,6 @@ way to memory. Numba compiles the loops around it from Python, but has no word f
 instruction: an intrinsic is where it lets LLVM IR in.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,7 +171,9 @@ def _load_columns(
     """Load what the epilogue needs, for each vector of columns."""
     lanes = kernel.isa.lanes
     fields = (builder.extract_value(scalars, i) for i in range(len(SCALARS)))
-    known = {name: splat(builder, value, lanes) for name, value in zip(SCALARS, fields, strict=True)}
+    known = {
+        name: splat(builder, value, lanes) for name, value in zip(SCALARS, fields, strict=True)
+    }
     return [
         Columns(
             load(builder, after(builder, bias, 4 * lanes * v), vector(epilogue.bias, lanes)),
@@ -220,12 +221,13 @@ class _Finish:
         """Finish all rows of sums that are in memory, but for those that are none."""
         builder, kernel = self.builder, self.kernel
         lanes = kernel.isa.lanes
+        wide = vector(self.epilogue.bias, lanes)
 
         def row(table: Value, at: Value) -> list[Value]:
             start = load_offset(builder, table, 0)
             with builder.if_then(builder.icmp_signed(">=", start, I64(0))):
                 sums = [
-                    load(builder, after(builder, at, 4 * lanes * v), vector(self.epilogue.bias, lanes))
+                    load(builder, after(builder, at, 4 * lanes * v), wide)
                     for v in range(kernel.vectors)
                 ]
                 self.row(start, sums, there)

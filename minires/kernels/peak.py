@@ -6,6 +6,7 @@ cycle each, the instructions a cycle by doing nothing else.
 """
 
 import functools
+import itertools
 import math
 import re
 import time
@@ -15,41 +16,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from minires.kernels.cpu import caches
 from minires.kernels.compile import compile_for
-from minires.kernels.simd import CHAIN, ISA, ISA_NAMED, available_isas, choose_isa, spin
-from minires.kernels.cpu import get_num_threads
+from minires.kernels.cpu import caches, get_num_threads
+from minires.kernels.isa import ISA, ISAS, Instruction, available_isas, choose_isa
+from minires.kernels.spin import CHAIN, CLOCK, spin
 from minires.kernels.threads import WORKERS
+from minires.trust import HIGHEST, doubt_spread, measure_until_steady
 
-SECONDS = 0.01  # a measurement takes about as long: many times what starting a thread does
-ROUNDS = 15
+# One core's window is shorter than the slice of time that a scheduler gives a thread: so even on a
+# busy machine some windows pass undisturbed. That of all threads is longer, since they take up to
+# some milliseconds to start, each on a core of its own.
+SECONDS = 0.002
+LONGER = 4
+LONGEST = 1.0  # a busy machine gets no more seconds than this for its rounds, and 6 rounds at least
+ROUNDS = 20
 FITS = 0.12  # how far from a rate that a CPU can have a measured one may lie, as a share of it
-ONCE = (1 / 2, 1, 2)  # how many a cycle: by the number and the width of the vector units
-THIRDS, QUARTERS = (1 / 3, 2 / 3, 1), (1 / 4, 1 / 2, 2 / 3, 1)  # of what takes more than one
-
-
-class Instruction(NamedTuple):
-    """What multiplies and adds, as the reader of an article would call it."""
-
-    name: str  # a key of `simd.MULTIPLY_ADD` or `simd.MULTIPLY_TILES`
-    precision: str
-    products: int  # a lane of 32 bits; a matrix instruction counts as 16 lanes
-    mnemonics: tuple[str, ...]  # regular expressions
-    sums: int = 12  # beside each other: enough for the latency, and they fit the registers
-    rates: tuple[float, ...] = ONCE  # that CPUs have
-
-
-INSTRUCTIONS = [
-    Instruction("fma", "fp32", 1, ("vfmadd",)),
-    Instruction("mul, add", "fp32", 1, ("mulps", "addps"), sums=8),
-    Instruction("vdpbf16ps", "bf16", 2, ("vdpbf16ps",)),
-    Instruction("vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd"), rates=THIRDS),
-    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd",), sums=8, rates=QUARTERS),
-    Instruction("mul, add of bytes", "int8", 4, ("pm",), sums=4, rates=()),
-    Instruction("vpdpbusd", "int8", 4, ("vpdpbusd",)),
-    Instruction("tdpbf16ps", "bf16", 2 * 16 * 16, ("tdpbf16ps",), sums=6, rates=(1 / 16,)),
-    Instruction("tdpbusd", "int8", 4 * 16 * 16, ("tdpbusd",), sums=6, rates=(1 / 16,)),
-]
+PRECISIONS = {"f32": "fp32", "bf16": "bf16", "u8s8": "int8"}  # by what is multiplied
+OPERANDS = {"fp32": "f32", "int8-simulated": "f32", "bf16": "bf16", "int8": "u8s8"}
 
 
 class Peak(NamedTuple):
@@ -60,7 +43,7 @@ class Peak(NamedTuple):
     gops: float  # 10^9 multiplications and additions a second, on one core, in the best round
     all_gops: float  # on all threads
     threads: int
-    spread: float  # how much longer the median round took: of one core, of all, of the clock's
+    spread: float  # how far apart the best of the even rounds and the best of the odd ones lie
     clock: float  # 10^9 cycles a second, measured in between
     assembly: str  # of the loop that was timed
 
@@ -82,6 +65,17 @@ class Peak(NamedTuple):
         once = 2 * self.instruction.products * self.lanes * self.clock
         return once * self.likely_rate if self.likely_rate else None
 
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against this measurement; see `minires.trust`."""
+        name = self.instruction.name
+        found = doubt_spread(name, self.spread)
+        if self.all_gops > HIGHEST * self.threads * self.gops:
+            found.append(f"{name} is faster on {self.threads} threads than so many cores can be")
+        if self.all_gops * HIGHEST < self.gops:
+            found.append(f"{name} is slower on {self.threads} threads than on one")
+        return found
+
 
 class Bandwidth(NamedTuple):
     """How fast one level of the memory can be read."""
@@ -91,20 +85,45 @@ class Bandwidth(NamedTuple):
     one: float  # 10^9 bytes a second, by one core
     all: float  # by all threads
     threads: int
+    spread: float = 0.0  # how far apart the best of the even rounds and of the odd ones lie
+
+
+def doubts_about(memory: list[Bandwidth]) -> list[str]:
+    """List what speaks against bandwidths that were measured; see `minires.trust`.
+
+    Parameters
+    ----------
+    memory : list of Bandwidth
+        From the fastest level to the slowest.
+
+    Returns
+    -------
+    list of str
+        A reason each.
+    """
+    found = []
+    for b in memory:
+        found += doubt_spread(f"reading {b.level}", b.spread)
+        if b.all * HIGHEST < b.one:
+            found.append(f"{b.level} is read more slowly by {b.threads} threads than by one")
+    for nearer, farther in itertools.pairwise(memory):
+        if farther.one > HIGHEST * nearer.one or farther.all > HIGHEST * nearer.all:
+            found.append(f"{farther.level} is read faster than {nearer.level}, which is nearer")
+    return found
 
 
 def instructions(isa: ISA) -> list[Instruction]:
     """List what an instruction set multiplies with: also what it could, and what came before."""
-    before = {"generic": (), "amx": ("vpmaddubsw", "vpdpbusd", "vdpbf16ps")}
-    names = {*isa.instructions.values(), *before.get(isa.name, ("vpmaddubsw",))}
-    return [i for i in INSTRUCTIONS if i.name in names]
+    found = [*isa.others, *isa.instructions.values()]
+    order = ["f32", "bf16", "u8s8"]
+    return sorted((i for i in found if not i.composed), key=lambda i: order.index(i.operands))
 
 
 @functools.cache
-def spinner(isa: str, name: str, sums: int) -> Any:
+def spinner(isa: str, name: str) -> Any:
     """Compile a loop that does nothing but multiply: its count, and which thread runs it."""
-    lanes = ISA_NAMED[isa].lanes
-    spec, size = f"{name}/{lanes}/{sums}", 4 * 4 * lanes
+    lanes = ISAS[isa].lanes
+    spec, size = f"{name}/{lanes}", 4 * 4 * lanes
 
     def run(operands: int, count: int, thread: int) -> None:
         spin(spec, operands + size * thread, count)
@@ -112,13 +131,36 @@ def spinner(isa: str, name: str, sums: int) -> Any:
     integer = types.int64
     signature = types.void(integer, integer, integer)
     # Not kept on the disk: what was timed is listed, too.
-    return compile_for(ISA_NAMED[isa], run, signature, spec, keep=False)
+    return compile_for(ISAS[isa], run, signature, spec, keep=False)
 
 
 def _time(run: Callable[..., Any], *arguments: Any) -> float:
     started = time.perf_counter()
     run(*arguments)
     return time.perf_counter() - started
+
+
+def _shortest(rounds: int, run: Callable[..., Any], *arguments: Any) -> float:
+    return min(_time(run, *arguments) for _ in range(rounds))
+
+
+def _rounds(one_round: Callable[[], tuple[float, ...]]) -> list[Any]:
+    started = time.perf_counter()
+    found: list[Any] = []
+    while len(found) < 6 or (len(found) < ROUNDS and time.perf_counter() < started + LONGEST):
+        found.append(one_round())
+    return found
+
+
+def _best(runs: list[Any]) -> tuple[Any, float]:
+    """Find the shortest times, and how far apart those of the even and of the odd rounds lie.
+
+    What else runs can only make a round slower: so the best is what the machine can do, if another
+    half of the rounds comes to the same.
+    """
+    even, odd = np.min(runs[::2], axis=0), np.min(runs[1::2], axis=0)
+    apart = np.maximum(even, odd) / np.minimum(even, odd) - 1
+    return np.minimum(even, odd), float(np.max(apart))
 
 
 def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None) -> Peak:
@@ -136,34 +178,41 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
     Returns
     -------
     Peak
-        One core and all threads take turns, with the clock in between.
+        One core and all threads take turns, with the clock in between. What is still in doubt
+        after a few tries is in its `doubts`.
     """
     threads, lanes = threads or get_num_threads(), isa.lanes
-    name, sums = instruction.name, instruction.sums
-    one, clock = spinner(isa.name, name, sums), spinner(isa.name, "chain", 1)
+    sums = instruction.sums
+    one, clock = spinner(isa.name, instruction.name), spinner(isa.name, CLOCK)
     operands = np.zeros(4 * lanes * threads, np.float32)
     at, count = operands.ctypes.data, 2**12
-    while min(_time(one, at, count, 0) for _ in range(3)) < SECONDS:
+    while _shortest(3, one, at, count, 0) < SECONDS:
         count *= 2
-    WORKERS.all(one, threads, at, 1)
-    chain = count * CHAIN // 4  # about as long
+    chain = max(1, count * sums // (2 * CHAIN))  # about as long, at two instructions a cycle
     work = 2 * instruction.products * lanes * sums * count / 1e9
-    runs = [
-        (
-            _time(one, at, count, 0),
-            _time(clock, at, chain, 0),
-            _time(WORKERS.all, one, threads, at, count),
-        )
-        for _ in range(ROUNDS)
-    ]
-    # A peak is what was reached: whatever else runs can only make a round slower.
-    alone, chained, together = best = np.min(runs, axis=0)
-    spread = float((np.median(runs, axis=0) / best - 1).max())
+    cycles = chain * CHAIN / 1e9
     listing = next(iter(one.inspect_asm().values()))
-    return Peak(
-        instruction, lanes, float(work / alone), float(work * threads / together), threads, spread,
-        float(chain * CHAIN / chained / 1e9), inner_loop(listing, instruction.mnemonics[0]),
-    )  # fmt: skip
+    loop = inner_loop(listing, instruction.mnemonics[0])
+    runs: list[Any] = []
+
+    def one_round() -> tuple[float, ...]:
+        alone = _time(one, at, count, 0)
+        chained = _time(clock, at, chain, 0)
+        together = _time(WORKERS.all, one, threads, at, LONGER * count) / LONGER
+        return alone, chained, together
+
+    def measure() -> Peak:
+        # A thread that wakes may share a core until the scheduler looks: so first a long window.
+        WORKERS.all(one, threads, at, 16 * count)
+        runs.extend(_rounds(one_round))
+        (alone, chained, together), spread = _best(runs)
+        gops = float(work / alone)
+        all_gops = float(work * threads / together)
+        clock_ghz = float(cycles / chained)
+        return Peak(instruction, lanes, gops, all_gops, threads, spread, clock_ghz, loop)
+
+    found, _ = measure_until_steady(measure, lambda peak: peak.doubts)
+    return found
 
 
 def best_instruction(precision: str, isa: ISA | None = None) -> Instruction:
@@ -182,11 +231,10 @@ def best_instruction(precision: str, isa: ISA | None = None) -> Instruction:
         Of INT8 without VNNI it is vpmaddubsw, which saturates: the exact way has to do more. Of
         bfloat16 without an instruction of its own it is float32's.
     """
-    isa = isa or choose_isa()
-    wanted = "fp32" if precision == "int8-simulated" else precision
-    found = [i for i in instructions(isa) if i.precision == wanted]
-    found = found or [i for i in instructions(isa) if i.precision == "fp32"]
-    return max(found, key=lambda i: (i.products, i.name == "vpdpbusd", i.name == "vpmaddubsw"))
+    found = instructions(isa or choose_isa())
+    best = [i for i in found if i.operands == OPERANDS[precision]]
+    best = best or [i for i in found if i.operands == "f32"]
+    return max(best, key=lambda i: (i.products, max(i.rates, default=0)))
 
 
 def peak(precision: str) -> Peak:
@@ -201,18 +249,17 @@ def peak(precision: str) -> Peak:
     return _peak_once(best_instruction(precision, isa), isa.name, get_num_threads())
 
 
-def peak_of(kind: str) -> Peak:
+def peak_of(operands: str) -> Peak:
     """Measure the peak of the instruction that the kernels use, once in a process.
 
     Parameters
     ----------
-    kind : str
+    operands : str
         A key of `ISA.instructions`. Without VNNI that of u8s8 is an exact way, and slower than
         `peak` has it.
     """
     isa = choose_isa()
-    used = next(i for i in INSTRUCTIONS if i.name == isa.instructions[kind])
-    return _peak_once(used, isa.name, get_num_threads())
+    return _peak_once(isa.instructions[operands], isa.name, get_num_threads())
 
 
 @functools.cache
@@ -277,24 +324,43 @@ def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
     -------
     list of Bandwidth
         From L1 to memory, of which four times as much is read as the last cache holds.
+        `doubts_about` tells what is still in doubt after a few tries.
     """
-    threads, read = threads or get_num_threads(), _reader()
+    threads = threads or get_num_threads()
     levels = [(cache.level, cache.size // cache.sharers // 2) for cache in caches()]
     last = max(cache.size for cache in caches())
-    found = []
-    for level, size in [*levels, ("memory", max(2**25, 4 * last))]:
-        rates = []
-        for count in (1, threads):
-            each = size // count if level == "memory" else size
-            # Written, not zeros: pages that nobody has written are all one page, in the cache.
-            x = np.ones((count, each // 8), np.int64)
-            sums, times = np.zeros(count, np.int64), 1
-            while _time(WORKERS.all, read, count, x, times, sums) < SECONDS and times < 2**20:
-                times *= 2
-            seconds = min(_time(WORKERS.all, read, count, x, times, sums) for _ in range(ROUNDS))
-            rates.append(x.nbytes * times / seconds / 1e9)
-        found.append(Bandwidth(level, size, rates[0], rates[1], threads))
+    levels.append(("memory", max(2**25, 4 * last)))
+    runs: dict[str, list[Any]] = {}
+
+    def measure() -> list[Bandwidth]:
+        return [_read_level(level, size, threads, runs) for level, size in levels]
+
+    found, _ = measure_until_steady(measure, doubts_about)
     return found
+
+
+def _read_level(level: str, size: int, threads: int, runs: dict[str, list[Any]]) -> Bandwidth:
+    """Read one level by one core and by all; `runs` keeps the times of all tries."""
+    read = _reader()
+    sums = np.zeros(threads, np.int64)
+    each = size // threads if level == "memory" else size
+    # Written, not zeros: pages that nobody has written are all one page, in the cache.
+    x = np.ones((threads, each // 8), np.int64)
+    alone = np.ones((1, size // 8), np.int64)
+    times = 1
+    while _shortest(3, read, alone, times, sums, 0) < SECONDS:
+        times *= 2
+
+    def one_round() -> tuple[float, ...]:
+        alone_seconds = _time(read, alone, times, sums, 0)
+        all_seconds = _time(WORKERS.all, read, threads, x, LONGER * times, sums)
+        return alone_seconds / (alone.nbytes * times), all_seconds / (x.nbytes * LONGER * times)
+
+    seconds = runs.setdefault(level, [])  # a byte
+    seconds += _rounds(one_round)
+    best, spread = _best(seconds)
+    rates = 1 / best / 1e9
+    return Bandwidth(level, size, float(rates[0]), float(rates[1]), threads, spread)
 
 
 def bandwidths() -> list[Bandwidth]:

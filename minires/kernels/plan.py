@@ -144,7 +144,9 @@ class Plan:
             kib = size * (math.prod(buffer.shape) + buffer.spare) / 1024
             shape = " x ".join(map(str, buffer.shape))
             lines.append(f"{number:>6}  {shape:<22}{buffer.pad:>4}{kib:>9.1f}")
-        lines.append(f"{'step':<22}{'from':>6}{'to':>5}  {'M x N x K':<20}{'tiles':>12}{'block':>7}")
+        lines.append(
+            f"{'step':<22}{'from':>6}{'to':>5}  {'M x N x K':<20}{'tiles':>12}{'block':>7}"
+        )
         for step in self.steps:
             source = "" if step.x is None else str(step.x.buffer)
             line = f"{step.layer.name:<22}{source:>6}{step.y.buffer:>5}"
@@ -249,7 +251,9 @@ class _Pool:
     def __init__(self, plan: Plan, layers: Sequence[Layer]) -> None:
         self.plan = plan
         self.stride = max(layer.stride for layer in layers)
-        self.readers = {layer.name: [r for r in layers if layer.name in r.inputs] for layer in layers}
+        self.readers = {
+            layer.name: [r for r in layers if layer.name in r.inputs] for layer in layers
+        }
         self.free: defaultdict[Buffer, list[int]] = defaultdict(list)
 
     def take(self, layer: Layer, shape: Shape) -> None:

@@ -15,7 +15,7 @@ from numba import types
 from minires.kernels import compile as module
 from minires.kernels import operators
 from minires.kernels.compile import compile_for
-from minires.kernels.simd import ISA, ISAS, available_isas, choose_isa
+from minires.kernels.isa import ISA, ISAS, available_isas, choose_isa
 
 X86 = module.BASELINE.get(module.platform.machine()) == "x86-64"
 # What the GNU assembler calls an extension, where it is not LLVM's word without the hyphen.
@@ -54,7 +54,7 @@ def listing(isa: ISA, precision: str, monkeypatch: pytest.MonkeyPatch, cache: Pa
     return str(text)
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
 def test_a_network_has_no_instruction_beyond_its_set(
     isa: ISA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, assembler: str
 ) -> None:
@@ -62,19 +62,17 @@ def test_a_network_has_no_instruction_beyond_its_set(
     text = listing(isa, "int8", monkeypatch, tmp_path)
     assert assemble(text, isa, assembler, tmp_path) == ""
     # And it has those that make it what it is.
-    mnemonic = isa.instructions["u8s8"].partition(",")[0]
-    if isa.name != "generic":
-        assert len(re.findall(rf"\t{mnemonic}\s", text)) >= 4
+    (mnemonic, *_) = isa.instructions["u8s8"].mnemonics
+    assert len(re.findall(rf"\t{mnemonic}", text)) >= 4
 
 
 def test_the_assembler_notices_what_is_beyond_a_set(tmp_path: Path, assembler: str) -> None:
-    sets = {isa.name: isa for isa in ISAS}
     vnni = "vpdpbusd %zmm0, %zmm1, %zmm2\n"
-    assert assemble(vnni, sets["avx512vnni"], assembler, tmp_path) == ""
-    assert "vpdpbusd" in assemble(vnni, sets["avx512"], assembler, tmp_path)
-    assert "vpdpwssd" in assemble(vnni.replace("bus", "wss"), sets["avx512"], assembler, tmp_path)
+    assert assemble(vnni, ISAS["avx512vnni"], assembler, tmp_path) == ""
+    assert "vpdpbusd" in assemble(vnni, ISAS["avx512"], assembler, tmp_path)
+    assert "vpdpwssd" in assemble(vnni.replace("bus", "wss"), ISAS["avx512"], assembler, tmp_path)
     assert "vpaddd" in assemble(
-        "vpaddd %ymm0, %ymm1, %ymm2\n", sets["generic"], assembler, tmp_path
+        "vpaddd %ymm0, %ymm1, %ymm2\n", ISAS["generic"], assembler, tmp_path
     )
 
 

@@ -22,9 +22,10 @@ from minires.errors import MiniresError
 from minires.kernels import engine as engine_module
 from minires.kernels import pack as pack_module
 from minires.kernels.engine import Engine
+from minires.kernels.isa import choose_isa
 from minires.kernels.operators import run_share
 from minires.kernels.pack import ALIGNMENT, SLACK
-from minires.kernels.simd import choose_isa
+from minires.kernels.plan import Division, in_runs
 from minires.layers import FloatParams, Layer
 from minires.model import OPERATORS, ResNet50
 from minires.quantize.calibrate import calibrate
@@ -322,20 +323,19 @@ def test_nothing_outside_of_a_buffer_is_touched(
         monkeypatch.setattr(module, "aligned", guarded(made))
     model, x = model_of(precision), seeded_input((2, 3, 40, 47))
     engine = Engine(model.layers, model.params, precision)
-    engine.divisions[x.shape[1:]] = engine._divide(x.shape)._replace(few=few)
+    engine.divisions[x.shape[2:]] = engine._divide(x.shape)._replace(few=few)
     logits = engine(x)
-    assert len(engine.plan(x.shape).calls) == (1 if few == 2 else 3)
+    assert len(engine.program(x.shape).plan.calls) == (1 if few == 2 else 3)
     monkeypatch.undo()
     assert len(made) > 100
     for memory, start, end in made:
         assert np.all(memory[:start] == 0x5A)
         assert np.all(memory[end:] == 0x5A)
     assert_same(logits, Engine(model.layers, model.params, precision)(x))
-    for buffer in engine.plan(x.shape).buffers.values():  # padding holds what it held at first
-        border = buffer.memory.copy()
-        border[:, buffer.pad : -buffer.pad or None, buffer.pad : -buffer.pad or None] = border.flat[
-            0
-        ]
+    program = engine.program(x.shape)
+    for memory, buffer in zip(program.memory, program.plan.buffers, strict=True):
+        border, pad = memory.copy(), buffer.pad  # padding holds what it held at first
+        border[:, pad : -pad or None, pad : -pad or None] = border.flat[0]
         assert np.all(border == border.flat[0])
 
 
@@ -356,7 +356,7 @@ def test_rows_are_arranged_in_runs(
     x = (places[0][:, None, None] + places[1][:, None] + places[2]).ravel()
     y = 3 * np.arange(len(x))
     line = out_w if stride > 1 else len(x)
-    in_x, in_y = engine_module._in_runs(x, y, stride * pixel, line, together)
+    in_x, in_y = in_runs(x, y, stride * pixel, line, 16, together)
     real = in_y >= 0
     assert sorted(zip(in_x[real], in_y[real], strict=True)) == list(zip(x, y, strict=True))
     assert set(in_y[~real]) <= {-1}
@@ -372,7 +372,7 @@ def test_a_plan_is_kept_and_the_oldest_goes() -> None:
     engine = Engine(model.layers, model.params, "int8")
     for size in (32, 33, 34, 35, 36):
         engine(seeded_input((1, 3, size, size)))
-    assert [shape[2] for shape, _ in engine.plans] == [33, 34, 35, 36]
+    assert [shape[2] for shape, _ in engine.programs] == [33, 34, 35, 36]
 
 
 def test_an_instruction_set_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +402,7 @@ def test_a_batch_is_computed_in_calls(
     engine = Engine(model.layers, model.params, precision)
     alone = np.concatenate([engine(image[np.newaxis]) for image in x])
     late = engine._divide(x.shape).late
-    engine.divisions[x.shape[1:]] = engine_module.Division(late, few, more)
+    engine.divisions[x.shape[2:]] = Division(late, few, more)
     seen: list[tuple[list[Layer], int, int]] = []
     y = engine(x, lambda layers, shape, call, _: seen.append((list(layers), shape[0], call)))
     assert_same(y, alone)
@@ -415,7 +415,7 @@ def test_a_batch_is_computed_in_calls(
 def test_a_batch_is_divided_where_weights_outweigh_activations() -> None:
     model = model_of("int8")
     engine = Engine(model.layers, model.params, "int8")
-    engine.room = 2 * 3 * 64 * 112 * 112  # three images' stem
+    engine.tiling = replace(engine.tiling, room=2 * 3 * 64 * 112 * 112)  # three images' stem
     late, few, more = engine._divide((8, 3, 224, 224))
     assert engine.layers[late].name == "layer3.1.conv1"
     assert 3 == few < more
@@ -427,7 +427,7 @@ def test_engines_that_cannot_be_are_refused() -> None:
     model = model_of("fp32")
     isa = choose_isa()
     with pytest.raises(MiniresError, match="one of available_isas"):
-        Engine(model.layers, model.params, "fp32", isa._replace(lanes=2))
+        Engine(model.layers, model.params, "fp32", replace(isa, lanes=2))
     with pytest.raises(MiniresError, match="at least one thread"):
         Engine(model.layers, model.params, "fp32", threads=0)
 
@@ -456,13 +456,13 @@ def test_kernels_from_the_cache_are_told_apart(tmp_path: Path) -> None:
         import sys
         from minires.kernels.ladder import LAYER, _with_engine, check, problem
         from minires.kernels.operators import compile_network
-        from minires.kernels.simd import ISA_NAMED
+        from minires.kernels.isa import ISAS
         from minires.model import OPERATORS
         for precision in sys.argv[1:]:
             compile_network(precision, "generic")
         if "fp32" in sys.argv:
             layer, p, x = problem("fp32", LAYER, (1, 6, 6, 128))
-            y = _with_engine("fp32", ISA_NAMED["generic"])(layer, p)(x)
+            y = _with_engine("fp32", ISAS["generic"])(layer, p)(x)
             check(y, OPERATORS["fp32"]["conv"](layer, p, x), layer, "fp32")
     """
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
@@ -476,8 +476,8 @@ def test_kernels_from_the_cache_are_told_apart(tmp_path: Path) -> None:
 def test_a_kernel_is_compiled_anew_where_its_source_has_changed(tmp_path: Path) -> None:
     """In another file than the function that is cached, where Numba alone would not notice."""
     shutil.copytree(Path(engine_module.__file__).parents[1], tmp_path / "minires")
-    simd = tmp_path / "minires" / "kernels" / "simd.py"
-    source = simd.read_text(encoding="utf-8")
+    file = tmp_path / "minires" / "kernels" / "microkernel.py"
+    source = file.read_text(encoding="utf-8")
     changed = source.replace('compare[name[0]](">"', 'compare[name[0]]("<"')
     assert changed != source
     program = """if True:
@@ -492,7 +492,7 @@ def test_a_kernel_is_compiled_anew_where_its_source_has_changed(tmp_path: Path) 
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     environment |= {"PYTHONPATH": str(tmp_path), "MINIRES_ISA": "generic"}  # the quickest one
     for text, expected in [(source, "40.0"), (changed, "0.0"), (source, "40.0")]:
-        simd.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
         command = [sys.executable, "-c", program]
         process = subprocess.run(
             command, env=environment, cwd=tmp_path, text=True, capture_output=True, check=True

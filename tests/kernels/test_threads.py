@@ -1,4 +1,4 @@
-"""How many threads: what is set, what the environment says, and the same bits from any number."""
+"""The same bits from any number of threads; and a process that has used some may fork."""
 
 import os
 import subprocess
@@ -8,48 +8,18 @@ import numpy as np
 import pytest
 
 import minires
-from minires.errors import MiniresError
-from minires.kernels import threads
+from minires.kernels import cpu
 from minires.model import ResNet50
 from tests.comparing import assert_same
 from tests.seeded_weights import seeded_input, seeded_state_dict
 
-MOST = threads._most()
 
-
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_chosen", None)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-
-
-def test_all_unless_told() -> None:
-    assert minires.get_num_threads() == MOST
-
-
-@pytest.mark.parametrize(("text", "count"), [("1", 1), ("1,2", 1), ("9999", MOST), ("no", MOST)])
-def test_the_environment_is_heeded(text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert minires.get_num_threads() == count
-
-
-def test_what_is_set_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    minires.set_num_threads(MOST)
-    assert minires.get_num_threads() == MOST
-
-
-@pytest.mark.parametrize("count", [0, -1, 2.0, "1", MOST + 1])
-def test_what_cannot_be_had_is_refused(count: object) -> None:
-    with pytest.raises(MiniresError, match=f"threads cannot be had; wanted 1 to {MOST}"):
-        minires.set_num_threads(count)  # type: ignore[arg-type]
-
-
-def test_any_number_of_threads_gives_the_same_bits() -> None:
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_chosen", None)
     model = ResNet50.from_state_dict(seeded_state_dict())
     model.backend = "numba"
     x, answers = seeded_input((1, 3, 32, 32)), []
-    for count in range(1, MOST + 1):
+    for count in range(1, cpu._most() + 1):
         minires.set_num_threads(count)
         answers.append(model(x))
     for answer in answers:
@@ -79,7 +49,7 @@ RESTRICTIONS = {  # what the process is told, and what it then uses
 
 @pytest.mark.parametrize("restriction", RESTRICTIONS)
 def test_every_path_gives_the_same_bits(restriction: str, tmp_path: "os.PathLike[str]") -> None:
-    from minires.kernels.simd import available_isas
+    from minires.kernels.isa import available_isas
     from tests.kernels.test_engine import model_of
 
     environment, isa = RESTRICTIONS[restriction]
@@ -148,7 +118,7 @@ WAYS = {
     "a fork while another thread compiles": """
     from numba import types
     from minires.kernels.compile import compile_for
-    from minires.kernels.simd import choose_isa
+    from minires.kernels.isa import choose_isa
     def compile_one(number):
         def add(x):
             return x + number

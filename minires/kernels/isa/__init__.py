@@ -21,7 +21,9 @@ ISAS = {
     isa.name: isa
     for isa in (AMX, AVX512BF16, AVX512VNNI, AVX512, AVXVNNI, AVX2, GENERIC, *BEFORE_VNNI)
 }
-INSTRUCTIONS = {i.name: i for isa in ISAS.values() for i in (*isa.instructions.values(), *isa.others)}
+INSTRUCTIONS = {
+    i.name: i for isa in ISAS.values() for i in (*isa.instructions.values(), *isa.others)
+}
 
 
 def _present(features: str) -> set[str]:
