@@ -199,31 +199,23 @@ def _tell(text: str) -> None:
         print(f"minires: {text}", file=sys.stderr)
 
 
-def _has_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
 def locate(name: str) -> Path | None:
-    """Look for weights on this machine: in minires's cache, then in torch's.
-
-    The file's checksum was right when minires first met it, and its size still is.
-    """
+    """Look for weights on this machine: in minires's cache, then in torch's."""
     found = _find(get_weights(name))
     return found[0] if found else None
 
 
 def _find(entry: Weights, whole: bool = False) -> tuple[Path, WeightsFile] | None:
-    """Look for one of the files; for a whole one, its checksum is compared again."""
-    for file in entry.files:
-        path = _own_path(entry, file)
-        # What lies there was checked when it was put there.
-        if _has_size(path, file) and (not whole or _has_checksum(path, file)):
-            return path, file
-    for file in entry.files:
-        path = torch_cache_dir() / file.name
-        if _has_size(path, file) and (_has_checksum if whole else _was_right)(path, file):
-            return path, file
-    return None
+    """Look for a file whose checksum is right, or was when it was last written to."""
+    is_right = _has_checksum if whole else _was_right
+    return next((place for place in _places(entry) if is_right(*place)), None)
+
+
+def _places(entry: Weights) -> list[tuple[Path, WeightsFile]]:
+    """List the files that have the right name and size."""
+    places = [(_own_path(entry, file), file) for file in entry.files]
+    places += [(torch_cache_dir() / file.name, file) for file in entry.files]
+    return [place for place in places if _has_size(*place)]
 
 
 def _recognize(path: Path) -> Weights | None:
@@ -251,7 +243,7 @@ def _has_size(path: Path, file: WeightsFile) -> bool:
 
 
 def _was_right(path: Path, file: WeightsFile) -> bool:
-    """Compare the checksum of a file that another program wrote, once for as long as it stays."""
+    """Compare a file's checksum, once for as long as nobody writes to it: that takes a while."""
     status = path.stat()
     seen = f"{path} {status.st_size} {status.st_mtime_ns}"
     note = cache_dir() / f"{file.sha256[:16]}.verified"
@@ -281,10 +273,10 @@ def _sha256(path: Path) -> str:
 def verify(name: str) -> Path:
     """Compare the checksum of weights that are here, and say what is wrong with them."""
     entry = get_weights(name)
-    found = _find(entry)
-    if found is None:
+    places = _places(entry)
+    if not places:
         raise WeightsError(f"{name} is not here, or not whole; {entry.remedy}")
-    path, file = found
+    path, file = places[0]
     try:
         sha256 = _sha256(path)
     except OSError as error:
@@ -336,7 +328,7 @@ def _fetch(entry: Weights, progress: bool, *, hurry: bool = False, whole: bool =
                         "set MINIRES_CACHE to another folder"
                     ) from error
                 failures.append(f"{file.url}: {_reason(error)}")
-    lack = "is damaged" if _find(entry) else "is not on this machine"
+    lack = "is damaged" if _places(entry) else "is not on this machine"
     raise DownloadError(f"{entry.name} {lack} and could not be downloaded ({'; '.join(failures)})")
 
 
@@ -369,12 +361,13 @@ def _download(file: WeightsFile, target: Path, progress: bool, hurry: bool) -> P
     if progress:
         size = f", {file.size / 1e6:.0f} MB" if file.size else ""
         _tell(f"downloading {file.url}{size}")
+    bar = progress and sys.stderr is not None and sys.stderr.isatty()
     arrival = _Arrival()
     failures: list[Exception] = []
 
     def work(arrived: Path) -> None:
         try:
-            _run_pooch(file, arrived, arrival, progress, attempts=1 if hurry else ATTEMPTS)
+            _run_pooch(file, arrived, arrival, bar, attempts=1 if hurry else ATTEMPTS)
         except Exception as error:  # whatever it is, no thread may print it
             failures.append(error)
 
@@ -407,7 +400,7 @@ def _watch(thread: threading.Thread, arrival: _Arrival, first: float) -> None:
 
 
 def _run_pooch(
-    file: WeightsFile, arrived: Path, arrival: _Arrival, progress: bool, attempts: int
+    file: WeightsFile, arrived: Path, arrival: _Arrival, bar: bool, attempts: int
 ) -> None:
     """Let pooch download a file, compare its checksum, and try again where that is of use.
 
@@ -433,8 +426,8 @@ def _run_pooch(
                 unit="B",
                 unit_scale=True,
                 leave=False,
-                disable=not (progress and _has_terminal()),
-            ) as bar,
+                disable=not bar,
+            ) as shown,
         ):
             response.raise_for_status()
             for piece in response.iter_content(PIECE):
@@ -443,7 +436,7 @@ def _run_pooch(
                 arrival.count += output.write(piece)
                 if output.tell() > most:
                     raise OSError(f"sends more than the {most} bytes that the file has")
-                bar.update(len(piece))
+                shown.update(len(piece))
 
     pooch.get_logger().setLevel("ERROR")  # minires tells by itself
     pooch.create(

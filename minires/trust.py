@@ -1,9 +1,10 @@
 """When a measurement is to be believed: one guard for everything that is timed here.
 
 Whatever else runs on a machine makes a run slower, never faster, and it comes and goes. So a figure
-is in doubt for three reasons: runs of the same thing differ too much, two ways to measure one thing
-disagree, or a share is above what can be reached. What is in doubt is measured again, a few times
-at most. What is in doubt even then is marked with a question mark, and one line says why.
+is in doubt for four reasons: runs of the same thing differ too much, two ways to measure one thing
+disagree, a share is above what can be reached, or other programs had the cores meanwhile. What is
+in doubt is measured again, a few times at most. What is in doubt even then is marked with a
+question mark, and one line says why.
 """
 
 import time
@@ -83,6 +84,24 @@ def doubt_share(name: str, share: float) -> list[str]:
         The reason, or nothing.
     """
     return [] if share <= HIGHEST else [f"{name} seems faster than its limit"]
+
+
+def doubt_others(name: str, share: float) -> list[str]:
+    """Doubt what was measured while others had the cores.
+
+    Parameters
+    ----------
+    name : str
+        What was measured, as the reader is told.
+    share : float
+        The part of the cores' time that this process did not get.
+
+    Returns
+    -------
+    list of str
+        The reason, or nothing.
+    """
+    return [] if share <= WIDE else [f"others had {share:.0%} of the cores' time during {name}"]
 
 
 def measure_until_steady(

@@ -411,17 +411,28 @@ def test_a_wrong_file_of_torch_is_passed_over(
     assert of_torch.read_bytes() == content
 
 
-def test_a_file_of_torch_is_hashed_once(
-    small: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["torch's", "minires's", "the package's"])
+def test_a_file_is_hashed_once_after_each_change(
+    place: str, small: Server, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of_torch = torch_file(tmp_path)
-    assert download.locate("SMALL") == of_torch
+    name = "FEW" if place == "the package's" else "SMALL"
+    path = torch_file(tmp_path) if place == "torch's" else download.fetch(name)
+    assert download.locate(name) == path
     with monkeypatch.context() as patch:
         patch.setattr(download, "_sha256", lambda path: pytest.fail("hashed again"))
-        assert download.locate("SMALL") == of_torch
-    of_torch.write_bytes(CONTENT[::-1])
-    os.utime(of_torch, (1, 1))
-    assert download.locate("SMALL") is None
+        assert download.locate(name) == path
+    path.write_bytes(CONTENT[::-1])
+    os.utime(path, (1, 1))
+    assert download.locate(name) is None
+
+
+@pytest.mark.usefixtures("few")
+def test_a_flipped_bit_is_noticed_before_the_weights_are_used(small: Server, cache: Path) -> None:
+    path, _ = download.resolve("SMALL")
+    assert download.resolve("SMALL")[0] == path
+    path.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
+    assert download.resolve("SMALL")[0].read_bytes() == CONTENT
+    assert len(small.requests) == 2
 
 
 def test_a_file_of_torch_that_may_not_be_read_is_passed_over(
@@ -473,7 +484,7 @@ def test_verify_reads_the_whole_file(small: Server, cache: Path) -> None:
         download.verify("SMALL")
     path = download.fetch("SMALL")
     path.write_bytes(CONTENT[::-1])
-    assert download.locate("SMALL") == path
+    assert download.locate("SMALL") is None
     with pytest.raises(WeightsError, match=f"{re.escape(str(path))} has.*wanted {SHA256}"):
         download.verify("SMALL")
 
@@ -635,7 +646,7 @@ def test_what_comes_with_the_package_is_here(few: Path, small: Server, cache: Pa
     assert download.locate("FEW") == download.fetch("FEW") == download.verify("FEW") == few
     assert download.resolve("FEW") == (few, download.get_weights("FEW"))
     assert small.requests == []
-    assert not cache.exists()
+    assert [path.suffix for path in cache.iterdir()] == [".verified"]
 
 
 @pytest.mark.parametrize("ask", [download.fetch, download.verify])
@@ -687,7 +698,7 @@ def test_the_package_answers_where_a_download_fails(
     assert FAILURES[failure] in told
     assert "FEW answers, with 2 classes" in told
     assert "minires weights fetch" in told
-    assert os.listdir(cache) == []
+    assert [path.suffix for path in cache.iterdir()] == [".verified"]  # FEW's, no part of SMALL
 
 
 @pytest.mark.usefixtures("few")

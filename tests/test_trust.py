@@ -8,6 +8,7 @@ import pytest
 from minires import trust
 from minires.trust import (
     TRIES,
+    doubt_others,
     doubt_pair,
     doubt_share,
     doubt_spread,
@@ -48,6 +49,12 @@ def test_more_than_all_is_doubted() -> None:
     assert doubt_share("conv1", 1.0) == doubt_share("conv1", 1.04) == []
     assert doubt_share("conv1", 608.54) == ["conv1 seems faster than its limit"]
     assert doubt_share("conv1", float("nan"))
+
+
+def test_a_measurement_without_the_cores_is_doubted() -> None:
+    assert doubt_others("fma", 0.1) == doubt_others("fma", -0.01) == []
+    assert doubt_others("fma", 0.5) == ["others had 50% of the cores' time during fma"]
+    assert doubt_others("fma", float("nan"))
 
 
 @pytest.mark.parametrize(

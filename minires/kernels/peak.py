@@ -21,7 +21,7 @@ from minires.kernels.cpu import caches, get_num_threads
 from minires.kernels.isa import ISA, ISAS, Instruction, available_isas, choose_isa
 from minires.kernels.spin import CHAIN, CLOCK, spin
 from minires.kernels.threads import WORKERS
-from minires.trust import HIGHEST, doubt_spread, measure_until_steady
+from minires.trust import HIGHEST, doubt_others, doubt_spread, measure_until_steady
 
 # One core's window is shorter than the slice of time that a scheduler gives a thread: so even on a
 # busy machine some windows pass undisturbed. That of all threads is longer, since they take up to
@@ -46,6 +46,7 @@ class Peak(NamedTuple):
     spread: float  # how far apart the best of the even rounds and the best of the odd ones lie
     clock: float  # 10^9 cycles a second, measured in between
     assembly: str  # of the loop that was timed
+    others: float = 0.0  # the share of the cores' time that all threads together did not get
 
     @property
     def rate(self) -> float:
@@ -69,7 +70,7 @@ class Peak(NamedTuple):
     def doubts(self) -> list[str]:
         """What speaks against this measurement; see `minires.trust`."""
         name = self.instruction.name
-        found = doubt_spread(name, self.spread)
+        found = [*doubt_spread(name, self.spread), *doubt_others(name, self.others)]
         if self.all_gops > HIGHEST * self.threads * self.gops:
             found.append(f"{name} is faster on {self.threads} threads than so many cores can be")
         if self.all_gops * HIGHEST < self.gops:
@@ -86,6 +87,7 @@ class Bandwidth(NamedTuple):
     all: float  # by all threads
     threads: int
     spread: float = 0.0  # how far apart the best of the even rounds and of the odd ones lie
+    others: float = 0.0  # the share of the cores' time that all threads together did not get
 
 
 def doubts_about(memory: list[Bandwidth]) -> list[str]:
@@ -104,6 +106,7 @@ def doubts_about(memory: list[Bandwidth]) -> list[str]:
     found = []
     for b in memory:
         found += doubt_spread(f"reading {b.level}", b.spread)
+        found += doubt_others(f"reading {b.level}", b.others)
         if b.all * HIGHEST < b.one:
             found.append(f"{b.level} is read more slowly by {b.threads} threads than by one")
     for nearer, farther in itertools.pairwise(memory):
@@ -152,6 +155,28 @@ def _rounds(one_round: Callable[[], tuple[float, ...]]) -> list[Any]:
     return found
 
 
+class _Cores:
+    """Runs functions on several threads, and keeps account of the time that they got for it."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.wanted = 0.0  # seconds of all cores
+        self.got = 0.0
+
+    def time(self, function: Callable[..., None], *arguments: Any) -> float:
+        """Time ``function(*arguments, thread)`` on all threads together."""
+        before = time.process_time()
+        seconds = _time(WORKERS.all, function, self.threads, *arguments)
+        self.got += time.process_time() - before
+        self.wanted += self.threads * seconds
+        return seconds
+
+    @property
+    def others(self) -> float:
+        """The share of the time that others had."""
+        return 1 - self.got / self.wanted
+
+
 def _best(runs: list[Any]) -> tuple[Any, float]:
     """Find the shortest times, and how far apart those of the even and of the odd rounds lie.
 
@@ -195,13 +220,14 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
     loop = inner_loop(listing, instruction.mnemonics[0])
     runs: list[Any] = []
 
-    def one_round() -> tuple[float, ...]:
-        alone = _time(one, at, count, 0)
-        chained = _time(clock, at, chain, 0)
-        together = _time(WORKERS.all, one, threads, at, LONGER * count) / LONGER
-        return alone, chained, together
-
     def measure() -> Peak:
+        cores = _Cores(threads)
+
+        def one_round() -> tuple[float, ...]:
+            alone = _time(one, at, count, 0)
+            chained = _time(clock, at, chain, 0)
+            return alone, chained, cores.time(one, at, LONGER * count) / LONGER
+
         # A thread that wakes may share a core until the scheduler looks: so first a long window.
         WORKERS.all(one, threads, at, 16 * count)
         runs.extend(_rounds(one_round))
@@ -209,7 +235,9 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
         gops = float(work / alone)
         all_gops = float(work * threads / together)
         clock_ghz = float(cycles / chained)
-        return Peak(instruction, lanes, gops, all_gops, threads, spread, clock_ghz, loop)
+        return Peak(
+            instruction, lanes, gops, all_gops, threads, spread, clock_ghz, loop, cores.others
+        )
 
     found, _ = measure_until_steady(measure, lambda peak: peak.doubts)
     return found
@@ -351,16 +379,19 @@ def _read_level(level: str, size: int, threads: int, runs: dict[str, list[Any]])
     while _shortest(3, read, alone, times, sums, 0) < SECONDS:
         times *= 2
 
+    cores = _Cores(threads)
+
     def one_round() -> tuple[float, ...]:
         alone_seconds = _time(read, alone, times, sums, 0)
-        all_seconds = _time(WORKERS.all, read, threads, x, LONGER * times, sums)
+        all_seconds = cores.time(read, x, LONGER * times, sums)
         return alone_seconds / (alone.nbytes * times), all_seconds / (x.nbytes * LONGER * times)
 
     seconds = runs.setdefault(level, [])  # a byte
     seconds += _rounds(one_round)
     best, spread = _best(seconds)
     rates = 1 / best / 1e9
-    return Bandwidth(level, size, float(rates[0]), float(rates[1]), threads, spread)
+    one, every = float(rates[0]), float(rates[1])
+    return Bandwidth(level, size, one, every, threads, spread, cores.others)
 
 
 def bandwidths() -> list[Bandwidth]:
