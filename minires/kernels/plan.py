@@ -173,17 +173,7 @@ class Division(NamedTuple):
 
 
 def divide(layers: Sequence[Layer], size: Shape, tiling: Tiling) -> Division:
-    """Count the images whose activations stay in a cache from one step to the next.
-
-    Parameters
-    ----------
-    layers : sequence of Layer
-        The network, in the order it runs.
-    size : tuple of int
-        The image's height and width.
-    tiling : Tiling
-        It says how large the caches are.
-    """
+    """Count the images, of this height and width, whose activations stay in a cache."""
     y = [tiling.item * math.prod(row.output_shape) for row in summarize(layers, *size)]
     channels = {layer.name: tiling.channels(layer) for layer in layers}
     w = [
@@ -199,28 +189,10 @@ def divide(layers: Sequence[Layer], size: Shape, tiling: Tiling) -> Division:
 
 
 def lay_out(layers: Sequence[Layer], shape: Shape, tiling: Tiling, division: Division) -> Plan:
-    """Lay a network out for a shape of input.
+    """Lay a network out for images of a shape, NCHW, that go through together.
 
-    Parameters
-    ----------
-    layers : sequence of Layer
-        The network, in the order it runs.
-    shape : tuple of int
-        NCHW: the images that go through together.
-    tiling : Tiling
-        What the kernels ask for.
-    division : Division
-        How many images take the early steps at once.
-
-    Returns
-    -------
-    Plan
-        Its buffers hold all images from the step on that the division calls late.
-
-    Raises
-    ------
-    MiniresError
-        For a batch whose offsets do not fit 31 bits.
+    Buffers hold a few images in the early steps, and all of them from the late step on. A batch
+    whose offsets do not fit 31 bits raises `MiniresError`.
     """
     batch, channels, height, width = shape
     few = max(n for n in range(1, min(division.few, batch) + 1) if batch % n == 0)
@@ -395,22 +367,11 @@ def in_runs(
 ) -> tuple[Array, Array]:
     """Arrange rows of a GEMM as matrix registers take them: a run at a time, a fixed step apart.
 
-    Places that lie between the last pixel of a line and the first of the next count as rows too,
-    whose y is -1: they are multiplied, but not written.
-
-    Parameters
-    ----------
-    x, y : ndarray
-        Offsets of rows, in the order of pixels.
-    step : int
-        From one x to the next, in bytes.
-    line : int
-        After how many rows a run may not go on. With a stride of 2 half of all places would lie
-        between two lines.
-    run : int
-        Rows of a matrix register.
-    together : int
-        Runs in a tile.
+    x and y are the rows' offsets, in the order of pixels; from one x to the next it is `step`
+    bytes. Places that lie between the last pixel of a line and the first of the next count as rows
+    too, whose y is -1: they are multiplied, but not written. After `line` rows a run may not go
+    on: with a stride of 2 half of all places would lie between two lines. A tile has so many runs
+    `together`.
     """
     lines = x.reshape(-1, line)
     place = (lines - lines[:, :1]) // step
