@@ -148,7 +148,7 @@ def test_the_package_can_be_read_in_one_afternoon() -> None:
     reads it comes with another question."""
     counts = {name: lines_of_code(path.read_text("utf-8")) for name, path in FILES.items()}
     measuring = sum(count for name, count in counts.items() if name.startswith(MEASURING))
-    assert 0 < measuring <= 1400
+    assert 0 < measuring <= 1550  # its commands included
     assert sum(counts.values()) - measuring <= 3500
 
 
