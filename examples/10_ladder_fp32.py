@@ -8,9 +8,10 @@ rung is checked against the definition before it is timed: a fast wrong answer i
 
 import matplotlib.pyplot as plt
 
-from minires.kernels.ladder import climb, problem, rungs
+from minires.kernels.ladder import climb, doubts_about, problem, rungs
 from minires.kernels.simd import assembly, choose_isa
 from minires.model import OPERATORS
+from minires.trust import percent, verdict
 
 # %%
 # The layer
@@ -29,16 +30,16 @@ print(f"the last one sums in another order than the definition: {abs(apart).max(
 # The climb
 # ---------
 #
-# Numbers are of the machine that built this page. A rung's share, and its bar, is of the peak of as
-# many cores as it uses: what their multiply-adds do with nothing to wait for
-# (:doc:`chapter 13 <13_peak>` measures it).
+# Numbers are of the machine that built this page. A share, or bar, is of the peak of as many cores
+# as the rung uses: what they do with nothing to wait for (:doc:`chapter 13 <13_peak>`).
 
 results = list(climb("fp32"))
 for result in results:
     print(
         f"{result.rung.name:<12}{1e3 * result.seconds:>9.2f} ms{result.gops:>8.1f} GFLOP/s"
-        f"{result.share:>6.0%} of the peak"
+        f"{percent(result.share, result.doubts):>6} of the peak"
     )
+print(verdict(doubts_about(results)))
 
 plt.figure(figsize=(8, 3.2), layout="constrained")
 plt.barh([r.rung.name for r in results], [100 * r.share for r in results])
@@ -59,8 +60,7 @@ plt.show()
 # * **panels**: the weights are laid out beforehand in the order in which they are read, and the
 #   sums of a tile stay in registers for all of K. But its vectors have the four lanes of any CPU,
 #   no FMA; the compiler made *tiled* for this one. So it need not be faster by itself.
-# * the rung that bears a **vector instruction's** name (``fma``, say) multiplies and adds in all
-#   lanes that this CPU's vectors have, at once.
+# * the rung named after a **vector instruction** (``fma``, say) uses all lanes that this CPU has.
 # * **blocks**: rows of tiles come in blocks whose activations stay in the cache.
 # * **threads**: each core takes a share of the tiles.
 # * **implicit**: the im2col matrix is not written. Its rows are addresses.

@@ -12,10 +12,11 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minires.kernels.ladder import climb
+from minires.kernels.ladder import climb, doubts_about
 from minires.kernels.peak import best_instruction, measure_peak
 from minires.kernels.simd import choose_isa
 from minires.reference import gemm_u8s8_ref
+from minires.trust import percent, verdict
 
 # %%
 # What the machine has
@@ -45,8 +46,9 @@ climbed = {precision: list(climb(precision)) for precision in ("fp32", "int8")}
 for result in climbed["int8"]:
     print(
         f"{result.rung.name:<12}{1e3 * result.seconds:>9.2f} ms{result.gops:>8.1f} GOP/s"
-        f"{result.share:>6.0%} of the peak"
+        f"{percent(result.share, result.doubts):>6} of the peak"
     )
+print(verdict(doubts_about(climbed["int8"])))
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, layout="constrained")
 for place, (precision, results) in zip(axes, climbed.items(), strict=True):

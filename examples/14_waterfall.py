@@ -10,6 +10,7 @@ time.
 import matplotlib.pyplot as plt
 
 import minires
+from minires.profiling import measure_roofs
 from minires.profiling.profiler import profile_in_turns
 from minires.profiling.waterfall import format_waterfall, measure_waterfall
 
@@ -18,14 +19,16 @@ from minires.profiling.waterfall import format_waterfall, measure_waterfall
 # -------------------
 #
 # First the profile of both precisions, stage by stage. ``with minires.profile(model) as prof``
-# watches any run; here both networks take turns. (*short*: too little time to tell a speed.)
+# watches any run; here both networks take turns. (*short*: too little time to tell a speed.) Shares
+# need the machine's roofs, which are measured once and kept. A question mark stands where the
+# machine did other work meanwhile: a line beneath says so.
 
 models = {precision: minires.resnet50("CIFAR10", precision) for precision in ("fp32", "int8")}
 with open("examples/images/cat.jpg", "rb") as file:
     data = file.read()
 x = minires.preprocess(data, models["fp32"].meta["preset"])
 for prof in profile_in_turns(models, x, 20).values():
-    print(prof.table("stage"), end="\n\n")
+    print(prof.table("stage", roofs=measure_roofs(prof.precision)), end="\n\n")
 
 # %%
 # The waterfall

@@ -14,6 +14,7 @@ import minires
 from minires.kernels.simd import choose_isa
 from minires.profiling.profiler import profile_in_turns
 from minires.reference import fake_quantize_ref, round_bf16_ref
+from minires.trust import mark, verdict
 
 # %%
 # Half a float
@@ -54,12 +55,15 @@ models = {
 }
 photograph = minires.preprocess("examples/images/cat.jpg", models["fp32"].meta["preset"])
 expected = models["fp32"](photograph)
-for precision, prof in profile_in_turns(models, photograph, 20).items():
+profiles = profile_in_turns(models, photograph, 20)
+for precision, prof in profiles.items():
     y = models[precision](photograph)
+    milliseconds = mark(f"{1e3 * prof.seconds / prof.runs:.2f}", prof.doubts)
     print(
-        f"{precision}: {1e3 * prof.seconds / prof.runs:.2f} ms, a logit differs by "
+        f"{precision}: {milliseconds} ms, a logit differs by "
         f"{np.abs(y - expected).max():.3f}, same label: {y.argmax() == expected.argmax()}"
     )
+print(verdict([doubt for prof in profiles.values() for doubt in prof.doubts]))
 print("this CPU multiplies bfloat16 by", choose_isa().instructions["bf16"])
 
 # %%

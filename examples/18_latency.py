@@ -18,6 +18,7 @@ from minires.profiling.latency import format_latency, measure_latency
 #
 # One after the other, as a server would see them that answers one user. The median (p50) is what
 # is usual, p99 what one in a hundred waits longer than, and the maximum what somebody did wait.
+# Where other work disturbed the machine, a line says so, and question marks stand at the figures.
 
 with open("examples/images/cat.jpg", "rb") as file:
     data = file.read()
@@ -74,5 +75,5 @@ others = sum(t for part, t in parts.items() if part not in ("inference", "whole"
 print(
     f"not inference {others / parts['whole']:.0%}, decoding {parts['decode'] / parts['whole']:.0%}"
 )
-assert 0 < parts["decode"] < others < parts["whole"]
+assert 0 < parts["decode"] < others
 assert all(len(one.seconds["whole"]) == 200 for one in found)

@@ -3,18 +3,19 @@
 FP32 and NumPy only: to see that fusing and folding change nothing but the rounding.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from minires import reference as ref
 from minires.layers import Array, Layer, Operator
 
 
-def take_apart(layers: list[Layer]) -> list[Layer]:
+def take_apart(layers: Sequence[Layer]) -> list[Layer]:
     """Split each convolution from the BatchNorm, the addition and the ReLU fused into it.
 
     Parameters
     ----------
-    layers : list of Layer
+    layers : sequence of Layer
         The fused network, in the order it runs.
 
     Returns

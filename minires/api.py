@@ -12,14 +12,13 @@ import numpy as np
 from minires import checkpoint, download
 from minires.errors import ImageError, MiniresError, WeightsError
 from minires.layers import Array
-from minires.model import OPERATORS, ResNet50, resnet50_layers
+from minires.model import BACKENDS, OPERATORS, ResNet50, check_choice, resnet50_layers
 from minires.preprocess import IMAGENET_V1, ImageSource, Preset, preprocess, read_preset
 from minires.quantize.default import STORED_CALIBRATION, default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
 from minires.state_dict import state_dict_shapes
 
-BACKENDS = ("numba", "numpy")  # the first is the default
 FORMAT = "minires-float"  # a .safetensors file whose metadata has categories, preset, calibration
 
 
@@ -34,7 +33,7 @@ class Prediction(NamedTuple):
 def resnet50(
     weights: str | os.PathLike[str] | download.Weights | None = None,
     precision: str = "fp32",
-    backend: str = BACKENDS[0],
+    backend: str = "numba",
     *,
     progress: bool = True,
 ) -> ResNet50:
@@ -68,9 +67,8 @@ def resnet50(
     WeightsError
         For weights that cannot be found, fetched or read, or that are another network's.
     """
-    for name, value, known in [("precision", precision, OPERATORS), ("backend", backend, BACKENDS)]:
-        if value not in known:
-            raise MiniresError(f"there is no {name} {value!r}; there is {', '.join(known)}")
+    check_choice("precision", precision, OPERATORS)
+    check_choice("backend", backend, BACKENDS)
     weights = download.default_weights(progress) if weights is None else weights
     path, entry = download.resolve(weights, progress)
     load_fp32 = functools.partial(_load_fp32, path, entry)

@@ -24,7 +24,7 @@ from minires import api, download, options
 from minires.errors import ImageError, MiniresError
 from minires.evaluate import choose_networks, evaluate_networks, format_evaluation, read_labels
 from minires.layers import Array
-from minires.model import resnet50_layers
+from minires.model import BACKENDS, resnet50_layers
 from minires.options import Parser
 from minires.preprocess import find_images
 from minires.profiling import commands as measuring
@@ -91,7 +91,7 @@ def add_classify(parser: Parser) -> None:
     options.offline(parser)
     options.precision(parser)
     text = "compiled kernels or NumPy's definitions: %(default)s unless given"
-    parser.add_argument("--backend", default=api.BACKENDS[0], choices=api.BACKENDS, help=text)
+    parser.add_argument("--backend", default=BACKENDS[0], choices=BACKENDS, help=text)
     options.number(parser, "--top", 5, "how many labels an image gets", "K")
     options.number(parser, "--batch-size", 8, "how many images are computed, and held, at once")
     options.json_answer(parser)

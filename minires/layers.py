@@ -21,9 +21,12 @@ Operator = Callable[..., Array]
 Gemm = Callable[[Array, Array], Array]  # (M, K) by (K, N)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One step of the network, as data.
+
+    It cannot be changed, because compiled kernels are laid out for it: `dataclasses.replace` makes
+    another one. Hooks can be put on and taken off at any time.
 
     Attributes
     ----------
@@ -104,6 +107,25 @@ class Int8Params(NamedTuple):
         bias_s32 = self.bias_s32 + self.x.zero_point * self.w_s8.sum(axis=1, dtype=np.int32)
         bias = bias_s32 * (np.float64(self.x.scale) * self.w_scale)
         return FloatParams(self.w_s8 * self.w_scale[:, np.newaxis], bias.astype(np.float32))
+
+
+def read_only(p: Any) -> Any:
+    """Make sure that nobody can write into a layer's parameters: copy the arrays that one can."""
+    if isinstance(p, tuple):
+        parts = [read_only(part) for part in p]
+        return type(p)(*parts) if hasattr(p, "_fields") else tuple(parts)
+    if isinstance(p, np.ndarray) and p.flags.writeable:
+        p = p.copy()
+        p.flags.writeable = False
+    return p
+
+
+def lock(p: Any) -> Any:
+    """Make the arrays of a layer's parameters read-only, where they are nobody else's."""
+    for part in p if isinstance(p, tuple) else ():
+        if isinstance(part, np.ndarray):
+            part.flags.writeable = False
+    return p
 
 
 # FP32: the definition. Each INT8 operator below it is a small difference of it.

@@ -4,15 +4,17 @@ He et al., "Deep Residual Learning for Image Recognition" (2015), table 1; v1.5 
 block's stride from its first 1x1 to its 3x3 convolution, as torchvision does.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from time import perf_counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minires import layers as ops
 from minires.apart import OPERATORS_APART, take_apart
 from minires.errors import MiniresError
 from minires.hooks import Record
-from minires.layers import Array, Layer, Operator, Shape
+from minires.layers import Array, Layer, Operator, Shape, lock, read_only
 from minires.preprocess import check_input
 from minires.rounded import bfloat16, simulated
 from minires.state_dict import fp32_params
@@ -41,6 +43,11 @@ OPERATORS: dict[str, dict[str, Operator]] = {
         "linear": ops.linear_int8,
     },
 }
+
+
+# Which precisions one set of parameters can run in: it holds either real numbers or INT8's.
+SAME_PARAMETERS = [("fp32", "bf16"), ("int8", "int8-simulated")]
+BACKENDS = ("numba", "numpy")
 
 
 def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
@@ -116,12 +123,26 @@ class Step(NamedTuple):
 class ResNet50:
     """ResNet-50 that can be called, stepped through, hooked and printed.
 
+    Its layers and parameters are read-only, because compiled kernels keep a copy of the weights in
+    an order of their own, which an edit would not reach. So writing into a weight raises a
+    ValueError, with either backend. To run other weights, build another network: change a copy of
+    a state_dict and hand it to `from_state_dict`, or change a copy of ``params``::
+
+        params = dict(model.params)
+        params["fc"] = params["fc"]._replace(bias=params["fc"].bias + 1)
+        other = ResNet50(model.layers, params, model.precision, model.meta)
+
+    A copy or a pickle has the layers, parameters, precision, backend and meta. What belongs to one
+    process or one measurement stays behind: compiled kernels are laid out anew at the first run,
+    and there are neither hooks nor a record.
+
     Parameters
     ----------
-    layers : list of Layer
+    layers : iterable of Layer
         What runs, in order: `resnet50_layers`.
     params : mapping
-        Each layer's parameters, by its name, in the form its operators take.
+        Each layer's parameters, by its name, in the form its operators take. Arrays that can be
+        written to are copied.
     precision : str
         A key of `OPERATORS`.
     meta : mapping, optional
@@ -129,23 +150,21 @@ class ResNet50:
 
     Attributes
     ----------
-    backend : str
-        "numpy", where `OPERATORS` compute, or "numba", where kernels/ does.
     record : callable or None
         Told of the steps that have run, as a profile wants it: see `minires.hooks.Record`.
     """
 
-    backend = "numpy"
-    record: Record | None = None
-
-    def __init__(self, layers: list[Layer], params: Mapping[str, Any], precision: str = "fp32",
+    def __init__(self, layers: Iterable[Layer], params: Mapping[str, Any], precision: str = "fp32",
                  meta: Mapping[str, Any] | None = None) -> None:  # fmt: skip
-        self.layers = layers
-        self.params = params
-        self.precision = precision
+        check_choice("precision", precision, OPERATORS)
+        self._layers = tuple(layers)
+        self._params = MappingProxyType({name: read_only(p) for name, p in params.items()})
+        self._precision = precision
+        self._backend = "numpy"
         self.meta = dict(meta or {})
-        self.apart = take_apart(layers)
-        self.apart_params: Mapping[str, Any] = {}
+        self.record: Record | None = None
+        self.apart = take_apart(self._layers)
+        self.apart_params: Mapping[str, Any] = MappingProxyType({})
         self._engines: dict[str, Engine] = {}
 
     @classmethod
@@ -169,8 +188,49 @@ class ResNet50:
         """
         layers = resnet50_layers(num_classes=len(state["fc.bias"]))
         model = cls(layers, fp32_params(layers, state), meta=meta)
-        model.apart_params = fp32_params(model.apart, state)
+        model.apart_params = MappingProxyType(fp32_params(model.apart, state))
         return model
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What runs, in order."""
+        return self._layers
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Each layer's parameters, by its name; read-only, and so are their arrays."""
+        return self._params
+
+    @property
+    def precision(self) -> str:
+        """A key of `OPERATORS`. It can become one that the same parameters can run in."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        check_choice("precision", precision, OPERATORS)
+        if not any({precision, self._precision} <= {*same} for same in SAME_PARAMETERS):
+            raise MiniresError(
+                f"weights in {self._precision} cannot run in {precision}; "
+                f'load a network that can: minires.resnet50(weights, precision="{precision}")'
+            )
+        self._precision = precision
+
+    @property
+    def backend(self) -> str:
+        """Which code computes: "numpy", the definitions, or "numba", compiled kernels."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: str) -> None:
+        check_choice("backend", backend, BACKENDS)
+        self._backend = backend
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tell copy and pickle what a copy is made of."""
+        layers = [replace(layer, hooks=[]) for layer in self.layers]
+        params = dict(self.params), dict(self.apart_params)
+        return _rebuild, (layers, *params, self.precision, self.backend, self.meta)
 
     def __call__(self, x: Array, fused: bool = True) -> Array:
         """Classify a batch.
@@ -237,13 +297,15 @@ class ResNet50:
     def _engine(self) -> "Engine":
         from minires.kernels.engine import Engine  # here, because Numba takes long to import
 
-        made = self._engines.get(self.precision) or Engine(self.layers, self.params, self.precision)
-        return self._engines.setdefault(self.precision, made)
+        if self.precision not in self._engines:
+            made = Engine(list(self.layers), self.params, self.precision)
+            self._engines.setdefault(self.precision, made)
+        return self._engines[self.precision]
 
     def __getitem__(self, name: str) -> Layer:
         """Find the layer to hook by its name: a fused one, else a part of one."""
         parts = self.apart if self.apart_params else []  # those that never run take no hooks
-        layers = {layer.name: layer for layer in parts + self.layers}
+        layers = {layer.name: layer for layer in (*parts, *self.layers)}
         if name not in layers:
             raise KeyError(f"no layer is called {name!r}; print(model) lists them")
         return layers[name]
@@ -256,3 +318,22 @@ class ResNet50:
         if self.precision == "fp32":
             return table
         return f"{table}\n\n{format_edges(self.layers, self.meta.get('saturated', {}))}"
+
+
+def _rebuild(layers: list[Layer], params: dict[str, Any], apart_params: dict[str, Any],
+             precision: str, backend: str, meta: dict[str, Any]) -> ResNet50:  # fmt: skip
+    """Make a copy of a network. Its arrays are nobody else's, but can be written to until here."""
+    params, apart_params = (
+        {name: lock(p) for name, p in d.items()} for d in (params, apart_params)
+    )
+    model = ResNet50(layers, params, precision, meta)
+    model.apart_params = MappingProxyType(apart_params)
+    model.backend = backend
+    return model
+
+
+def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:
+    """Refuse what is none of the known precisions or backends."""
+    known = tuple(known)
+    if chosen not in known:
+        raise MiniresError(f"there is no {what} {chosen!r}; there is {', '.join(known)}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.layers import Array, FloatParams, Layer, Shape
+from minires.layers import Array, FloatParams, Layer, Shape, lock
 from minires.reference import fold_batchnorm
 
 BATCHNORM = ("weight", "bias", "running_mean", "running_var")  # gamma, beta, mean, var
@@ -25,7 +25,11 @@ def state_dict_shapes(layers: list[Layer]) -> dict[str, Shape]:
 
 
 def fp32_params(layers: list[Layer], state: Mapping[str, Array]) -> dict[str, Any]:
-    """Fold BatchNorms into their convolutions and lay the weights out as GEMM reads them."""
+    """Fold BatchNorms into their convolutions and lay the weights out as GEMM reads them.
+
+    The parameters are read-only and share no memory with the state_dict, which the caller may go
+    on changing.
+    """
     params: dict[str, Any] = {}
     for layer in layers:
         if layer.op == "conv":
@@ -33,13 +37,15 @@ def fp32_params(layers: list[Layer], state: Mapping[str, Array]) -> dict[str, An
             bias = np.zeros(layer.out_c, np.float32)
             if layer.bn:
                 weight, bias = fold_batchnorm(weight, *_batchnorm(state, layer.bn))
+            else:
+                weight = weight.copy()
             params[layer.name] = FloatParams(weight.reshape(layer.out_c, -1), bias)  # (N, K)
         elif layer.op == "linear":
-            params[layer.name] = FloatParams(state["fc.weight"], state["fc.bias"])
+            params[layer.name] = FloatParams(state["fc.weight"].copy(), state["fc.bias"].copy())
         elif layer.op == "batchnorm":
             params[layer.name] = _batchnorm(state, layer.name)
-    return params
+    return {name: lock(p) for name, p in params.items()}
 
 
 def _batchnorm(state: Mapping[str, Array], name: str) -> tuple[Array, ...]:
-    return tuple(state[f"{name}.{field}"] for field in BATCHNORM)
+    return tuple(state[f"{name}.{field}"].copy() for field in BATCHNORM)

@@ -1,6 +1,6 @@
 """The network as a table: shapes, parameters and multiply-adds, without running it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from minires.layers import Layer, Shape
@@ -17,13 +17,13 @@ class SummaryRow(NamedTuple):
 
 
 def summarize(
-    layers: list[Layer], height: int = 224, width: int = 224, batch: int = 1
+    layers: Sequence[Layer], height: int = 224, width: int = 224, batch: int = 1
 ) -> list[SummaryRow]:
     """Work out each layer's output shape, parameters and multiply-adds.
 
     Parameters
     ----------
-    layers : list of Layer
+    layers : sequence of Layer
         The network, in the order it runs.
     height, width, batch : int
         The input's pixels, and how many images.
@@ -63,12 +63,12 @@ def format_summary(rows: list[SummaryRow]) -> str:
     return "\n".join(lines)
 
 
-def format_edges(layers: list[Layer], saturated: Mapping[str, float]) -> str:
+def format_edges(layers: Sequence[Layer], saturated: Mapping[str, float]) -> str:
     """Lay out as text how each edge of an INT8 network stands for real numbers.
 
     Parameters
     ----------
-    layers : list of Layer
+    layers : sequence of Layer
         The network; layers whose output stays float32 have no line.
     saturated : mapping of str to float
         The share of an edge's values that lay outside its range in calibration, where known.

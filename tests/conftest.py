@@ -32,9 +32,14 @@ def real_state_dict(test_data: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled() -> None:
-    """Compile what most tests need before the first one, which would else be told of it."""
+    """Compile what most tests need before the first one, which would else be told of it.
+
+    The code stays where it is when a test gives minires another cache, and is there the next time.
+    """
+    from minires.kernels.compile import code_dir
     from minires.kernels.operators import compile_network
     from minires.kernels.simd import choose_isa
 
+    os.environ["NUMBA_CACHE_DIR"] = str(code_dir())
     for precision in ("fp32", "int8", "int8-simulated"):
         compile_network(precision, choose_isa().name)

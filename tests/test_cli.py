@@ -344,7 +344,7 @@ def nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in "MINIRES_CACHE", "TORCH_HOME":
         monkeypatch.setenv(variable, str(tmp_path / "cache"))
     monkeypatch.delenv("MINIRES_OFFLINE")
-    monkeypatch.setattr(api.download, "_knock", lambda _: pytest.fail("asked a server"))
+    monkeypatch.setattr(api.download, "_download", lambda *_: pytest.fail("asked a server"))
     monkeypatch.setattr(api.download, "_download", lambda *_, **__: pytest.fail("downloaded"))
 
 

@@ -1,3 +1,4 @@
+import copy
 import tracemalloc
 from typing import Any
 
@@ -291,6 +292,73 @@ def test_every_step_and_part_is_found_by_its_name(model: ResNet50) -> None:
 def test_an_unknown_name_is_a_key_error(model: ResNet50) -> None:
     with pytest.raises(KeyError, match=r"'layer5\.0\.conv1'; print\(model\)"):
         model["layer5.0.conv1"]
+
+
+# What can be changed, and what cannot
+
+
+def test_a_state_dict_is_neither_changed_nor_shared(x: Array) -> None:
+    state = {key: value.copy() for key, value in seeded_state_dict().items()}
+    model = ResNet50.from_state_dict(state)
+    expected = model(x)
+    for key, value in state.items():
+        assert_same(value, seeded_state_dict()[key])
+        value[...] = 1  # the caller's arrays can still be written to
+    assert_same(model(x), expected)
+
+
+def test_parameters_handed_in_are_neither_changed_nor_shared(model: ResNet50, x: Array) -> None:
+    bias = model.params["fc"].bias.copy()
+    params = {**model.params, "fc": model.params["fc"]._replace(bias=bias)}
+    other = ResNet50(model.layers, params)
+    bias[...] = 1
+    params.clear()
+    assert_same(other(x), model(x))
+    assert other.params["conv1"].weight is model.params["conv1"].weight  # no copy where none can be
+
+
+def test_other_weights_make_another_network(model: ResNet50, x: Array) -> None:
+    expected = model(x)
+    fc = model.params["fc"]
+    other = ResNet50(model.layers, {**model.params, "fc": fc._replace(bias=fc.bias + 1)})
+    assert_close(other(x), expected + 1, 1e-5 * float(np.abs(expected).max()))
+    assert_same(model(x), expected)
+
+
+def test_a_copy_has_neither_hooks_nor_a_record(model: ResNet50, x: Array) -> None:
+    seen: list[str] = []
+    model.record = lambda *_: seen.append("record")
+    try:
+        with model["conv1"].register_forward_hook(lambda *_: seen.append("hook")):
+            other = copy.deepcopy(model)
+            assert_same(other(x), ResNet50(other.layers, model.params)(x))
+            assert seen == []
+            model(x)
+            assert {"record", "hook"} == set(seen)
+    finally:
+        model.record = None
+    assert not any(p.flags.writeable for p in other.params["fc"])
+
+
+@pytest.mark.parametrize(
+    ("precision", "other"),
+    [("fp32", "int8"), ("bf16", "int8-simulated"), ("int8", "fp32"), ("int8-simulated", "bf16")],
+)
+def test_a_precision_that_wants_other_parameters_is_refused(
+    model: ResNet50, precision: str, other: str
+) -> None:
+    network = ResNet50(model.layers, model.params, precision)
+    with pytest.raises(MiniresError, match=f'minires.resnet50.weights, precision="{other}".'):
+        network.precision = other
+    assert network.precision == precision
+
+
+def test_what_is_no_precision_and_no_backend_is_refused(model: ResNet50) -> None:
+    with pytest.raises(MiniresError, match="no precision 'int7'; there is fp32, bf16"):
+        ResNet50(model.layers, model.params, "int7")
+    for name in ("nump", "cuda", None, ["numpy"]):
+        with pytest.raises(MiniresError, match=r"no backend .*; there is numba, numpy$"):
+            model.backend = name  # type: ignore[assignment]
 
 
 # Bad input

@@ -7,6 +7,7 @@ away, and no im2col matrix is ever written: im2col is implicit in the addresses.
 
 import math
 import mmap
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,16 @@ from minires.summary import summarize
 LAST_CACHE = 2**25  # bytes of activations in use: the last cache has some tens of megabytes
 PLANS = 4  # shapes of input whose buffers are kept
 ONE_AT_A_TIME = threading.Lock()  # buffers are shared, and each run takes all threads anyway
+
+
+def _renew_lock() -> None:
+    """Begin anew in a child that was forked: who held the lock, is not there to let go of it."""
+    global ONE_AT_A_TIME
+    ONE_AT_A_TIME = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Buffer(NamedTuple):
@@ -152,7 +163,8 @@ class Engine:
         logits = np.empty((len(x), self.layers[-1].out_c), np.float32)
         parts = -(-len(x) // self._divide(x.shape).more)
         images = -(-len(x) // parts)  # alike: a last image by itself would take as long as alone
-        calls, threads = 0, self.threads or get_num_threads()
+        threads = self.threads or get_num_threads()
+        calls: list[tuple[Any, ...]] = []
         with ONE_AT_A_TIME:
             for start in range(0, len(x), images):
                 together = x[start : start + images]
@@ -167,9 +179,12 @@ class Engine:
                         between = self.ticks[steps.start : steps.stop + 1]
                         times = _in_seconds(between, called, perf_counter())
                         times[0][0] = began  # the image's way to here is the first step's
-                        record(self.layers[steps], part.shape, calls, times)
-                    began, calls = perf_counter(), calls + 1
+                        calls.append((self.layers[steps], part.shape, len(calls), times))
+                    began = perf_counter()
                 logits[start : start + images] = plan.logits[:, : logits.shape[1]]
+        for call in calls:  # now that others may run: a record may want to, too
+            assert record
+            record(*call)
         return logits
 
     def _divide(self, shape: Shape) -> Division:
@@ -448,9 +463,9 @@ def _in_seconds(ticks: Array, started: float, ended: float) -> Array:
     """Tell when each step began and ended, of steps that took from start to end.
 
     Ticks are those of a clock of unknown rate: all of them took all of the time, and the call's
-    own microseconds are shared out among them.
+    own microseconds are shared out among them. Cores may read it a few ticks apart.
     """
-    ticks = ticks - ticks[0]
+    ticks = np.maximum.accumulate(ticks) - ticks[0]
     times = started + (ended - started) / max(1, int(ticks[-1])) * ticks
     return np.stack([times[:-1], times[1:]], axis=1)
 

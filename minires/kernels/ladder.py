@@ -6,28 +6,44 @@ tests, the command line and the README's table read this list and no other.
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
 
 from minires import plots
 from minires.errors import MiniresError
 from minires.kernels import ladder_f32, ladder_u8s8
+from minires.kernels.compile import compile_for
 from minires.kernels.engine import Engine
 from minires.kernels.peak import best_instruction, measure_peak
-from minires.kernels.simd import ISA, ISAS, MULTIPLY_TILES, choose_isa, groups_at_once
+from minires.kernels.simd import ISA, ISA_NAMED, MULTIPLY_TILES, choose_isa, groups_at_once
 from minires.kernels.threads import get_num_threads
 from minires.layers import Array, FloatParams, Int8Params, Layer
 from minires.model import OPERATORS
 from minires.reference import QParams, im2col_ref, round_bf16_ref
+from minires.trust import (
+    doubt_pair,
+    doubt_share,
+    doubt_spread,
+    mark,
+    measure_until_steady,
+    percent,
+    spread_of,
+    verdict,
+)
 
 Conv = Callable[[Array], Array]
 LAYER = Layer("layer2.1.conv2", "conv", ("input",), 128, 128, 3, 1, 1, relu=True)
 SHAPE = (1, 28, 28, 128)  # what comes in; 231 million operations
 PAUSE = 0.1  # seconds: threads of the rung before, NumPy's BLAS above all, wait awake for a while
 WARM_UP = 0.03  # seconds: a thread that wakes may share a core until the scheduler looks
+SIGNATURES = {  # a, b and c of a matrix product
+    "fp32": (types.float32, types.float32, types.float32),
+    "int8": (types.uint8, types.int8, types.int32),
+}
 EPS = float(np.finfo(np.float32).eps)
 IDEAS = {name: f"the matrix instruction {name}" for name in MULTIPLY_TILES} | {
     "vpmaddubsw, split": "three instructions for four products, as before VNNI, twice to be exact"
@@ -51,11 +67,22 @@ class Result(NamedTuple):
     spread: float  # third quartile less first, as a share of the median
     gops: float  # 10^9 multiplications and additions a second
     share: float  # of the peak of as many threads as it uses
+    doubts: tuple[str, ...] = ()  # what speaks against these figures; see `minires.trust`
 
 
-def _with_gemm(precision: str, gemm: Callable[..., Array], order: str) -> Callable[..., Conv]:
+@functools.cache
+def _compiled(precision: str, isa: str, gemm: Callable[..., Array]) -> Callable[..., Array]:
+    """Compile a matrix product that is written down in Python, once in a process."""
+    a, b, c = SIGNATURES[precision]
+    signature = c[:, ::1](a[:, ::1], b[:, ::1])
+    return compile_for(ISA_NAMED[isa], gemm, signature, precision)
+
+
+def _with_gemm(
+    precision: str, isa: ISA, gemm: Callable[..., Array], order: str
+) -> Callable[..., Conv]:
     """Have the definition use another GEMM, and pad for its tiles."""
-    conv = OPERATORS[precision]["conv"]
+    conv, product = OPERATORS[precision]["conv"], _compiled(precision, isa.name, gemm)
 
     def prepare(layer: Layer, p: Any) -> Conv:
         weight = p.w_s8 if isinstance(p, Int8Params) else p.weight  # (N, K)
@@ -66,7 +93,7 @@ def _with_gemm(precision: str, gemm: Callable[..., Array], order: str) -> Callab
         def multiply(a: Array, _: Array) -> Array:
             rows = -len(a) % ladder_f32.ROWS
             padded = np.pad(a, ((0, rows), (0, missing))) if rows or missing else a
-            return gemm(np.ascontiguousarray(padded), b)[: len(a)]
+            return product(np.ascontiguousarray(padded), b)[: len(a)]
 
         return functools.partial(conv, layer, p, gemm=multiply)
 
@@ -93,7 +120,7 @@ def _with_engine(
             image = replace(image, in_c=K, out_c=K)
             inner = replace(layer, in_c=K, kernel=1, stride=1, padding=0)
         if isinstance(p, Int8Params):
-            image.qparams = p.x
+            image = replace(image, qparams=p.x)
         inner = replace(inner, inputs=("input",))
         engine = kind([image, inner], {layer.name: p}, precision, isa, threads)
         zero_point = p.x.zero_point if isinstance(p, Int8Params) else 0
@@ -134,16 +161,15 @@ def rungs(precision: str) -> list[Rung]:
             (module.ordered, "KN", "the loops in an order that sums side by side, not one by one"),
             (module.tiled, "KN", "a tile of 4 rows by 4 steps in registers"),
         ]:
-            climbed.append(Rung(gemm.__name__, idea, _with_gemm(precision, gemm, order)))
-    named = {isa.name: isa for isa in ISAS}
+            climbed.append(Rung(gemm.__name__, idea, _with_gemm(precision, isa, gemm, order)))
     idea = "prepacked panels: a microkernel keeps its sums in registers"
-    climbed.append(Rung("panels", idea, matrix(named["generic"])))
+    climbed.append(Rung("panels", idea, matrix(ISA_NAMED["generic"])))
     names = [f"{'avx512' if isa.lanes == 16 else 'avx2'}, vpmaddubsw"] if kind == "u8s8" else []
     names += ["avx512bf16"] if groups_at_once(isa.instructions[kind]) > 1 else []
     for name in dict.fromkeys([*names, isa.name]) if isa.name != "generic" else []:
-        instruction = named[name].instructions[kind]
+        instruction = ISA_NAMED[name].instructions[kind]
         idea = IDEAS.get(instruction, f"the vector instruction {instruction}")
-        climbed.append(Rung(instruction.partition(",")[0], idea, matrix(named[name])))
+        climbed.append(Rung(instruction.partition(",")[0], idea, matrix(ISA_NAMED[name])))
     idea = "blocks of rows that stay in the cache"
     climbed.append(Rung("blocks", idea, kernels(isa, explicit=True)))
     idea = f"work shared out to {threads} threads"
@@ -204,11 +230,16 @@ def check(y: Array, expected: Array, layer: Layer, precision: str) -> None:
         raise MiniresError(f"a rung of the {precision} ladder is wrong by {error:g}; report this")
 
 
-def _times(run: Callable[[], Any], rounds: int) -> list[float]:
+def _times_in_turn(run: Conv, x: Array) -> list[float]:
+    """Time a rung three times, once it is this rung's turn and its threads are awake."""
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    while time.perf_counter() < start + WARM_UP:
+        run(x)
     times = []
-    for _ in range(rounds):
+    for _ in range(3):
         start = time.perf_counter()
-        run()
+        run(x)
         times.append(time.perf_counter() - start)
     return times
 
@@ -226,29 +257,61 @@ def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
     Yields
     ------
     Result
-        In the order of `rungs`.
+        In the order of `rungs`. Where something is in doubt, all are timed once more; what is in
+        doubt even then is in their `doubts`.
     """
     layer, p, x = problem(precision)
     expected = OPERATORS[precision]["conv"](layer, p, x)
     found = [(rung, rung.prepare(layer, p)) for rung in rungs(precision)]
     for _, run in found:
         check(run(x), expected, layer, precision)
-    peak = functools.partial(measure_peak, best_instruction(precision), choose_isa(), threads=1)
-    best = peak().gops
+    operations = 2 * layer.macs(expected.shape)
+    results, _ = measure_until_steady(
+        lambda: _time_all(precision, found, x, operations, rounds),
+        lambda results: [doubt for result in results for doubt in result.doubts],
+        tries=2,  # since it takes long
+    )
+    yield from results
+
+
+def _time_all(
+    precision: str, found: list[tuple[Rung, Conv]], x: Array, operations: int, rounds: int
+) -> list[Result]:
+    """Time all rungs in turns, and the peak before and after."""
+    before = measure_peak(best_instruction(precision), choose_isa(), threads=1)
     times: list[list[float]] = [[] for _ in found]
     for i in range(rounds):
         for of_rung, (_, run) in zip(times, found, strict=True):
             if i < 3 or sum(of_rung) < 0.5:
-                time.sleep(PAUSE)
-                start = time.perf_counter()
-                while time.perf_counter() < start + WARM_UP:
-                    run(x)
-                of_rung += _times(functools.partial(run, x), 3)
-    best = max(best, peak().gops)  # before and after: the machine may have been busy
+                of_rung += _times_in_turn(run, x)
+    after = measure_peak(best_instruction(precision), choose_isa(), threads=1)
+    best = max(before.gops, after.gops)
+    doubts = doubt_pair("the peak", before.gops, after.gops)
+    results = []
     for of_rung, (rung, _) in zip(times, found, strict=True):
-        low, seconds, high = np.percentile(of_rung, [25, 50, 75])
-        gops = 2 * layer.macs(expected.shape) / seconds / 1e9
-        yield Result(rung, seconds, (high - low) / seconds, gops, gops / best / rung.threads)
+        seconds = float(np.median(of_rung))
+        spread = spread_of(of_rung)
+        gops = operations / seconds / 1e9
+        share = gops / best / rung.threads
+        why = [*doubts, *doubt_spread(rung.name, spread), *doubt_share(rung.name, share)]
+        results.append(Result(rung, seconds, spread, gops, share, tuple(why)))
+    return results
+
+
+def doubts_about(results: Iterable[Result]) -> list[str]:
+    """List what speaks against measurements, each reason once.
+
+    Parameters
+    ----------
+    results : iterable of Result
+        What `climb` gave.
+
+    Returns
+    -------
+    list of str
+        For `minires.trust.verdict`.
+    """
+    return list(dict.fromkeys(doubt for result in results for doubt in result.doubts))
 
 
 def format_table(results: dict[str, list[Result]]) -> str:
@@ -262,16 +325,18 @@ def format_table(results: dict[str, list[Result]]) -> str:
     Returns
     -------
     str
-        A row a rung.
+        A row a rung; beneath them a line where something is in doubt.
     """
     lines = ["| precision | rung | its idea | ms | GOP/s | of peak |", "| --- " * 6 + "|"]
     for precision, climbed in results.items():
         for r in climbed:
             lines.append(
-                f"| {precision} | {r.rung.name} | {r.rung.idea} | {1e3 * r.seconds:.3f} | "
-                f"{r.gops:.1f} | {r.share:.0%} |"
+                f"| {precision} | {r.rung.name} | {r.rung.idea} | "
+                f"{mark(f'{1e3 * r.seconds:.3f}', r.doubts)} | {mark(f'{r.gops:.1f}', r.doubts)} | "
+                f"{percent(r.share, r.doubts)} |"
             )
-    return "\n".join(lines)
+    doubts = doubts_about(r for climbed in results.values() for r in climbed)
+    return "\n".join([*lines, "", verdict(doubts)] if doubts else lines)
 
 
 def plot(results: dict[str, list[Result]], path: str) -> None:

@@ -1,19 +1,17 @@
 """The ladder in u8 x s8, the rungs that Numba alone can climb; read it beside ladder_f32.py.
 
 A rung multiplies a, (M, K), by b, as it wants the weights, and returns c, (M, N). All make the same
-products; what changes is their order, and with it how often memory is touched. ladder.py has the
-rungs above these, which are the engine's, and times them all.
+products; what changes is their order, and with it how often memory is touched. ladder.py compiles
+them, has the rungs above these, which are the engine's, and times them all.
 """
 
 import numpy as np
-from numba import njit
 
 from minires.layers import Array
 
 ROWS = STEPS = 4  # of the tile: rows of a, and steps along K
 
 
-@njit(nogil=True, cache=True)
 def loops(a: Array, b: Array) -> Array:
     """Compile the three loops as they are written down: row, column, product.
 
@@ -28,7 +26,6 @@ def loops(a: Array, b: Array) -> Array:
     return c
 
 
-@njit(nogil=True, cache=True)
 def ordered(a: Array, b: Array) -> Array:
     """Run along rows of b and c in the innermost loop: it reads on, and LLVM makes it vectors."""
     M, K, N = a.shape[0], a.shape[1], b.shape[1]  # b is (K, N) from here on
@@ -40,7 +37,6 @@ def ordered(a: Array, b: Array) -> Array:
     return c
 
 
-@njit(nogil=True, cache=True)
 def tiled(a: Array, b: Array) -> Array:
     """Keep a tile of a, 4 rows by 4 steps, in registers: b's loads serve 4 rows, c's 4 steps."""
     M, K, N = a.shape[0], a.shape[1], b.shape[1]

@@ -5,22 +5,18 @@ array of steps whose operands are addresses, so that a whole network is one call
 """
 
 import functools
-import hashlib
-import re
-import sys
-import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray, from_dtype, njit, prange, types
+from numba import carray, from_dtype, njit, types
 from numba.extending import overload
 
 from minires.errors import MiniresError
+from minires.kernels.compile import compile_for, name_apart
 from minires.kernels.simd import (
     ISA,
-    ISAS,
+    ISA_NAMED,
     LINE,
     count_up,
     largest,
@@ -30,6 +26,7 @@ from minires.kernels.simd import (
     tile_registers,
     wait_for,
 )
+from minires.kernels.threads import WORKERS
 
 # One fused operator, ready to run. Addresses and counts in int64; strides of rows and images in
 # bytes, a convolution's in pixels; of the offsets, x's in bytes and y's in elements.
@@ -50,17 +47,6 @@ STEP = np.dtype(
 INPUT, CONV, MAXPOOL, AVGPOOL, LINEAR = range(5)
 CHANNELS = 3  # of a pixel
 OPS = {"input": INPUT, "conv": CONV, "maxpool": MAXPOOL, "avgpool": AVGPOOL, "linear": LINEAR}
-
-
-def _name_apart(function: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """Give a function, of which there are several, a name of its own; before it is compiled.
-
-    Linking goes by name, and Numba's names differ in how many functions the process had compiled
-    before. Of two that come from the cache, each the first of its process, one would silently run
-    in the other's place.
-    """
-    function.__qualname__ += "_" + re.sub(r"[^a-z0-9]+", "_", what)
-    return function
 
 
 @njit
@@ -102,7 +88,7 @@ def _mean(then: Callable[..., Any]) -> Callable[..., Any]:
         q = step.scale, step.low, step.high, step.zero_point
         return then(total / np.float32(step.in_h * step.in_w), q)
 
-    return njit(_name_apart(average, then.__name__))
+    return njit(name_apart(average, then.__name__))
 
 
 class Format(NamedTuple):
@@ -142,15 +128,9 @@ FORMATS |= {
 }
 
 
-def source_hash() -> str:
-    """Hash the files of this folder."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
 @functools.cache
 def compile_network(precision: str, isa: str) -> Callable[..., None]:
-    """Compile, or load from Numba's cache, what runs the steps of a program.
+    """Compile, or load from the cache, what runs the steps of a program.
 
     Parameters
     ----------
@@ -165,47 +145,38 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
         ``execute(program, times, first, last, threads)``; program is an array of `STEP`, and times
         of int64, (steps + 1,): it is told when the first began and when each ended, in ticks.
     """
-    # All that the closure holds is this text, by which Numba's cache tells kernels apart. It does
-    # not notice a change in another file, hence the hash; nor could it pickle functions alike.
-    spec = f"{precision}/{isa}/{source_hash()}"
-    text = f"minires: compiling the {precision} kernels for this machine, once"
-    notice = threading.Timer(1.0, print, [text], {"file": sys.stderr, "flush": True})
-    notice.start()  # loading them from the cache takes less
-
+    spec = f"{precision}/{isa}"
     count = types.int64
-    signature = types.void(from_dtype(STEP)[::1], count[::1], count, count, count)
+    signature = types.void(from_dtype(STEP)[::1], count[::1], count[:, :, ::1], count, count, count)
+
+    def steps(program: Any, times: Any, counts: Any, first: int, last: int, thread: int) -> None:
+        threads = counts.shape[1] - 2
+        if times[first] == 0:  # the first to come
+            times[first] = ticks()
+        for i in range(first, last):
+            done, ended = counts[i, threads:].ctypes.data, counts[i, threads + 1 :].ctypes.data
+            for other in range(threads):
+                share = (thread + other) % threads
+                if count_up(counts[i, share:].ctypes.data) == 0:
+                    run_share(spec, program[i], share, threads)
+                    if count_up(done) == threads - 1:
+                        times[i + 1] = ticks()
+                        count_up(ended)
+            wait_for(ended, 1)
+
+    notice = f"minires: compiling the {precision} kernels for this machine, once"
+    compiled = compile_for(ISA_NAMED[isa], steps, signature, precision, notice)
 
     def execute(program: Any, times: Any, first: int, last: int, threads: int) -> None:
-        # Of each step, how many threads came for each share, and how many shares are done: counts
-        # that lie a cache line apart. A share that nobody has begun is anybody's; so a thread waits
-        # for what another one is at, and never for one that comes late.
-        counts = np.zeros((last, threads + 1, LINE // 8), np.int64)
-        times[first] = ticks()
-        for thread in prange(threads):
-            for i in range(first, last):
-                done = counts[i, threads:].ctypes.data
-                for other in range(threads):
-                    share = (thread + other) % threads
-                    if count_up(counts[i, share:].ctypes.data) == 0:
-                        run_share(spec, program[i], share, threads)
-                        if count_up(done) == threads - 1:
-                            times[i + 1] = ticks()
-                wait_for(done, threads)
+        # Of each step, how many threads came for each share, how many shares are done, and whether
+        # the step has ended: counts that lie a cache line apart. A share that nobody has begun is
+        # anybody's. So a thread waits for what another one is at, and never for one that comes
+        # late; that one finds all shares taken.
+        counts = np.zeros((last, threads + 2, LINE // 8), np.int64)
+        times[first] = 0
+        WORKERS.share(compiled, threads, program, times, counts, first, last)
 
-    try:
-        return compile_cached(_name_apart(execute, spec), signature, parallel=True)
-    finally:
-        notice.cancel()
-
-
-def compile_cached(function: Callable[..., Any], signature: Any, **options: Any) -> Any:
-    """Compile for a signature, and keep the code on the disk where that can be written to."""
-    try:
-        return njit(signature, nogil=True, cache=True, **options)(function)
-    except RuntimeError as error:
-        if "no locator" not in str(error):
-            raise
-        return njit(signature, nogil=True, **options)(function)
+    return execute
 
 
 def run_share(spec: str, step: Any, share: int, shares: int) -> None:
@@ -219,8 +190,8 @@ def run_share(spec: str, step: Any, share: int, shares: int) -> None:
 def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., None] | None:
     if not isinstance(spec, types.Literal):
         return None  # asked again with the literal
-    precision, name, _ = spec.literal_value.split("/")
-    form, isa = FORMATS[precision], next(isa for isa in ISAS if isa.name == name)
+    precision, name = spec.literal_value.split("/")
+    form, isa = FORMATS[precision], ISA_NAMED[name]
     parts = (
         _tiles(form, isa),
         _convert(form),
@@ -228,7 +199,7 @@ def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., N
         _avgpool(form),
     )
     tiles, convert, maxpool, avgpool = (
-        njit(_name_apart(part, spec.literal_value)) for part in parts
+        njit(name_apart(part, spec.literal_value)) for part in parts
     )
 
     # Numba wants the very annotations of the function above.

@@ -6,6 +6,7 @@ cycle each, the instructions a cycle by doing nothing else.
 """
 
 import functools
+import itertools
 import math
 import re
 import time
@@ -13,14 +14,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange, types
+from numba import types
 
 from minires.kernels.caches import caches
-from minires.kernels.simd import CHAIN, ISA, choose_isa, spin
-from minires.kernels.threads import get_num_threads
+from minires.kernels.compile import compile_for
+from minires.kernels.simd import CHAIN, ISA, ISA_NAMED, available_isas, choose_isa, spin
+from minires.kernels.threads import WORKERS, get_num_threads
+from minires.trust import HIGHEST, doubt_spread, measure_until_steady
 
-SECONDS = 0.01  # a measurement takes about as long: many times what starting a thread does
-ROUNDS = 15
+# One core's window is shorter than the slice of time that a scheduler gives a thread: so even on a
+# busy machine some windows pass undisturbed. That of all threads is longer, since they take up to
+# some milliseconds to start, each on a core of its own.
+SECONDS = 0.002
+LONGER = 4
+LONGEST = 1.0  # a busy machine gets no more seconds than this for its rounds, and 6 rounds at least
+ROUNDS = 20
 FITS = 0.12  # how far from a rate that a CPU can have a measured one may lie, as a share of it
 ONCE = (1 / 2, 1, 2)  # how many a cycle: by the number and the width of the vector units
 THIRDS, QUARTERS = (1 / 3, 2 / 3, 1), (1 / 4, 1 / 2, 2 / 3, 1)  # of what takes more than one
@@ -42,7 +50,7 @@ INSTRUCTIONS = [
     Instruction("mul, add", "fp32", 1, ("mulps", "addps"), sums=8),
     Instruction("vdpbf16ps", "bf16", 2, ("vdpbf16ps",)),
     Instruction("vpmaddubsw", "int8", 4, ("vpmaddubsw", "vpmaddwd", "vpaddd"), rates=THIRDS),
-    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd|vpdpwssd",), sums=8, rates=QUARTERS),
+    Instruction("vpmaddwd", "int8", 4, ("vpmaddwd",), sums=8, rates=QUARTERS),
     Instruction("mul, add of bytes", "int8", 4, ("pm",), sums=4, rates=()),
     Instruction("vpdpbusd", "int8", 4, ("vpdpbusd",)),
     Instruction("tdpbf16ps", "bf16", 2 * 16 * 16, ("tdpbf16ps",), sums=6, rates=(1 / 16,)),
@@ -58,7 +66,7 @@ class Peak(NamedTuple):
     gops: float  # 10^9 multiplications and additions a second, on one core, in the best round
     all_gops: float  # on all threads
     threads: int
-    spread: float  # how much longer the median round took: of one core, of all, of the clock's
+    spread: float  # how far apart the best of the even rounds and the best of the odd ones lie
     clock: float  # 10^9 cycles a second, measured in between
     assembly: str  # of the loop that was timed
 
@@ -80,6 +88,17 @@ class Peak(NamedTuple):
         once = 2 * self.instruction.products * self.lanes * self.clock
         return once * self.likely_rate if self.likely_rate else None
 
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against this measurement; see `minires.trust`."""
+        name = self.instruction.name
+        found = doubt_spread(name, self.spread)
+        if self.all_gops > HIGHEST * self.threads * self.gops:
+            found.append(f"{name} is faster on {self.threads} threads than so many cores can be")
+        if self.all_gops * HIGHEST < self.gops:
+            found.append(f"{name} is slower on {self.threads} threads than on one")
+        return found
+
 
 class Bandwidth(NamedTuple):
     """How fast one level of the memory can be read."""
@@ -89,6 +108,31 @@ class Bandwidth(NamedTuple):
     one: float  # 10^9 bytes a second, by one core
     all: float  # by all threads
     threads: int
+    spread: float = 0.0  # how far apart the best of the even rounds and of the odd ones lie
+
+
+def doubts_about(memory: list[Bandwidth]) -> list[str]:
+    """List what speaks against bandwidths that were measured; see `minires.trust`.
+
+    Parameters
+    ----------
+    memory : list of Bandwidth
+        From the fastest level to the slowest.
+
+    Returns
+    -------
+    list of str
+        A reason each.
+    """
+    found = []
+    for b in memory:
+        found += doubt_spread(f"reading {b.level}", b.spread)
+        if b.all * HIGHEST < b.one:
+            found.append(f"{b.level} is read more slowly by {b.threads} threads than by one")
+    for nearer, farther in itertools.pairwise(memory):
+        if farther.one > HIGHEST * nearer.one or farther.all > HIGHEST * nearer.all:
+            found.append(f"{farther.level} is read faster than {nearer.level}, which is nearer")
+    return found
 
 
 def instructions(isa: ISA) -> list[Instruction]:
@@ -99,32 +143,47 @@ def instructions(isa: ISA) -> list[Instruction]:
 
 
 @functools.cache
-def _spinner(name: str, lanes: int, sums: int) -> Callable[..., None]:
-    spec = f"{name}/{lanes}/{sums}"
-
-    @njit(types.void(types.int64, types.int64), nogil=True)
-    def run(operands: int, count: int) -> None:
-        spin(spec, operands, count)
-
-    return run
-
-
-@functools.cache
-def _spinners(name: str, lanes: int, sums: int) -> Callable[..., None]:
+def spinner(isa: str, name: str, sums: int) -> Any:
+    """Compile a loop that does nothing but multiply: its count, and which thread runs it."""
+    lanes = ISA_NAMED[isa].lanes
     spec, size = f"{name}/{lanes}/{sums}", 4 * 4 * lanes
 
-    @njit(types.void(types.int64, types.int64, types.int64), nogil=True, parallel=True)
-    def run(operands: int, count: int, threads: int) -> None:
-        for thread in prange(threads):
-            spin(spec, operands + size * thread, count)
+    def run(operands: int, count: int, thread: int) -> None:
+        spin(spec, operands + size * thread, count)
 
-    return run
+    integer = types.int64
+    signature = types.void(integer, integer, integer)
+    # Not kept on the disk: what was timed is listed, too.
+    return compile_for(ISA_NAMED[isa], run, signature, spec, keep=False)
 
 
 def _time(run: Callable[..., Any], *arguments: Any) -> float:
     started = time.perf_counter()
     run(*arguments)
     return time.perf_counter() - started
+
+
+def _shortest(rounds: int, run: Callable[..., Any], *arguments: Any) -> float:
+    return min(_time(run, *arguments) for _ in range(rounds))
+
+
+def _rounds(one_round: Callable[[], tuple[float, ...]]) -> list[Any]:
+    started = time.perf_counter()
+    found: list[Any] = []
+    while len(found) < 6 or (len(found) < ROUNDS and time.perf_counter() < started + LONGEST):
+        found.append(one_round())
+    return found
+
+
+def _best(runs: list[Any]) -> tuple[Any, float]:
+    """Find the shortest times, and how far apart those of the even and of the odd rounds lie.
+
+    What else runs can only make a round slower: so the best is what the machine can do, if another
+    half of the rounds comes to the same.
+    """
+    even, odd = np.min(runs[::2], axis=0), np.min(runs[1::2], axis=0)
+    apart = np.maximum(even, odd) / np.minimum(even, odd) - 1
+    return np.minimum(even, odd), float(np.max(apart))
 
 
 def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None) -> Peak:
@@ -142,31 +201,41 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
     Returns
     -------
     Peak
-        One core and all threads take turns, with the clock in between.
+        One core and all threads take turns, with the clock in between. What is still in doubt
+        after a few tries is in its `doubts`.
     """
     threads, lanes = threads or get_num_threads(), isa.lanes
     name, sums = instruction.name, instruction.sums
-    one, clock = _spinner(name, lanes, sums), _spinner("chain", lanes, 1)
-    every = _spinners(name, lanes, sums)
+    one, clock = spinner(isa.name, name, sums), spinner(isa.name, "chain", 1)
     operands = np.zeros(4 * lanes * threads, np.float32)
     at, count = operands.ctypes.data, 2**12
-    while min(_time(one, at, count) for _ in range(3)) < SECONDS:
+    while _shortest(3, one, at, count, 0) < SECONDS:
         count *= 2
-    every(at, 1, threads)
-    chain = count * CHAIN // 4  # about as long
+    chain = max(1, count * sums // (2 * CHAIN))  # about as long, at two instructions a cycle
     work = 2 * instruction.products * lanes * sums * count / 1e9
-    runs = [
-        (_time(one, at, count), _time(clock, at, chain), _time(every, at, count, threads))
-        for _ in range(ROUNDS)
-    ]
-    # A peak is what was reached: whatever else runs can only make a round slower.
-    alone, chained, together = best = np.min(runs, axis=0)
-    spread = float((np.median(runs, axis=0) / best - 1).max())
-    listing = next(iter(one.inspect_asm().values()))  # type: ignore[attr-defined]
-    return Peak(
-        instruction, lanes, float(work / alone), float(work * threads / together), threads, spread,
-        float(chain * CHAIN / chained / 1e9), inner_loop(listing, instruction.mnemonics[0]),
-    )  # fmt: skip
+    cycles = chain * CHAIN / 1e9
+    listing = next(iter(one.inspect_asm().values()))
+    loop = inner_loop(listing, instruction.mnemonics[0])
+    runs: list[Any] = []
+
+    def one_round() -> tuple[float, ...]:
+        alone = _time(one, at, count, 0)
+        chained = _time(clock, at, chain, 0)
+        together = _time(WORKERS.all, one, threads, at, LONGER * count) / LONGER
+        return alone, chained, together
+
+    def measure() -> Peak:
+        # A thread that wakes may share a core until the scheduler looks: so first a long window.
+        WORKERS.all(one, threads, at, 16 * count)
+        runs.extend(_rounds(one_round))
+        (alone, chained, together), spread = _best(runs)
+        gops = float(work / alone)
+        all_gops = float(work * threads / together)
+        clock_ghz = float(cycles / chained)
+        return Peak(instruction, lanes, gops, all_gops, threads, spread, clock_ghz, loop)
+
+    found, _ = measure_until_steady(measure, lambda peak: peak.doubts)
+    return found
 
 
 def best_instruction(precision: str, isa: ISA | None = None) -> Instruction:
@@ -238,14 +307,14 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
     str
         From the loop's label to the jump back to it; empty where there is none.
     """
-    lines = [line.partition("#")[0].expandtabs(8).rstrip() for line in assembly.splitlines()]
+    lines = [re.split("#|//", line)[0].expandtabs(8).rstrip() for line in assembly.splitlines()]
     labels: dict[str, int] = {}
     loops = []
     for i, line in enumerate(lines):
         words = line.split()
         if line.endswith(":"):
             labels[line[:-1].strip()] = i
-        elif words and words[0].startswith("j") and words[-1] in labels:
+        elif words and words[-1] in labels:  # a jump back
             loops.append(lines[labels[words[-1]] : i + 1])
     # A loop around another has its instructions too: the shortest of those that have most wins.
     best = max(loops, key=lambda loop: (len(re.findall(mnemonic, "\n".join(loop))), -len(loop)),
@@ -255,18 +324,17 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
 
 
 @functools.cache
-def _reader() -> Callable[..., int]:
-    @njit(types.int64(types.int64[:, ::1], types.int64), nogil=True, parallel=True)
-    def read(x: Any, times: int) -> int:
-        total = 0
-        for row in prange(len(x)):  # one thread a row
-            part = x[row]
-            for again in range(times):
-                part[0] = again  # so that the sums are not all one
-                total += part.sum()
-        return total
+def _reader() -> Callable[..., None]:
+    def read(x: Any, times: int, sums: Any, thread: int) -> None:
+        part = x[thread]
+        for again in range(times):
+            part[0] = again  # so that the sums are not all one
+            sums[thread] += part.sum()
 
-    return read
+    integer = types.int64
+    signature = types.void(integer[:, ::1], integer, integer[::1], integer)
+    # By the widest vectors there are, whatever set was chosen: this is about the memory.
+    return compile_for(available_isas()[0], read, signature)
 
 
 def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
@@ -281,24 +349,43 @@ def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
     -------
     list of Bandwidth
         From L1 to memory, of which four times as much is read as the last cache holds.
+        `doubts_about` tells what is still in doubt after a few tries.
     """
-    threads, read = threads or get_num_threads(), _reader()
+    threads = threads or get_num_threads()
     levels = [(cache.level, cache.size // cache.sharers // 2) for cache in caches()]
     last = max(cache.size for cache in caches())
-    found = []
-    for level, size in [*levels, ("memory", max(2**25, 4 * last))]:
-        rates = []
-        for count in (1, threads):
-            each = size // count if level == "memory" else size
-            # Written, not zeros: pages that nobody has written are all one page, in the cache.
-            x = np.ones((count, each // 8), np.int64)
-            times = 1
-            while _time(read, x, times) < SECONDS and times < 2**20:
-                times *= 2
-            seconds = min(_time(read, x, times) for _ in range(ROUNDS))
-            rates.append(x.nbytes * times / seconds / 1e9)
-        found.append(Bandwidth(level, size, rates[0], rates[1], threads))
+    levels.append(("memory", max(2**25, 4 * last)))
+    runs: dict[str, list[Any]] = {}
+
+    def measure() -> list[Bandwidth]:
+        return [_read_level(level, size, threads, runs) for level, size in levels]
+
+    found, _ = measure_until_steady(measure, doubts_about)
     return found
+
+
+def _read_level(level: str, size: int, threads: int, runs: dict[str, list[Any]]) -> Bandwidth:
+    """Read one level by one core and by all; `runs` keeps the times of all tries."""
+    read = _reader()
+    sums = np.zeros(threads, np.int64)
+    each = size // threads if level == "memory" else size
+    # Written, not zeros: pages that nobody has written are all one page, in the cache.
+    x = np.ones((threads, each // 8), np.int64)
+    alone = np.ones((1, size // 8), np.int64)
+    times = 1
+    while _shortest(3, read, alone, times, sums, 0) < SECONDS:
+        times *= 2
+
+    def one_round() -> tuple[float, ...]:
+        alone_seconds = _time(read, alone, times, sums, 0)
+        all_seconds = _time(WORKERS.all, read, threads, x, LONGER * times, sums)
+        return alone_seconds / (alone.nbytes * times), all_seconds / (x.nbytes * LONGER * times)
+
+    seconds = runs.setdefault(level, [])  # a byte
+    seconds += _rounds(one_round)
+    best, spread = _best(seconds)
+    rates = 1 / best / 1e9
+    return Bandwidth(level, size, float(rates[0]), float(rates[1]), threads, spread)
 
 
 def bandwidths() -> list[Bandwidth]:

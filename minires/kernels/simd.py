@@ -33,6 +33,7 @@ F32, POINTER = ir.FloatType(), ir.PointerType()
 Value: TypeAlias = Any  # llvmlite's own types say nothing to mypy
 Builder: TypeAlias = Any
 TRIPLE = binding.get_default_triple()
+binding.initialize_native_asmparser()  # Numba does so on x86 alone; elsewhere `ticks` needs it, too
 LLVM_22 = binding.llvm_version_info >= (22,)  # since when the dot products' operands say u8 or bf16
 
 
@@ -120,6 +121,7 @@ ISAS += [
     for isa in ISAS
     if isa.name in ("avx2", "avx512")
 ]
+ISA_NAMED = {isa.name: isa for isa in ISAS}
 
 
 def _present(features: str) -> set[str]:

@@ -105,29 +105,30 @@ def _tell_latency(models: "dict[str, ResNet50]", data: bytes, arguments: Namespa
 
 
 def _tell_profiles(models: "dict[str, ResNet50]", data: bytes, arguments: Namespace) -> None:
-    from minires.kernels.peak import peak
-    from minires.profiling import profiler, waterfall
+    from minires.profiling import machine, profiler, waterfall
     from minires.profiling.text import to_json
 
     runs = arguments.runs or 30
     first = next(iter(models.values()))
     x = preprocess(data, first.meta["preset"])  # (1, 3, H, W)
-    profiles = list(profiler.profile_in_turns(models, x, runs).values())
-    _warn([peak(precision) for precision in models])
+    profiles = profiler.profile_in_turns(models, x, runs)
+    roofs = {precision: machine.measure_roofs(precision) for precision in models}
+    _warn([])  # of a quota; what is in doubt stands beneath the tables
     fall = None
     if {"fp32", "int8"} <= models.keys():
         fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
     if arguments.trace:
-        profiler.write_chrome_trace(arguments.trace, profiles)
+        profiler.write_chrome_trace(arguments.trace, list(profiles.values()))
     if arguments.plot and fall:
         waterfall.plot_waterfall(fall, arguments.plot)
     elif arguments.plot:
-        profiles[0].plot(arguments.plot, arguments.group)
+        next(iter(profiles.values())).plot(arguments.plot, arguments.group)
     if arguments.json:
-        rows = [json.loads(prof.to_json()) for prof in profiles]
+        rows = [json.loads(prof.to_json(roofs[p])) for p, prof in profiles.items()]
         print(to_json({"profiles": rows, "waterfall": fall}))
     else:
-        print("\n\n".join(prof.table(arguments.group, arguments.sort) for prof in profiles))
+        by = arguments.group, arguments.sort
+        print("\n\n".join(prof.table(*by, roofs[p]) for p, prof in profiles.items()))
         if fall:
             print(f"\n{waterfall.format_waterfall(fall)}")
 

@@ -14,6 +14,7 @@ from minires.preprocess import Preset, load_image, normalize, resize_and_crop
 from minires.profiling.machine import describe_machine
 from minires.profiling.text import format_columns
 from minires.reference import softmax_ref
+from minires.trust import doubt_spread, mark, measure_until_steady, spread_of, verdict
 
 PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "maximum": 100}
 
@@ -28,6 +29,14 @@ class Latency(NamedTuple):
     precision: str
     seconds: dict[str, Array]  # of each run, by part: decode to softmax, and the whole
     throughput: list[tuple[int, float, float]]  # batch, images a second, its spread
+
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against its figures; see `minires.trust`."""
+        found = doubt_spread(f"an image in {self.precision}", spread_of(self.seconds["whole"]))
+        for batch, _, spread in self.throughput:
+            found += doubt_spread(f"batches of {batch} in {self.precision}", spread)
+        return found
 
 
 def time_preprocessing(data: bytes, preset: Preset) -> tuple[Array, dict[str, float]]:
@@ -115,13 +124,19 @@ def _throughput(model: ResNet50, x: Array, batch: int) -> tuple[float, float]:
     """Tell the images a second of a batch: the median, and how far the quartiles lie apart."""
     xs = np.repeat(x, batch, axis=0)
     model(xs)
-    times: list[float] = []
-    while len(times) < 5 or (sum(times) < 0.5 and len(times) < 50):
-        started = time.perf_counter()
-        model(xs)
-        times.append(time.perf_counter() - started)
-    low, middle, high = np.percentile(batch / np.array(times), [25, 50, 75])
-    return float(middle), float((high - low) / middle)
+
+    def measure() -> Array:
+        times: list[float] = []
+        while len(times) < 5 or (sum(times) < 0.5 and len(times) < 50):
+            started = time.perf_counter()
+            model(xs)
+            times.append(time.perf_counter() - started)
+        return batch / np.array(times)
+
+    rates, _ = measure_until_steady(
+        measure, lambda rates: doubt_spread("a batch", spread_of(rates))
+    )
+    return float(np.median(rates)), spread_of(rates)
 
 
 def format_latency(latency: Latency) -> str:
@@ -138,26 +153,27 @@ def format_latency(latency: Latency) -> str:
         Percentiles are of each part by itself, so they do not add up; where there are too few
         images for one, it is left out.
     """
-    rows = [
-        # A percentile needs images beyond it: of 50 there is no p99.
-        [
-            part,
-            *(
-                f"{1e3 * np.percentile(s, p):.2f}" if p == 100 or len(s) >= 100 / (100 - p) else "-"
-                for p in PERCENTILES.values()
-            ),
-        ]
-        for part, s in latency.seconds.items()
-    ]
+    doubts = latency.doubts
+    rows = []
+    for part, seconds in latency.seconds.items():
+        cells = [part]
+        for percentile in PERCENTILES.values():
+            # A percentile needs images beyond it: of 50 there is no p99.
+            if percentile < 100 and len(seconds) < 100 / (100 - percentile):
+                cells.append("-")
+            else:
+                cells.append(mark(f"{1e3 * np.percentile(seconds, percentile):.2f}", doubts))
+        rows.append(cells)
     table = format_columns(["milliseconds", *PERCENTILES], rows)
     batches = format_columns(
         ["batch", "images/s", "spread"],
         [
-            [str(batch), f"{rate:.1f}", f"{spread:.0%}"]
+            [str(batch), mark(f"{rate:.1f}", doubt_spread("", spread)), f"{spread:.0%}"]
             for batch, rate, spread in latency.throughput
         ],
     )
-    return f"{latency.title}\n{table}\n\nthe network alone\n{batches}"
+    title = f"{latency.title}\n{verdict(doubts)}" if doubts else latency.title
+    return f"{title}\n{table}\n\nthe network alone\n{batches}"
 
 
 def plot_latency(latencies: Sequence[Latency], path: str | os.PathLike[str]) -> None:

@@ -1,11 +1,15 @@
 """The machine that a measurement was made on: its name, its roofs, and whether it is quiet."""
 
 import contextlib
+import json
 import os
 import platform
+import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from minires.cache import cache_dir
+from minires.kernels.compile import source_hash
 from minires.kernels.operators import FORMATS
 from minires.kernels.peak import (
     INSTRUCTIONS,
@@ -13,6 +17,7 @@ from minires.kernels.peak import (
     Bandwidth,
     Peak,
     bandwidths,
+    doubts_about,
     instructions,
     measure_bandwidths,
     measure_peak,
@@ -21,13 +26,14 @@ from minires.kernels.peak import (
 from minires.kernels.simd import ISAS, assembly, choose_isa
 from minires.kernels.threads import get_num_threads
 from minires.profiling.text import format_columns
+from minires.trust import mark, verdict
 
-WIDE_SPREAD = 0.1  # of a median: from here on a reader is warned
 CGROUP = Path("/sys/fs/cgroup")
 CPU_QUOTA = [  # quota and period of a Linux container, in either version of control groups
     [CGROUP / "cpu.max"],
     [CGROUP / "cpu" / "cpu.cfs_quota_us", CGROUP / "cpu" / "cpu.cfs_period_us"],
 ]
+ROOFS = "roofs.json"  # in minires's cache
 WANTED = {
     "fma": "fma",
     "vpmaddubsw": "avx2",
@@ -43,6 +49,7 @@ class Roofs(NamedTuple):
     peak: float  # 10^9 operations a second, on all threads
     memory: list[Bandwidth]  # from the fastest level to the slowest
     weights: int = 0  # bytes of all the network's: where they lie, each layer's come from
+    doubts: tuple[str, ...] = ()  # what speaks against them; see `minires.trust`
 
     def level(self, size: float) -> Bandwidth:
         """Find the first level of the memory that holds so many bytes; each was read by halves."""
@@ -50,17 +57,75 @@ class Roofs(NamedTuple):
         return next(holds, self.memory[-1])
 
 
-def measure_roofs(precision: str, weights: int = 0) -> Roofs:
-    """Measure the roofs of a precision, once in a process.
+def measure_roofs(precision: str) -> Roofs:
+    """Measure the roofs of a precision, once on a machine: they are kept in minires's cache.
 
     Parameters
     ----------
     precision : str
         fp32, bf16, int8 or int8-simulated.
-    weights : int
-        Bytes of all the network's weights.
+
+    Returns
+    -------
+    Roofs
+        Those that are kept, if there are; what is in doubt is not kept.
     """
-    return Roofs(peak(precision).all_gops, bandwidths(), weights)
+    known = known_roofs(precision)
+    if known:
+        return known
+    found, memory = peak(precision), bandwidths()
+    doubts = (*found.doubts, *doubts_about(memory))
+    roofs = Roofs(found.all_gops, memory, doubts=doubts)
+    if not doubts:
+        _keep(precision, roofs)
+    return roofs
+
+
+def known_roofs(precision: str) -> Roofs | None:
+    """Find the roofs that `measure_roofs` has kept; it takes no time.
+
+    Parameters
+    ----------
+    precision : str
+        As for `measure_roofs`.
+
+    Returns
+    -------
+    Roofs or None
+        None where this machine has not been measured yet, with as many threads.
+    """
+    try:
+        kept = _kept_roofs()[_key(precision)]
+        memory = [Bandwidth(*level) for level in kept["memory"]]
+        rates = [kept["peak"], *(rate for level in memory for rate in (level.one, level.all))]
+        return Roofs(kept["peak"], memory) if memory and min(rates) > 0 else None
+    except (KeyError, TypeError):  # not there, or not written by minires
+        return None
+
+
+def _key(precision: str) -> str:
+    """Name what roofs depend on: the CPU, the instruction set, the threads, and what measures."""
+    return f"{precision}, {describe_machine()}, kernels {source_hash()}"
+
+
+def _kept_roofs() -> dict[str, Any]:
+    try:
+        kept = json.loads((cache_dir() / ROOFS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or damaged: measured again
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _keep(precision: str, roofs: Roofs) -> None:
+    """Write roofs down for the next process; where that cannot be done, it measures again."""
+    kept = _kept_roofs() | {_key(precision): {"peak": roofs.peak, "memory": roofs.memory}}
+    with contextlib.suppress(OSError):
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        # Written beside it and then renamed: nobody ever reads half a file.
+        with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
+            whole = Path(folder) / ROOFS
+            whole.write_text(json.dumps(kept, indent=2), encoding="utf-8")
+            whole.replace(cache_dir() / ROOFS)
 
 
 def describe_machine() -> str:
@@ -99,13 +164,8 @@ def warnings_about(peaks: list[Peak]) -> list[str]:
     list of str
         A sentence each; empty on a quiet machine.
     """
-    found = []
-    widest = max((p.spread for p in peaks), default=0.0)
-    if widest > WIDE_SPREAD:
-        found.append(
-            f"the same instruction's speed varied by {widest:.0%}: the clock drifts or others use "
-            "the machine, so expect as much of all figures"
-        )
+    doubts = [doubt for p in peaks for doubt in p.doubts]
+    found = [verdict(doubts)] if doubts else []
     quota, cores = cpu_quota(), os.cpu_count() or 1
     if quota is not None and quota < get_num_threads():
         found.append(
@@ -152,11 +212,11 @@ def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
     rows, arithmetic = [], []
     for p in peaks:
         rows.append([
-            p.instruction.name, p.instruction.precision, f"{p.gops:.1f}",
+            p.instruction.name, p.instruction.precision, mark(f"{p.gops:.1f}", p.doubts),
             f"{p.gops / fp32.gops:.2f}x" if fp32 else "",
             f"{p.arithmetic:.1f}" if p.arithmetic else "?",
             f"{p.gops / p.arithmetic:.0%}" if p.arithmetic else "?", f"{p.spread:.1%}",
-            f"{p.all_gops:.1f}", f"{p.all_gops / p.gops:.2f}x",
+            mark(f"{p.all_gops:.1f}", p.doubts), f"{p.all_gops / p.gops:.2f}x",
         ])  # fmt: skip
         rate = f"{p.likely_rate:.3g}" if p.likely_rate else "no likely number (busy, throttled?)"
         arithmetic.append(
@@ -171,14 +231,18 @@ def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
     threads = peaks[0].threads
     head = ["instruction", "precision", "GOP/s", "of fp32", "arithmetic", "reached", "spread",
             f"{threads} threads", "of one"]  # fmt: skip
+    of_memory = doubts_about(memory)
     levels = [
-        [b.level, f"{b.size / 1024:.0f}", f"{b.one:.1f}", f"{b.all:.1f}", f"{b.all / b.one:.2f}x"]
+        [b.level, f"{b.size / 1024:.0f}", mark(f"{b.one:.1f}", of_memory),
+         mark(f"{b.all:.1f}", of_memory), f"{b.all / b.one:.2f}x"]
         for b in memory
-    ]
+    ]  # fmt: skip
     bands = format_columns(["read from", "KiB", "GB/s", f"{threads} threads", "of one"], levels)
     loops = [f"{p.instruction.name}, what was timed:\n{p.assembly}" for p in peaks]
+    title = f"{describe_machine()}: registers only, no loads; the best of {ROUNDS} rounds"
+    doubts = [*(doubt for p in peaks for doubt in p.doubts), *of_memory]
     return "\n\n".join([
-        f"{describe_machine()}: registers only, no loads; the best of {ROUNDS} rounds",
+        f"{title}\n{verdict(doubts)}" if doubts else title,
         format_columns(head, rows),
         "\n".join(["arithmetic = lanes x products x 2 x rate x clock, of one core:", *arithmetic,
                    *missing]),

@@ -16,9 +16,18 @@ from minires.hooks import Record
 from minires.layers import Array, Layer, Shape
 from minires.model import ResNet50
 from minires.profiling.groups import GROUPS, SORTS, kind_of
-from minires.profiling.machine import Roofs, describe_machine, measure_roofs
+from minires.profiling.machine import Roofs, describe_machine, known_roofs
 from minires.profiling.text import format_columns, to_json
 from minires.summary import summarize
+from minires.trust import (
+    doubt_share,
+    doubt_spread,
+    mark,
+    measure_until_steady,
+    percent,
+    spread_of,
+    verdict,
+)
 
 # A NumPy convolution's phases are calls of these definitions, as layers.py makes them. What
 # remains of it, the additions and the ReLU, is its epilogue.
@@ -75,7 +84,12 @@ class Row(NamedTuple):
     macs: int
     bytes: int  # counted, not measured: each operand read once, each result written once
     weights: int  # those of the bytes that are weights
-    roofs: Roofs
+    roofs: Roofs | None  # None where nobody has measured them on this machine
+
+    @property
+    def short(self) -> bool:
+        """Whether a call takes too little time to tell a speed."""
+        return self.seconds / self.calls < SHORT
 
     @property
     def gops(self) -> float:
@@ -90,7 +104,7 @@ class Row(NamedTuple):
     @property
     def share(self) -> float:
         """Of the measured peak."""
-        return self.gops / self.roofs.peak
+        return self.gops / self._measured_roofs().peak
 
     @property
     def least(self) -> dict[str, float]:
@@ -100,12 +114,13 @@ class Row(NamedTuple):
         from the level of the memory that holds them; weights from the one that holds those of all
         layers, since all pass by between two uses.
         """
-        level = self.roofs.level((self.bytes - self.weights) / max(1, self.calls))
-        home = self.roofs.level(self.roofs.weights)
+        roofs = self._measured_roofs()
+        level = roofs.level((self.bytes - self.weights) / max(1, self.calls))
+        home = roofs.level(roofs.weights)
         moving = {level.level: (self.bytes - self.weights) / (level.all * 1e9)}
         moving[home.level] = moving.get(home.level, 0.0) + self.weights / (home.all * 1e9)
         name = max(moving, key=lambda level: moving[level])
-        return {"compute": 2 * self.macs / (self.roofs.peak * 1e9), name: sum(moving.values())}
+        return {"compute": 2 * self.macs / (roofs.peak * 1e9), name: sum(moving.values())}
 
     @property
     def bound(self) -> str:
@@ -116,6 +131,14 @@ class Row(NamedTuple):
     def of_roof(self) -> float:
         """The share of its roof that it reaches."""
         return max(self.least.values()) / self.seconds if self.seconds else 0.0
+
+    def _measured_roofs(self) -> Roofs:
+        if self.roofs is None:
+            raise MiniresError(
+                "this machine's roofs are not measured yet; minires.profiling.measure_roofs "
+                "measures them, and rows(roofs=...) takes them"
+            )
+        return self.roofs
 
 
 _LISTENING: list["Profile"] = []
@@ -206,7 +229,20 @@ class Profile:
         """The time of all steps."""
         return math.fsum(event.ended - event.started for event in self.events)
 
-    def rows(self, group: str = "step", sort: str = "order") -> list[Row]:
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against the times: runs that differ too much, where there are several."""
+        times: list[float] = []
+        for event in self.events:
+            if event.layer.op == "input" and event.call == 0:  # a run begins
+                times.append(0.0)
+            times[-1] += event.ended - event.started
+        name = f"the network in {self.precision}"
+        return doubt_spread(name, spread_of(times)) if len(times) > 1 else []
+
+    def rows(
+        self, group: str = "step", sort: str = "order", roofs: Roofs | None = None
+    ) -> list[Row]:
         """Add the steps up.
 
         Parameters
@@ -216,6 +252,8 @@ class Profile:
         sort : str
             What comes first: that which ran first, by order; else the most time, calls, macs,
             bytes, gops or intensity; or by name.
+        roofs : Roofs, optional
+            From `measure_roofs`. Unless given, those that it has kept on this machine, if any.
 
         Returns
         -------
@@ -228,7 +266,8 @@ class Profile:
             if value not in known:
                 raise MiniresError(f"{what} is {value!r}; wanted one of {', '.join(known)}")
         weights = BYTES[self.precision] * sum(layer.parameters for layer in self.model.layers)
-        roofs = measure_roofs(self.precision, weights)
+        roofs = roofs or known_roofs(self.precision)
+        roofs = roofs._replace(weights=weights) if roofs else None
         found: dict[str, Row] = {}
         work: dict[tuple[Layer, Shape], Work] = {}
         for event in self.events:
@@ -275,40 +314,56 @@ class Profile:
         }
         return Work(macs, moved, size * w if macs else 0)
 
-    def table(self, group: str = "step", sort: str = "order") -> str:
+    def table(self, group: str = "step", sort: str = "order", roofs: Roofs | None = None) -> str:
         """Lay the rows out as text, their sum at the end; all figures are of one run.
 
         Parameters
         ----------
-        group, sort : str
-            As for `rows`.
+        group, sort, roofs
+            As for `rows`. Without roofs there are no columns of shares: nothing is measured here.
 
         Returns
         -------
         str
             Its columns are explained beneath it.
         """
-        rows, whole, runs = self.rows(group, sort), self.seconds or math.inf, self.runs or 1
-        head = ["name", "operator", "calls", "ms", "of time", "MMAC", "MB", "op/byte", "GOP/s",
-                "of peak", "of roof", "roof"]  # fmt: skip
-        cells = []
-        for r in rows:
-            speed = [f"{r.gops:.1f}", f"{r.share:.0%}"] if r.macs else ["", ""]
-            speed = [*speed, f"{r.of_roof:.0%}", r.bound]
-            if r.seconds / r.calls < SHORT:
-                speed = ["short", "", "", ""]
-            cells.append(
-                [r.name, r.kind, f"{r.calls / runs:.0f}", f"{1e3 * r.seconds / runs:.3f}",
-                 f"{r.seconds / whole:.1%}", f"{r.macs / runs / 1e6:.1f}",
-                 f"{r.bytes / runs / 1e6:.2f}", f"{r.intensity:.1f}", *speed]
-            )  # fmt: skip
+        rows = self.rows(group, sort, roofs)
+        of_roofs = rows[0].roofs if rows else None
+        doubts = self.doubts
+        head = ["name", "operator", "calls", "ms", "of time", "MMAC", "MB", "op/byte", "GOP/s"]
+        cells = [self._cells(row, doubts) for row in rows]
+        runs = self.runs or 1
         total = f"{1e3 * self.seconds / runs:.3f} ms, the mean of {runs} run{'s' * (runs != 1)}"
-        legend = (
-            "MB: counted, each operand read once and each result written once. of peak: of the\n"
-            "instruction's, measured. roof: what takes longest at its measured best, computing or "
-            "moving the MB."
-        )
-        return f"{self.title}\n{format_columns(head, cells)}\n{total}\n{legend}"
+        legend = "MB: counted, each operand read once and each result written once."
+        if of_roofs:
+            head += ["of peak", "of roof", "roof"]
+            doubts = [*doubts, *of_roofs.doubts]
+            for row, of_row in zip(rows, cells, strict=True):
+                of_row += _shares(row, doubts)
+            for row in rows:
+                doubts += [] if row.short else doubt_share(row.name, row.of_roof)
+            legend += (
+                " of peak: of the\ninstruction's, measured. roof: what takes longest at its "
+                "measured best, computing or moving the MB."
+            )
+        lines = [self.title, format_columns(head, cells), total, legend]
+        return "\n".join([*lines, verdict(doubts)] if doubts else lines)
+
+    def _cells(self, row: Row, doubts: Sequence[str]) -> list[str]:
+        """Write what the table has of a row, of one run, but for its shares of the roofs."""
+        runs = self.runs or 1
+        speed = f"{row.gops:.1f}" if row.macs else ""
+        return [
+            row.name,
+            row.kind,
+            f"{row.calls / runs:.0f}",
+            mark(f"{1e3 * row.seconds / runs:.3f}", doubts),
+            f"{row.seconds / (self.seconds or math.inf):.1%}",
+            f"{row.macs / runs / 1e6:.1f}",
+            f"{row.bytes / runs / 1e6:.2f}",
+            f"{row.intensity:.1f}",
+            "short" if row.short else speed,
+        ]
 
     @property
     def title(self) -> str:
@@ -319,20 +374,30 @@ class Profile:
         network = f"{self.model.meta.get('name', 'ResNet-50')}, {self.precision}, {self.backend}"
         return f"{network}, input {size}, on {describe_machine()}"
 
-    def to_json(self) -> str:
+    def to_json(self, roofs: Roofs | None = None) -> str:
         """Write what `rows` of phases tell as JSON, with what it was measured on.
+
+        Parameters
+        ----------
+        roofs : Roofs, optional
+            As for `rows`; without them rows have no shares, and ``peak_gops`` is null.
 
         Returns
         -------
         str
             An object with ``title``, ``precision``, ``backend``, ``seconds``, ``runs``,
-            ``peak_gops`` and ``rows``, whose figures are sums over all runs.
+            ``doubts``, ``peak_gops`` and ``rows``, whose figures are sums over all runs.
         """
-        rows = self.rows("phase")
-        told = (*Row._fields[:-1], "gops", "share", "intensity", "of_roof", "bound")  # less roofs
+        rows = self.rows("phase", roofs=roofs)
+        of_roofs = rows[0].roofs if rows else None
+        told = [*Row._fields[:-1], "gops", "intensity"]  # the last field is the roofs
+        if of_roofs:
+            told += ["share", "of_roof", "bound"]
         found = [{key: getattr(row, key) for key in told} for row in rows]
         document = {key: getattr(self, key) for key in ("title", "precision", "backend", "seconds")}
-        document["runs"], document["peak_gops"] = self.runs, rows[0].roofs.peak if rows else None
+        document["runs"] = self.runs
+        document["doubts"] = [*self.doubts, *(of_roofs.doubts if of_roofs else ())]
+        document["peak_gops"] = of_roofs.peak if of_roofs else None
         return to_json(document | {"rows": found})
 
     def export_chrome_trace(self, path: str | os.PathLike[str]) -> None:
@@ -366,6 +431,14 @@ class Profile:
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set_xlabel("milliseconds a run")
             axes.legend(loc="lower right")
+
+
+def _shares(row: Row, doubts: Sequence[str]) -> list[str]:
+    """Say how much of its peak and of its roof a row reaches, and which roof that is."""
+    if row.short:
+        return ["", "", ""]
+    of_peak = percent(row.share, doubts) if row.macs else ""
+    return [of_peak, percent(row.of_roof, doubts), row.bound]
 
 
 def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) -> Profile:
@@ -406,16 +479,24 @@ def profile_in_turns(
     Returns
     -------
     dict
-        A profile of each.
+        A profile of each. Where their runs differ too much, all are measured again, and what is
+        in doubt even then is in their `doubts`.
     """
     for model in models.values():
         model(x)
-    found = {precision: profile(model) for precision, model in models.items()}
-    for _ in range(runs):
-        for precision, model in models.items():
-            model(x)  # what the other network put out of the cache comes back
-            with found[precision]:
-                model(x)
+
+    def measure() -> dict[str, Profile]:
+        profiles = {precision: profile(model) for precision, model in models.items()}
+        for _ in range(runs):
+            for precision, model in models.items():
+                model(x)  # what the other network put out of the cache comes back
+                with profiles[precision]:
+                    model(x)
+        return profiles
+
+    found, _ = measure_until_steady(
+        measure, lambda profiles: [doubt for prof in profiles.values() for doubt in prof.doubts]
+    )
     return found
 
 

@@ -13,8 +13,16 @@ from minires import plots
 from minires.layers import Array
 from minires.model import ResNet50
 from minires.profiling.machine import measure_roofs
-from minires.profiling.profiler import Row, profile_in_turns
+from minires.profiling.profiler import Profile, Row, profile_in_turns
 from minires.profiling.text import format_columns
+from minires.trust import (
+    doubt_share,
+    doubt_spread,
+    measure_until_steady,
+    percent,
+    spread_of,
+    verdict,
+)
 
 
 def measure_layers(
@@ -37,9 +45,11 @@ def measure_layers(
         By precision, the rows of the steps that multiply: of one run, with the median's time.
     """
     found: dict[str, list[Row]] = {}
-    profiles = [profile_in_turns(models, x, 1) for _ in range(runs)]
+    profiles, doubts = _profiles(models, x, runs)
     for precision in models:
-        rows = [of_run[precision].rows() for of_run in profiles]
+        roofs = measure_roofs(precision)
+        roofs = roofs._replace(doubts=(*roofs.doubts, *doubts))
+        rows = [of_run[precision].rows(roofs=roofs) for of_run in profiles]
         medians = [
             float(np.median([row.seconds for row in same])) for same in zip(*rows, strict=True)
         ]
@@ -49,6 +59,24 @@ def measure_layers(
             if row.macs
         ]
     return found
+
+
+def _profiles(
+    models: Mapping[str, ResNet50], x: Array, runs: int
+) -> tuple[list[dict[str, Profile]], list[str]]:
+    """Profile each run by itself, and all of them again where they differ too much."""
+
+    def measure() -> list[dict[str, Profile]]:
+        return [profile_in_turns(models, x, 1) for _ in range(runs)]
+
+    def doubts_about(profiles: list[dict[str, Profile]]) -> list[str]:
+        found: list[str] = []
+        for precision in models:
+            times = [of_run[precision].seconds for of_run in profiles]
+            found += doubt_spread(f"the network in {precision}", spread_of(times))
+        return found
+
+    return measure_until_steady(measure, doubts_about)
 
 
 def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:
@@ -68,12 +96,18 @@ def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:
     """
     head = ["layer", *(f"{p} {c}" for p in layers for c in ("op/byte", "GOP/s", "of roof"))]
     rows = []
+    doubts: list[str] = []
     for of_layer in zip(*layers.values(), strict=True):
         cells = [of_layer[0].name]
         for row in of_layer:
-            cells += [f"{row.intensity:.1f}", f"{row.gops:.1f}", f"{row.of_roof:.0%} {row.bound}"]
+            doubted = row.roofs.doubts if row.roofs else ()
+            share = percent(row.of_roof, doubted)
+            cells += [f"{row.intensity:.1f}", f"{row.gops:.1f}", f"{share} {row.bound}"]
+            doubts += [*doubted, *doubt_share(row.name, row.of_roof)]
         rows.append(cells)
-    return f"{title}\n{format_columns(head, rows)}"
+    table = f"{title}\n{format_columns(head, rows)}"
+    doubts = list(dict.fromkeys(doubts))  # each once
+    return f"{table}\n{verdict(doubts)}" if doubts else table
 
 
 def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], title: str) -> None:

@@ -23,9 +23,10 @@ from minires.layers import Array
 from minires.model import ResNet50
 from minires.profiling.latency import PREPROCESSING, time_preprocessing
 from minires.profiling.machine import describe_machine
-from minires.profiling.profiler import SHORT, profile
+from minires.profiling.profiler import SHORT, Profile, profile
 from minires.profiling.text import format_columns
 from minires.summary import summarize
+from minires.trust import doubt_pair, doubt_spread, mark, measure_until_steady, spread_of, verdict
 
 REST = "rest, unexplained"  # of the whole: what its parts do not add up to
 
@@ -54,6 +55,26 @@ class Waterfall(NamedTuple):
     ablation: list[tuple[str, float]]  # seconds of their excess, by cause
     preprocessing: dict[str, float]  # seconds: decode, resize, normalize
     others: dict[str, float]  # seconds of the whole in other precisions
+    doubts: list[str]  # what speaks against these figures; see `minires.trust`
+
+
+class _Times(NamedTuple):
+    """What one measurement of the networks gave, run by run."""
+
+    before: list[dict[str, float]]  # of preprocessing, by its parts
+    whole: dict[str, list[float]]  # of the network, by precision
+    parts: dict[str, list[dict[str, float]]]  # by precision and part
+
+    @property
+    def doubts(self) -> list[str]:
+        """Runs that differ too much, and parts that do not add up to the whole."""
+        found: list[str] = []
+        for precision, times in self.whole.items():
+            name = f"the network in {precision}"
+            added = [sum(parts.values()) for parts in self.parts[precision]]
+            found += doubt_spread(name, spread_of(times))
+            found += doubt_pair(name, float(np.median(times)), float(np.median(added)))
+        return found
 
 
 def measure_waterfall(
@@ -77,11 +98,41 @@ def measure_waterfall(
     Waterfall
         Of medians.
     """
+    x, _ = time_preprocessing(data, models["fp32"].meta["preset"])
+    times, doubts = measure_until_steady(
+        lambda: _measure_times(models, data, x, group, rounds), lambda times: times.doubts
+    )
+    quartiles = {p: np.percentile(seconds, [25, 50, 75]) for p, seconds in times.whole.items()}
+    middle = {p: float(q[1]) for p, q in quartiles.items()}
+
+    def median(precision: str, name: str) -> float:
+        return float(np.median([parts[name] for parts in times.parts[precision]]))
+
+    found = [Part(n, median("fp32", n), median("int8", n)) for n in times.parts["int8"][0]]
+    rest = (middle[p] - sum(getattr(part, p) for part in found) for p in ("fp32", "int8"))
+    wide = {p: float(q[2] - q[0]) for p, q in quartiles.items()}
+    shape = " x ".join(map(str, x.shape))
+    for kind in ("f32", "u8s8"):
+        doubts = [*doubts, *peak_of(kind).doubts]
+    return Waterfall(
+        f"{shape}, {models['int8'].meta['name']}, on {describe_machine()}",
+        Part("whole", middle["fp32"], middle["int8"]),
+        Part("spread", wide["fp32"], wide["int8"]),
+        [*found, Part(REST, *rest)],
+        *ablate(models, x, rounds),
+        {name: float(np.median([b[name] for b in times.before])) for name in PREPROCESSING},
+        {p: middle[p] for p in models if p not in ("fp32", "int8")},
+        doubts,
+    )
+
+
+def _measure_times(
+    models: Mapping[str, ResNet50], data: bytes, x: Array, group: str, rounds: int
+) -> _Times:
     preset = models["fp32"].meta["preset"]
-    x, _ = time_preprocessing(data, preset)
-    whole: dict[str, list[float]] = {precision: [] for precision in models}
-    parts: dict[str, list[dict[str, float]]] = {precision: [] for precision in models}
     before: list[dict[str, float]] = []
+    whole: dict[str, list[float]] = {precision: [] for precision in models}
+    profiles: dict[str, list[Profile]] = {precision: [] for precision in models}
     for _ in range(rounds):
         before.append(time_preprocessing(data, preset)[1])
         for precision, model in models.items():
@@ -91,26 +142,13 @@ def measure_waterfall(
             whole[precision].append(time.perf_counter() - started)
             with profile(model) as prof:
                 model(x)
-            parts[precision].append({row.name: row.seconds for row in prof.rows(group)})
-    quartiles = {p: np.percentile(times, [25, 50, 75]) for p, times in whole.items()}
-    middle = {p: float(q[1]) for p, q in quartiles.items()}
-
-    def median(precision: str, name: str) -> float:
-        return float(np.median([times[name] for times in parts[precision]]))
-
-    found = [Part(n, median("fp32", n), median("int8", n)) for n in parts["int8"][0]]
-    rest = (middle[p] - sum(getattr(part, p) for part in found) for p in ("fp32", "int8"))
-    wide = {p: float(q[2] - q[0]) for p, q in quartiles.items()}
-    shape = " x ".join(map(str, x.shape))
-    return Waterfall(
-        f"{shape}, {models['int8'].meta['name']}, on {describe_machine()}",
-        Part("whole", middle["fp32"], middle["int8"]),
-        Part("spread", wide["fp32"], wide["int8"]),
-        [*found, Part(REST, *rest)],
-        *ablate(models, x, rounds),
-        {name: float(np.median([b[name] for b in before])) for name in PREPROCESSING},
-        {p: middle[p] for p in models if p not in ("fp32", "int8")},
-    )
+            profiles[precision].append(prof)
+    # Only now, since adding up and formatting would disturb the runs between them.
+    parts = {
+        precision: [{row.name: row.seconds for row in prof.rows(group)} for prof in runs]
+        for precision, runs in profiles.items()
+    }
+    return _Times(before, whole, parts)
 
 
 def ablate(
@@ -141,7 +179,7 @@ def ablate(
         raise MiniresError(f"an ablation is of one image, not of {len(x)}")
     convs, epilogue, edges = {}, {}, {}
     for precision in ("fp32", "int8"):
-        engine = Engine(models[precision].layers, models[precision].params, precision)
+        engine = Engine(list(models[precision].layers), models[precision].params, precision)
         steps = [i for i, layer in enumerate(engine.layers) if layer.op == "conv"]
         shapes = [row.output_shape for row in summarize(engine.layers, *x.shape[2:])]
         M = np.array([np.prod(shapes[i][:3]) for i in steps])
@@ -190,15 +228,17 @@ def format_waterfall(fall: Waterfall) -> str:
     """
 
     def ms(seconds: float) -> str:
-        return f"{1e3 * seconds:.3f}"
+        return mark(f"{1e3 * seconds:.3f}", fall.doubts)
 
     def row(part: Part) -> list[str]:
-        ratio = f"{part.fp32 / part.int8:.2f}x" if min(part.fp32, part.int8) > SHORT else ""
+        long_enough = min(part.fp32, part.int8) > SHORT
+        ratio = mark(f"{part.fp32 / part.int8:.2f}x", fall.doubts) if long_enough else ""
         return [part.name, ms(part.fp32), ms(part.fp32 / 4), ms(part.int8), ms(part.excess), ratio]
 
     whole, spread = fall.whole, fall.spread
     head = ["milliseconds", "fp32", "a quarter", "int8", "excess", "ratio"]
-    lines = [fall.title, format_columns(head, [*map(row, fall.parts), row(whole)])]
+    lines = [fall.title, *([verdict(fall.doubts)] if fall.doubts else [])]
+    lines.append(format_columns(head, [*map(row, fall.parts), row(whole)]))
     lines.append(
         f"spread of the whole, third quartile less first: fp32 {ms(spread.fp32)}, int8 "
         f"{ms(spread.int8)}"

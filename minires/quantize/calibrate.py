@@ -1,6 +1,6 @@
 """Calibration: run the FP32 network on a few images and note each edge's range."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from minires.errors import MiniresError
@@ -32,14 +32,14 @@ class Calibration:
     images: int
 
 
-def quantized_edges(layers: list[Layer]) -> list[str]:
+def quantized_edges(layers: Sequence[Layer]) -> list[str]:
     """Name the edges that need a range of their own.
 
     A max-pool's output has its input's, and the logits stay float32.
 
     Parameters
     ----------
-    layers : list of Layer
+    layers : sequence of Layer
         The network.
 
     Returns

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.layers import Array, FloatParams, Int8Params
+from minires.layers import Array, FloatParams, Int8Params, lock
 from minires.model import ResNet50
 from minires.quantize.calibrate import Calibration
 from minires.quantize.observers import qparams_of_range
@@ -67,7 +67,7 @@ def quantize_model(model: ResNet50, calibration: Calibration) -> ResNet50:
         inputs = [qparams[name] for name in layer.inputs]
         if layer.op in ("conv", "linear"):
             weights = quantize_weights(model.params[layer.name], inputs[0])
-            params[layer.name] = Int8Params(inputs[0], *weights, *inputs[1:])
+            params[layer.name] = lock(Int8Params(inputs[0], *weights, *inputs[1:]))
         elif layer.op == "avgpool":
             params[layer.name] = inputs[0]
     recipe = {"observer": calibration.observer, "images": calibration.images}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minires.download import cache_dir, weights_dir
+from minires.cache import cache_dir
+from minires.download import weights_dir
 from minires.errors import WeightsError
 from minires.layers import Array
 from minires.model import ResNet50

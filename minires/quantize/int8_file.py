@@ -5,7 +5,7 @@ import mmap
 import operator
 import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,10 @@ def _build(metadata: dict[str, str], tensors: dict[str, Any]) -> ResNet50:
         name: QParams(np.float32(scale), operator.index(zero_point))
         for name, (scale, zero_point) in json.loads(metadata["qparams"]).items()
     }
-    layers = resnet50_layers(num_classes=len(tensors["fc.bias_s32"]))
+    layers = [
+        replace(layer, qparams=qparams.get(layer.name))
+        for layer in resnet50_layers(num_classes=len(tensors["fc.bias_s32"]))
+    ]
     known = {f"{layer.name}.{field}" for layer in layers for field in TENSORS}
     if unexpected := sorted(tensors.keys() - known):
         raise ValueError(f"unexpected {unexpected[0]}")
@@ -166,7 +169,6 @@ def _build(metadata: dict[str, str], tensors: dict[str, Any]) -> ResNet50:
         raise ValueError(f"{len(meta['categories'])} categories for {classes} classes")
     params: dict[str, Any] = {}
     for layer in layers:
-        layer.qparams = qparams.get(layer.name)
         inputs = [qparams[name] for name in layer.inputs]
         if layer.op in ("conv", "linear"):
             shapes = {"w_s8": (layer.out_c, layer.kernel**2 * layer.in_c)}

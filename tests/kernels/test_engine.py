@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from minires import layers as ops
 from minires.errors import MiniresError
 from minires.kernels import engine as engine_module
-from minires.kernels import operators
 from minires.kernels import prepack as prepack_module
 from minires.kernels.engine import Engine
 from minires.kernels.operators import run_share
@@ -439,23 +438,6 @@ def test_without_a_compiler_nothing_is_computed() -> None:
         run_share("", None, 0, 1)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def njit(signature: object, **options: object) -> Any:
-        asked.append(options)
-        if "cache" in options:
-            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
-        return lambda function: function
-
-    monkeypatch.setattr(operators, "njit", njit)
-    assert operators.compile_cached(abs, None, parallel=True) is abs
-    assert asked == [
-        {"nogil": True, "cache": True, "parallel": True},
-        {"nogil": True, "parallel": True},
-    ]
-
-
 def test_precision_and_backend_may_change() -> None:
     x, model = seeded_input((1, 3, 32, 32)), model_of("int8")
     for precision in ("int8", "int8-simulated", "int8"):
@@ -474,14 +456,13 @@ def test_kernels_from_the_cache_are_told_apart(tmp_path: Path) -> None:
         import sys
         from minires.kernels.ladder import LAYER, _with_engine, check, problem
         from minires.kernels.operators import compile_network
-        from minires.kernels.simd import ISAS
+        from minires.kernels.simd import ISA_NAMED
         from minires.model import OPERATORS
         for precision in sys.argv[1:]:
             compile_network(precision, "generic")
         if "fp32" in sys.argv:
             layer, p, x = problem("fp32", LAYER, (1, 6, 6, 128))
-            isa = next(isa for isa in ISAS if isa.name == "generic")
-            y = _with_engine("fp32", isa)(layer, p)(x)
+            y = _with_engine("fp32", ISA_NAMED["generic"])(layer, p)(x)
             check(y, OPERATORS["fp32"]["conv"](layer, p, x), layer, "fp32")
     """
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,41 @@ def test_climbing_checks_and_times_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [r.rung.name for r in results] == [rung.name for rung in rungs("int8")]
     assert all(r.seconds > 0 and r.gops > 0 and r.share > 0 for r in results)
     table = format_table({"int8": results})
-    assert len(table.splitlines()) == 2 + len(results)
+    told = 2 * bool(ladder.doubts_about(results))  # an empty line, and one that says why
+    assert len(table.splitlines()) == 2 + len(results) + told
     assert all(r.rung.idea in table for r in results)
+
+
+def test_figures_in_doubt_are_marked() -> None:
+    numpy, loops, *_ = rungs("fp32")
+    steady = Result(numpy, 0.01, 0.1, 50.0, 0.5)
+    busy = Result(loops, 0.02, 0.6, 25.0, 0.25, ("runs of loops differ by 60%",))
+    lines = format_table({"fp32": [steady, busy]}).splitlines()
+    assert lines[2].endswith("| 10.000 | 50.0 | 50% |")
+    assert lines[3].endswith("| 20.000? | 25.0? | 25%? |")
+    assert lines[-1].startswith("NOT STEADY: runs of loops differ by 60%. ")
+    assert format_table({"fp32": [steady]}).splitlines() == lines[:3]
+
+
+def test_a_busy_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With times made up: one rung that is disturbed, one that is too fast, one as it should be."""
+    names = ["steady", "disturbed", "too fast"]
+    found = [(rungs("fp32")[0]._replace(name=name, threads=1), lambda x: x) for name in names]
+    seconds = {"steady": [1.0, 1.0, 1.0], "disturbed": [1.0, 2.0, 3.0], "too fast": [0.1] * 3}
+    turns = iter(names * 2)
+    monkeypatch.setattr(ladder, "_times_in_turn", lambda run, x: seconds[next(turns)])
+    peaks = iter([100.0, 100.0, 100.0, 50.0])
+    monkeypatch.setattr(ladder, "measure_peak", lambda *_, **__: SimpleNamespace(gops=next(peaks)))
+    x = np.zeros(1)
+    results = ladder._time_all("fp32", found, x, operations=50 * 10**9, rounds=1)
+    assert [result.share for result in results] == pytest.approx([0.5, 0.25, 5.0])
+    assert [result.doubts for result in results] == [
+        (),
+        ("runs of disturbed differ by 50%",),
+        ("too fast seems faster than its limit",),
+    ]
+    results = ladder._time_all("fp32", found, x, operations=50 * 10**9, rounds=1)
+    assert all("two measures of the peak disagree" in result.doubts[0] for result in results)
 
 
 def test_a_wrong_rung_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

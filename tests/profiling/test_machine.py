@@ -25,7 +25,7 @@ def test_a_size_is_found_in_the_first_level_that_holds_it() -> None:
 def test_a_quiet_machine_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_quota", lambda: None)
     assert machine.warnings_about([peak()]) == []
-    assert "varied by 30%" in machine.warnings_about([peak(), peak(0.3)])[0]
+    assert "fma differ by 30%" in machine.warnings_about([peak(), peak(0.3)])[0]
     monkeypatch.setattr(machine, "cpu_quota", lambda: 0.5)
     assert "quota allows 0.5" in machine.warnings_about([peak()])[0]
 
@@ -63,6 +63,73 @@ def test_the_table_has_the_arithmetic_and_what_is_missing() -> None:
     assert "it is vpmaddubsw %" in text
     assert "vfmadd231ps %ymm0, %ymm1, %ymm2" in text
     assert "65536" in text
+
+
+def test_what_is_in_doubt_is_marked_and_said() -> None:
+    memory = [Bandwidth("L2", 2**18, 20, 30, 2), Bandwidth("memory", 2**26, 25, 35, 2)]
+    text = machine.format_machine([peak(0.5)], memory)
+    assert text.splitlines()[1].startswith("NOT STEADY: runs of fma differ by 50% (and 1 more)")
+    for figure in ("108.0?", "210.0?", "20.0?", "35.0?"):
+        assert figure in text
+    text = machine.format_machine([peak()], memory[:1])
+    assert "NOT STEADY" not in text
+    assert "108.0?" not in text
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An empty cache, a machine that is measured in no time, and what was measured."""
+    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path))
+    asked: list[str] = []
+
+    def measure(precision: str) -> Peak:
+        asked.append(precision)
+        return peak()
+
+    monkeypatch.setattr(machine, "peak", measure)
+    monkeypatch.setattr(machine, "bandwidths", lambda: [*ROOFS.memory])
+    return asked
+
+
+def test_roofs_are_measured_once_on_a_machine(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert machine.known_roofs("fp32") is None
+    roofs = machine.measure_roofs("fp32")
+    assert (roofs.peak, roofs.memory) == (210.0, ROOFS.memory)
+    assert machine.measure_roofs("fp32") == machine.known_roofs("fp32") == roofs
+    assert machine.known_roofs("int8") is None
+    machine.measure_roofs("int8")
+    assert measured == ["fp32", "int8"]
+    assert machine.known_roofs("fp32") == roofs  # kept beside the other
+    monkeypatch.setattr(machine, "describe_machine", lambda: "another machine")
+    assert machine.known_roofs("fp32") is None
+
+
+def test_roofs_in_doubt_are_not_kept(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "peak", lambda _: peak(0.5))
+    assert machine.measure_roofs("fp32").doubts == ("runs of fma differ by 50%",)
+    assert machine.known_roofs("fp32") is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\0", '{"KEY": 1}', '{"KEY": {"peak": 1}}',
+    '{"KEY": {"peak": 0, "memory": [["L1", 1, 1, 1, 1, 0]]}}', '{"KEY": {"peak": 1, "memory": []}}',
+    '{"KEY": {"peak": "x", "memory": [["L1", 1, "x", 1, 1, 0]]}}'])  # fmt: skip
+def test_damaged_roofs_are_measured_again(text: str, measured: list[str], tmp_path: Path) -> None:
+    key = machine._key("fp32").replace("\\", "\\\\")
+    (tmp_path / machine.ROOFS).write_text(text.replace("KEY", key), encoding="utf-8")
+    assert machine.known_roofs("fp32") is None
+    assert machine.measure_roofs("fp32").peak == 210.0
+    assert machine.known_roofs("fp32") is not None
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path / "file"))
+    assert machine.measure_roofs("fp32").peak == machine.measure_roofs("fp32").peak == 210.0
+    assert measured == ["fp32", "fp32"]
 
 
 def test_the_machine_has_a_name() -> None:

@@ -15,6 +15,7 @@ from minires import reference
 from minires.errors import MiniresError
 from minires.kernels.engine import Division, Engine
 from minires.model import ResNet50
+from minires.profiling import profiler
 from minires.profiling.profiler import (
     GROUPS,
     PHASES,
@@ -140,7 +141,7 @@ def test_a_profile_adds_runs_up(models: Mapping[str, ResNet50]) -> None:
     assert "the mean of 3 runs" in table
     (line,) = (line.split() for line in table.splitlines() if line.startswith("layer1"))
     assert line[1] == "10"  # in one run
-    assert float(line[2]) == pytest.approx(1e3 * stage.seconds / 3, abs=0.0006)
+    assert float(line[2].rstrip("?")) == pytest.approx(1e3 * stage.seconds / 3, abs=0.0006)
 
 
 def test_parts_of_steps_are_rows_of_their_own(models: Mapping[str, ResNet50]) -> None:
@@ -200,7 +201,7 @@ def test_each_step_is_called_back(backend: str, models: Mapping[str, ResNet50]) 
     with profile(models["int8"], seen.append) as prof:
         models["int8"](X)
     assert seen == prof.events
-    assert [event.layer for event in seen] == models["int8"].layers
+    assert [event.layer for event in seen] == list(models["int8"].layers)
     assert all(event.started < event.ended for event in seen)
 
 
@@ -274,7 +275,70 @@ def test_the_table_names_every_step(backend: str, models: Mapping[str, ResNet50]
         models["int8"](X)
     lines = prof.table().splitlines()
     assert lines[0].startswith(f"seeded, int8, {backend}, input 1 x 3 x 64 x 64, on ")
-    assert [line.split()[0] for line in lines[3:-3]] == [la.name for la in models["int8"].layers]
+    names = [layer.name for layer in models["int8"].layers]
+    assert [line.split()[0] for line in lines[3 : 3 + len(names)]] == names
+
+
+def test_without_roofs_there_are_no_shares_and_nothing_is_measured(
+    models: Mapping[str, ResNet50], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler, "known_roofs", lambda _: None)
+    with profile(models["fp32"]) as prof:
+        models["fp32"](X)
+    assert "of roof" not in prof.table()
+    assert "NOT STEADY" not in prof.table()  # of one run nobody can tell
+    document = json.loads(prof.to_json())
+    assert document["peak_gops"] is None
+    assert "share" not in document["rows"][0]
+    row = prof.rows()[1]
+    for name in ("share", "least", "bound", "of_roof"):
+        with pytest.raises(MiniresError, match="not measured yet"):
+            getattr(row, name)
+    assert "of roof" in prof.table(roofs=ROOFS)
+    assert json.loads(prof.to_json(ROOFS))["peak_gops"] == 100
+    started = time.perf_counter()
+    prof.table()
+    assert time.perf_counter() - started < 2  # compiling and measuring took 11 s, this 0.02
+
+
+def made_up(seconds: float, runs: int = 1, models: Any = None) -> Any:
+    """Make a profile of runs whose steps take as long as one wants."""
+    model = models["fp32"]
+    prof = profile(model)
+    for run in range(runs):
+        times = [(100.0 * run + i, 100.0 * run + i + seconds) for i in range(len(model.layers))]
+        prof._record(model.layers, (1, 3, 64, 64), 0, times)
+    return prof
+
+
+def test_a_share_that_cannot_be_is_no_number(models: Mapping[str, ResNet50]) -> None:
+    """As where the memory seemed to give 0.01 GB/s: "of roof 60854%"."""
+    prof = made_up(0.01, models=models)
+    assert "?" not in prof.table()
+    slow = ROOFS._replace(memory=[level._replace(all=1e-6) for level in ROOFS.memory])
+    lines = prof.table(roofs=slow).splitlines()
+    assert lines[-1].startswith("NOT STEADY: input seems faster than its limit (and ")
+    assert all(line.split()[-2] == "?" for line in lines[3:-4])
+
+
+def test_roofs_in_doubt_mark_all_shares(models: Mapping[str, ResNet50]) -> None:
+    prof = made_up(0.01, models=models)
+    lines = prof.table(roofs=ROOFS._replace(doubts=("runs of fma differ by 50%",))).splitlines()
+    assert lines[-1].startswith("NOT STEADY: runs of fma differ by 50%.")
+    assert all(line.split()[-2].endswith("%?") for line in lines[3:-4])
+
+
+def test_runs_that_differ_are_told(models: Mapping[str, ResNet50]) -> None:
+    prof = made_up(0.01, 4, models)
+    assert prof.doubts == []
+    layers = models["fp32"].layers
+    slow = [(500.0 + i, 500.03 + i) for i in range(len(layers))]
+    for _ in range(4):
+        prof._record(layers, (1, 3, 64, 64), 0, slow)
+    assert prof.doubts == ["runs of the network in fp32 differ by 100%"]
+    lines = prof.table().splitlines()
+    assert lines[-1].startswith("NOT STEADY: runs of the network in fp32 differ by 100%.")
+    assert "20.000?" in lines[3]
 
 
 def test_json_holds_what_the_rows_tell(models: Mapping[str, ResNet50]) -> None:

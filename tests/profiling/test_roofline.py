@@ -18,7 +18,13 @@ def test_layers_are_measured_under_their_roofs(
     assert all(row.gops > 0 and row.calls == 1 for rows in layers.values() for row in rows)
     lines = format_layers(layers, "here").splitlines()
     assert lines[0] == "here"
-    assert len(lines) == 3 + 54
+    assert [line.split()[0] for line in lines[3:57]] == [row.name for row in layers["fp32"]]
+    slow = [row._replace(seconds=1.0) for row in layers["fp32"]]
+    assert len(format_layers({"fp32": slow}, "here").splitlines()) == 3 + 54
+    fast = [row._replace(seconds=1e-9) for row in layers["fp32"]]
+    lines = format_layers({"fp32": fast}, "here").splitlines()
+    assert lines[-1].startswith("NOT STEADY: conv1 seems faster than its limit (and 53 more)")
+    assert all(line.split()[3] == "?" for line in lines[3:57])
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     plot_layers(layers, tmp_path / "layers.svg", "here")
     assert "fp32 peak, 100 GOP/s" in (tmp_path / "layers.svg").read_text("utf-8")

@@ -26,7 +26,7 @@ from tests.seeded_weights import seeded_input
 
 def peak_of(kind: str) -> Any:
     name, gops = {"f32": ("fma", 100.0), "u8s8": ("vpmaddwd", 250.0)}[kind]
-    return SimpleNamespace(all_gops=gops, instruction=SimpleNamespace(name=name))
+    return SimpleNamespace(all_gops=gops, instruction=SimpleNamespace(name=name), doubts=[])
 
 
 @pytest.fixture
@@ -98,6 +98,24 @@ def test_the_text_says_all(fall: Waterfall, models: Mapping[str, ResNet50]) -> N
     text = format_waterfall(fall._replace(others={"bf16": fall.whole.fp32 / 2}))
     for words in ("a quarter", "layer3", REST, "unexplained", "bf16", "2.00x", "full 4x", "decode"):
         assert words in text
+
+
+def test_figures_in_doubt_are_marked(fall: Waterfall) -> None:
+    steady, busy = (format_waterfall(fall._replace(doubts=d)) for d in ([], ["runs differ"]))
+    assert "NOT STEADY" not in steady
+    assert "?" not in steady
+    assert busy.splitlines()[1].startswith("NOT STEADY: runs differ.")
+    (whole,) = (line.split() for line in busy.splitlines() if line.startswith("whole"))
+    assert all(cell.endswith("?") for cell in whole[1:])
+
+
+def test_runs_that_differ_and_parts_that_do_not_add_up_are_doubted() -> None:
+    even = waterfall._Times([], {"fp32": [1.0] * 8}, {"fp32": [{"a": 0.6, "b": 0.38}] * 8})
+    assert even.doubts == []
+    uneven = even._replace(whole={"fp32": [1.0, 2.0] * 4})
+    assert any("runs of the network in fp32 differ" in doubt for doubt in uneven.doubts)
+    apart = even._replace(parts={"fp32": [{"a": 0.3, "b": 0.38}] * 8})
+    assert [doubt[:39] for doubt in apart.doubts] == ["two measures of the network in fp32 dis"]
 
 
 def test_the_plot_is_a_picture(fall: Waterfall, tmp_path: Path) -> None:

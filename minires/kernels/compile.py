@@ -1,0 +1,212 @@
+"""Compile for one instruction set and no other, and keep the code on the disk.
+
+Numba compiles for the CPU that it runs on. Asked for less, say to show what AVX2 alone can do,
+it needs to be held to that: else LLVM sees a multiplication and an addition, knows an instruction
+that does both, and takes it. So each instruction set has a code generator of its own here.
+
+Compiled code is kept with a checksum. Numba's own cache trusts its files, and a damaged one ends
+the process, or Python's unpickler, or nothing at all until the wrong result shows.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from llvmlite.binding import ffi
+from numba import njit
+from numba.core import serialize
+from numba.core.caching import NullCache
+from numba.core.codegen import JITCPUCodegen
+from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+
+from minires.cache import cache_dir
+from minires.kernels.simd import ISA
+
+# What every CPU of a family has, by LLVM's name for such a CPU. Of other families nothing is known
+# here: there Numba's own choice stands.
+BASELINE = {"x86_64": "x86-64", "AMD64": "x86-64", "aarch64": "generic", "arm64": "generic"}
+CHECKSUM = hashlib.sha256().digest_size  # bytes of it, at the beginning of a file
+KEPT = 64  # files of compiled code: when there are more, the oldest go
+
+
+class _Codegen(JITCPUCodegen):
+    """Numba's code generator, which takes an instruction set for all that the CPU has."""
+
+    def __init__(self, isa: ISA) -> None:
+        self._isa = isa
+        super().__init__("minires." + isa.name)
+
+    def _get_host_cpu_name(self) -> str:
+        return BASELINE[platform.machine()]
+
+    def _get_host_cpu_features(self) -> str:
+        return ",".join(f"+{feature}" for feature in sorted(self._isa.features))
+
+
+_codegens: dict[str, _Codegen] = {}  # by the instruction set's name
+
+
+def _hold_compilers() -> None:
+    """Wait until no other thread is inside Numba's compiler, or LLVM."""
+    global_compiler_lock.acquire()
+    ffi.lib._lock.__enter__()
+
+
+def _let_go_of_compilers() -> None:
+    ffi.lib._lock.__exit__(None, None, None)
+    global_compiler_lock.release()
+
+
+# A child that is forked while another thread compiles would wait for that thread, which it has
+# not got. So a fork waits until nobody compiles.
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_hold_compilers,
+        after_in_parent=_let_go_of_compilers,
+        after_in_child=_let_go_of_compilers,
+    )
+
+
+@contextlib.contextmanager
+def _held_to(isa: ISA) -> Iterator[None]:
+    """Have Numba compile for an instruction set, and nobody else compile meanwhile."""
+    with global_compiler_lock:
+        context = cpu_target.target_context
+        context.refresh()  # Numba's own functions are compiled for the CPU as it is
+        host = context._internal_codegen
+        if platform.machine() in BASELINE:
+            if isa.name not in _codegens:
+                _codegens[isa.name] = _Codegen(isa)
+            context._internal_codegen = _codegens[isa.name]
+        try:
+            yield
+        finally:
+            context._internal_codegen = host
+
+
+def compile_for(
+    isa: ISA,
+    function: Callable[..., Any],
+    signature: Any,
+    what: str = "",
+    notice: str = "",
+    keep: bool = True,
+) -> Any:
+    """Compile a function for a signature, or load what was compiled before.
+
+    Parameters
+    ----------
+    isa : ISA
+        The instructions that may be used. A CPU that lacks one of them can compile for it, too.
+    function : callable
+        What to compile. All that it refers to must be in this folder, or told by `what`.
+    signature : numba signature
+        Of its arguments.
+    what : str
+        Tells functions apart that have the same name.
+    notice : str
+        Printed to stderr where there is something to compile.
+    keep : bool
+        Whether to look on the disk, and to leave the code there. It cannot be listed afterwards.
+
+    Returns
+    -------
+    callable
+        It lets go of Python's global lock while it runs.
+    """
+    name_apart(function, f"{what}/{isa.name}/{source_hash()}")
+    compiled = njit(nogil=True)(function)
+    with _held_to(isa):
+        if keep:
+            compiled._cache = _CodeCache(function, notice)
+        compiled.compile(signature)
+    compiled.disable_compile()
+    return compiled
+
+
+def name_apart(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """Give a function, of which there are several, a name of its own; before it is compiled.
+
+    Linking goes by name, and Numba's names differ in how many functions the process had compiled
+    before. Of two that come from the cache, each the first of its process, one would silently run
+    in the other's place.
+    """
+    function.__qualname__ = f"{function.__name__}_{re.sub(r'[^a-z0-9]+', '_', what)}"
+    return function
+
+
+@functools.cache
+def source_hash() -> str:
+    """Hash the files of this folder: whatever changes in one may change the code."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+class _CodeCache(NullCache):
+    """A function's compiled code in a file: a checksum, and behind it what Numba needs to run it.
+
+    Nothing here can fail. What cannot be read, or is not what was written, is not there; what
+    cannot be written is not kept.
+    """
+
+    def __init__(self, function: Callable[..., Any], notice: str) -> None:
+        self._function = function
+        self._notice = notice
+
+    def _file(self, signature: Any, context: Any) -> tuple[Path, bytes]:
+        """Tell which file, and what else its code depends on."""
+        versions = sys.version, numba.__version__, llvmlite.__version__
+        target = context.codegen().magic_tuple()
+        key = repr((versions, target, self._function.__qualname__, str(signature))).encode()
+        name = f"{self._function.__name__}-{hashlib.sha256(key).hexdigest()[:32]}.code"
+        return code_dir() / name, key
+
+    def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
+        """Load the code; None where there is none that is whole."""
+        file, key = self._file(sig, target_context)
+        try:
+            content = file.read_bytes()
+            checksum, code = content[:CHECKSUM], content[CHECKSUM:]
+            if checksum == hashlib.sha256(key + code).digest():
+                return CompileResult._rebuild(target_context, *pickle.loads(code))
+        except Exception:  # whatever it is, compiling anew is right
+            pass
+        if self._notice:
+            print(self._notice, file=sys.stderr, flush=True)
+        return None
+
+    def save_overload(self, sig: Any, data: CompileResult) -> None:
+        """Keep the code: a whole file takes its place, or none."""
+        file, key = self._file(sig, data.target_context)
+        code = serialize.dumps(data._reduce())
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:
+                try:
+                    new.write(hashlib.sha256(key + code).digest() + code)
+                    new.close()
+                    os.replace(new.name, file)
+                except OSError:
+                    os.unlink(new.name)
+            kept = sorted(file.parent.glob("*.code"), key=lambda other: other.stat().st_mtime)
+            for old in kept[:-KEPT]:
+                old.unlink()
+
+
+def code_dir() -> Path:
+    """Find the folder of compiled code: NUMBA_CACHE_DIR, or in minires's cache."""
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    return Path(chosen) if chosen else cache_dir() / "kernels"

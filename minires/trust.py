@@ -1,0 +1,181 @@
+"""When a measurement is to be believed: one guard for everything that is timed here.
+
+Whatever else runs on a machine makes a run slower, never faster, and it comes and goes. So a figure
+is in doubt for three reasons: runs of the same thing differ too much, two ways to measure one thing
+disagree, or a share is above what can be reached. What is in doubt is measured again, a few times
+at most. What is in doubt even then is marked with a question mark, and one line says why.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+WIDE = 0.15  # of a median: how far apart runs, or two measures, of one thing may lie
+HIGHEST = 1.05  # of what can be reached: a clock that drifts may carry a share a little above 100%
+TRIES = 3
+MARK = "?"
+
+Found = TypeVar("Found")
+
+
+def spread_of(times: Sequence[float] | npt.NDArray[Any]) -> float:
+    """Tell how far apart the quartiles of some times lie, as a share of their median."""
+    low, middle, high = np.percentile(times, [25, 50, 75])
+    return float((high - low) / middle)
+
+
+def doubt_spread(name: str, spread: float) -> list[str]:
+    """Doubt a figure whose runs lie too far apart.
+
+    Parameters
+    ----------
+    name : str
+        What was measured, as the reader is told.
+    spread : float
+        How far its runs lie apart, as a share.
+
+    Returns
+    -------
+    list of str
+        The reason, or nothing.
+    """
+    # Each comparison here is written so that NaN is in doubt.
+    return [] if spread <= WIDE else [f"runs of {name} differ by {spread:.0%}"]
+
+
+def doubt_pair(name: str, one: float, other: float) -> list[str]:
+    """Doubt what was measured in two ways that disagree.
+
+    Parameters
+    ----------
+    name : str
+        What was measured, as the reader is told.
+    one, other : float
+        The two measures, both above 0.
+
+    Returns
+    -------
+    list of str
+        The reason, or nothing.
+    """
+    ratio = one / other if other else np.inf
+    if 1 / (1 + WIDE) <= ratio <= 1 + WIDE:
+        return []
+    return [f"two measures of {name} disagree, {one:.3g} and {other:.3g}"]
+
+
+def doubt_share(name: str, share: float) -> list[str]:
+    """Doubt a share that is above what can be reached.
+
+    Parameters
+    ----------
+    name : str
+        What reached it, as the reader is told.
+    share : float
+        1 is all of it.
+
+    Returns
+    -------
+    list of str
+        The reason, or nothing.
+    """
+    return [] if share <= HIGHEST else [f"{name} seems faster than its limit"]
+
+
+def measure_until_steady(
+    measure: Callable[[], Found], doubts_about: Callable[[Found], list[str]], tries: int = TRIES
+) -> tuple[Found, list[str]]:
+    """Measure, and measure again while something is in doubt.
+
+    Parameters
+    ----------
+    measure : callable
+        It takes nothing and returns what it measured.
+    doubts_about : callable
+        It takes that, and lists what is doubtful about it.
+    tries : int
+        How often to measure at most.
+
+    Returns
+    -------
+    found : object
+        The measurement with the fewest doubts; of several, the last.
+    doubts : list of str
+        What is still doubtful about it.
+    """
+    found = measure()
+    doubts = doubts_about(found)
+    for _ in range(tries - 1):
+        if not doubts:
+            break
+        again = measure()
+        more = doubts_about(again)
+        if len(more) <= len(doubts):
+            found, doubts = again, more
+    return found, doubts
+
+
+def time_steadily(name: str, run: Callable[[], object], runs: int = 100) -> tuple[float, list[str]]:
+    """Time something that is short enough to run many times.
+
+    Parameters
+    ----------
+    name : str
+        What it is, as the reader is told.
+    run : callable
+        It takes nothing.
+    runs : int
+        How often it runs; as often again where the runs differ too much.
+
+    Returns
+    -------
+    seconds : float
+        The median.
+    doubts : list of str
+        What is still doubtful about it.
+    """
+
+    def measure() -> npt.NDArray[Any]:
+        times = [time.perf_counter()]
+        for _ in range(runs):
+            run()
+            times.append(time.perf_counter())
+        return np.diff(times)
+
+    times, doubts = measure_until_steady(measure, lambda t: doubt_spread(name, spread_of(t)))
+    return float(np.median(times)), doubts
+
+
+def mark(text: str, doubts: Sequence[str]) -> str:
+    """Put a question mark behind a figure that is in doubt."""
+    return f"{text}{MARK}" if doubts else text
+
+
+def percent(share: float, doubts: Sequence[str] = ()) -> str:
+    """Write a share; a question mark alone stands for one that cannot be."""
+    return mark(f"{share:.0%}", doubts) if share <= HIGHEST else MARK
+
+
+def verdict(doubts: Sequence[str]) -> str:
+    """Say in one line whether the figures beside it are to be believed.
+
+    Parameters
+    ----------
+    doubts : sequence of str
+        All that is left of them.
+
+    Returns
+    -------
+    str
+        With the first reason, and how many more there are.
+    """
+    if not doubts:
+        return "Steady: runs of the same thing agree."
+    more = f" (and {len(doubts) - 1} more)" if len(doubts) > 1 else ""
+    return (
+        f"NOT STEADY: {doubts[0]}{more}. Do not rely on figures marked {MARK}: something else "
+        "uses this machine."
+    )
