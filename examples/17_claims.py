@@ -7,11 +7,14 @@ a second on two Xeon 9282 against 7636 on a V100; the reviewer's own server cras
 passed 2000. Arithmetic can judge such figures.
 """
 
+import sys
 import textwrap
 
 import matplotlib.pyplot as plt
+from bounds import GOP, format_machines, throughput_bounds
+from machines import KNOWN, read_machines
 
-from minires.profiling.roofline import GOP, format_machines, read_machines, throughput_bounds
+from minires import MiniresError
 
 # %%
 # The arithmetic
@@ -20,12 +23,11 @@ from minires.profiling.roofline import GOP, format_machines, read_machines, thro
 # An image takes 4.089 billion multiply-adds, twice as many operations. A machine with a peak of P
 # operations a second cannot do more than P over that.
 
-machines = read_machines()
-pair = next(m for m in machines if m.name == "Xeon Platinum 9282")
+machines = {machine.name: machine for machine in read_machines()}
+xeon, pair = machines["Xeon Platinum 8280"], machines["Xeon Platinum 9282"]
+tops = 2 * pair.peaks["int8"]
 print(f"an image: {GOP:.2f} GOP")
-print(
-    f"two 9282 in INT8: 2 x 56 cores x 256 a cycle x 2.6 GHz = {2 * pair.peaks['int8']:.1f} TOP/s"
-)
+print(f"two 9282 in INT8: 2 x 56 cores x 256 a cycle x 2.6 GHz = {tops:.1f} TOP/s")
 print(f"at most {2 * throughput_bounds(pair, 'int8')[0]:.0f} images a second")
 
 # %%
@@ -33,10 +35,14 @@ print(f"at most {2 * throughput_bounds(pair, 'int8')[0]:.0f} images a second")
 # ---------
 #
 # Each figure with its kind, specification, vendor's claim, arithmetic or measurement, and its
-# source. ``minires roofline --machine all`` prints the same, and takes a file with machines of
-# your own.
+# source. ``python examples/17_claims.py FILE`` judges machines of your own in place of these, from
+# a file in the form of ``examples/machines.toml``.
 
-for line in format_machines(machines).splitlines():
+try:
+    judged = read_machines(sys.argv[1] if sys.argv[1:] else KNOWN)
+except MiniresError as error:
+    sys.exit(f"17_claims.py: {error}")
+for line in format_machines(judged).splitlines():
     print(textwrap.fill(line, 100, subsequent_indent=" " * 4) if len(line) > 100 else line)
 
 # %%
@@ -56,24 +62,20 @@ for line in format_machines(machines).splitlines():
 #
 # Under AVX-512 a Xeon's clock may be lower than its base clock: then the true shares are higher.
 
-claims = {
-    (f"{c.parts} x {m.name}, {c.images_per_second:.0f} ({c.source.partition(',')[0]})"):
-    c.images_per_second / (c.parts * m.watts)
-    for m in machines for c in m.claims if not c.upper_limit
-}  # fmt: skip
 plt.figure(figsize=(8, 2.8), layout="constrained")
-plt.barh(list(claims), list(claims.values()))
+for machine, claim in [(m, c) for m in judged for c in m.claims if not c.upper_limit]:
+    label = f"{claim.parts} x {machine.name}, {claim.images_per_second:.0f}"
+    by_watt = claim.images_per_second / (claim.parts * machine.watts)
+    plt.barh(f"{label} ({claim.source.partition(',')[0]})", by_watt, color="tab:blue")
 plt.xlabel("images a second and watt (claim over TDP)")
 plt.gca().invert_yaxis()
 plt.show()
 
-xeon, titan = (next(m for m in machines if m.name == name)
-               for name in ("Xeon Platinum 8280", "Titan RTX"))  # fmt: skip
 assert round(7878 / (2 * throughput_bounds(pair, "int8")[0]), 2) == 0.86
 assert round(2000 / (2 * throughput_bounds(xeon, "int8")[0]), 2) == 0.42
 assert round((7636 / 300) / (7878 / 800), 1) == 2.6
 assert round((4944 / 70) / (7878 / 800)) == 7
-assert throughput_bounds(titan, "int8")[0] / 5 > 3 * 2000
+assert throughput_bounds(machines["Titan RTX"], "int8")[0] / 5 > 3 * 2000
 
 # %%
 # Exercise

@@ -1,42 +1,34 @@
 """Read a file of weights without torch: PyTorch's two formats, and safetensors.
 
-PyTorch saves a pickle, and a pickle is a program: loading one calls whatever it names. The
-unpickler here knows the few names that a dictionary of tensors needs. It hands them out as strings,
-as methods and as one class, none of which a pickle can change, and it believes no offset or stride.
+PyTorch saves a pickle, and a pickle is a program: loading one calls whatever it names. So
+``minires/unpickle.py`` runs it on a machine that can make tensors and nothing else. No number in a
+file is believed: neither how long it is said to be nor where a tensor is said to lie.
 """
 
-import functools
 import io
-import math
 import os
 import pickle
+import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import safe_open
 
 from minires.errors import WeightsError
 from minires.layers import Array, Shape
+from minires.unpickle import MOST_BYTES, NO_BFLOAT16, unpickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in torch.save's older format
-STORAGES = {
-    "FloatStorage": "<f4",
-    "HalfStorage": "<f2",
-    "DoubleStorage": "<f8",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "|i1",
-    "ByteStorage": "|u1",
-    "BoolStorage": "|b1",
-}
-NO_BFLOAT16 = "holds bfloat16, which NumPy lacks; save it as float32"
+MOST_HEADER = 2**23  # bytes of a .safetensors file's header; a ResNet-50's has 30 KB
+MOST_DIRECTORY = 2**22  # bytes of a zip archive's list of members; a ResNet-50's has 25 KB
+SAFETENSORS_TYPES = (  # those that NumPy has
+    *("F64", "F32", "F16"),
+    *("I64", "I32", "I16", "I8"),
+    *("U64", "U32", "U16", "U8", "BOOL"),
+)
 MOST_NAMED = 5  # of each kind of problem in one error
-
-MakeStorage = Callable[[str, str, int], Array]  # type, key and number of values, to (values,)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
@@ -59,7 +51,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
     WeightsError
         For a file that is missing, damaged, of another kind, or that asks for code.
     """
-    with _naming(path), open(path, "rb") as file:
+    with _naming(path), _opened(path) as file:
         return _tensors(_reader(file)(file))
 
 
@@ -81,7 +73,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     WeightsError
         For a file that is missing, damaged or of another kind.
     """
-    with _naming(path), open(path, "rb") as file:
+    with _naming(path), _opened(path) as file:
         if _reader(file) is not _read_safetensors:
             return {}
         with safe_open(path, "numpy") as opened:
@@ -135,7 +127,12 @@ def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) ->
 
 def _shorten(names: list[str]) -> str:
     more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(_short, names[:MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def _short(text: str) -> str:
+    """Cut what a file says, which may have any length and any lines."""
+    return f"{text if text.isprintable() else repr(text):.120}"
 
 
 @contextmanager
@@ -149,8 +146,15 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror:
             raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
         raise WeightsError(
-            f"{path}: damaged or incomplete ({str(error) or repr(error)}); fetch it again"
+            f"{path}: damaged or incomplete ({_short(str(error) or repr(error))}); fetch it again"
         ) from error
+
+
+def _opened(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a file, if it is one: opening a pipe may wait for ever, and nobody can go back in it."""
+    if not (os.path.isdir(path) or stat.S_ISREG(os.stat(path).st_mode)):
+        raise WeightsError("a pipe or a device; wanted a file, so save it first")
+    return open(path, "rb")
 
 
 def _reader(file: io.BufferedReader) -> Callable[[io.BufferedReader], object]:
@@ -158,6 +162,8 @@ def _reader(file: io.BufferedReader) -> Callable[[io.BufferedReader], object]:
     start = file.read(9)
     file.seek(0)
     if start[8:] == b"{":  # JSON, after its length in 8 bytes, which may look like a pickle's
+        if int.from_bytes(start[:8], "little") > MOST_HEADER:
+            raise WeightsError(f"refused: its header has more than {MOST_HEADER} bytes")
         return _read_safetensors
     if start.startswith(b"PK\x03\x04"):
         return _read_zip
@@ -170,56 +176,90 @@ def _read_safetensors(file: io.BufferedReader) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
     with safe_open(file.name, "numpy") as opened:
         for key in opened.keys():  # noqa: SIM118 (it is no dictionary)
-            if opened.get_slice(key).get_dtype() == "BF16":
+            dtype = opened.get_slice(key).get_dtype()
+            if dtype == "BF16":
                 raise WeightsError(NO_BFLOAT16)
-            try:
-                tensors[key] = opened.get_tensor(key)
-            except TypeError as error:
-                raise WeightsError(f"{key} has a type that NumPy lacks ({error})") from error
+            if dtype not in SAFETENSORS_TYPES:
+                raise WeightsError(
+                    f"{_short(key)} has the type {dtype}, which is not read; save it as F32"
+                )
+            tensors[key] = opened.get_tensor(key)
     return tensors
+
+
+class _Directory(io.FileIO):
+    """An archive of which no more than its list of members can be read."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read a part, where it is small enough to be one of the list."""
+        if size is not None and size > MOST_DIRECTORY:
+            raise WeightsError(f"refused: its list of members has more than {MOST_DIRECTORY} bytes")
+        return super().read(-1 if size is None else size) or b""
 
 
 def _read_zip(file: io.BufferedReader) -> object:
     """Read the format of PyTorch 1.6 and later: the pickle is a member, and so is each storage."""
+    with _Directory(file.name) as directory:
+        zipfile.ZipFile(directory).close()  # which makes an object for each member
     with zipfile.ZipFile(file) as archive:
         # All members lie in one folder, whose name is arbitrary.
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-        if "data.pkl" not in members:
-            raise WeightsError("a zip archive, but not one of PyTorch's; wanted data.pkl in it")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
-            raise WeightsError("compressed, which PyTorch does not; a few bytes could fill memory")
+        _check_members(members, os.fstat(file.fileno()).st_size)
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise WeightsError("saved on a big-endian machine, which is not supported")
+        storages: dict[str, Array] = {}  # tensors may share one
 
-        @functools.cache  # tensors may share one
         def read_storage(dtype: str, key: str, count: int) -> Array:
-            storage = np.frombuffer(archive.read(members[f"data/{key}"]), dtype)
-            if storage.size != count:
-                raise WeightsError(f"damaged: storage {key} has {storage.size} values, not {count}")
-            return storage
+            if f"data/{key}" not in members:
+                raise WeightsError(f"damaged: storage {key!r:.80} is missing")
+            if key not in storages:
+                storages[key] = np.frombuffer(archive.read(members[f"data/{key}"]), dtype)
+            found = storages[key]
+            if found.size != count or found.dtype != dtype:
+                raise WeightsError(
+                    f"damaged: storage {key!r:.80} has {found.size} values of {found.dtype}, "
+                    f"not {count} of {np.dtype(dtype)}"
+                )
+            return found
 
-        return _Unpickler(io.BytesIO(archive.read(members["data.pkl"])), read_storage).load()
+        return unpickle(io.BytesIO(archive.read(members["data.pkl"])), read_storage)
+
+
+def _check_members(members: Mapping[str, zipfile.ZipInfo], archive_size: int) -> None:
+    """Refuse an archive that is not PyTorch's, or would become larger than it is."""
+    if "constants.pkl" in members:
+        raise WeightsError("a TorchScript program; wanted what torch.save wrote of a state_dict")
+    if "data.pkl" not in members:
+        raise WeightsError("a zip archive, but not one of PyTorch's; wanted data.pkl in it")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
+        raise WeightsError("compressed, which PyTorch does not; a few bytes could fill memory")
+    if sum(info.file_size for info in members.values()) > archive_size:
+        raise WeightsError("damaged: its members overlap, and are larger than the whole")
+    if members["data.pkl"].file_size > MOST_BYTES:
+        raise WeightsError(f"refused: its pickle has more than {MOST_BYTES} bytes")
 
 
 def _read_legacy(file: io.BufferedReader) -> object:
     """Read the format before that: five pickles, then the storages that the fourth refers to."""
     storages: dict[str, Array] = {}
-    file_size = os.fstat(file.fileno()).st_size
+    room = os.fstat(file.fileno()).st_size  # for storages, in bytes
 
     def make_storage(dtype: str, key: str, count: int) -> Array:
-        if count * np.dtype(dtype).itemsize > file_size:
-            raise WeightsError(f"damaged: storage {key} is said to have {count} values")
-        return storages.setdefault(key, np.zeros(count, dtype))  # filled below
+        nonlocal room
+        if key not in storages:
+            room -= count * np.dtype(dtype).itemsize
+            if room < 0:
+                raise WeightsError(f"damaged: storage {key!r:.80} is said to have {count} values")
+            storages[key] = np.zeros(count, dtype)  # filled below
+        return storages[key]
 
-    def load() -> Any:
-        return _Unpickler(file, make_storage).load()
-
-    if load() != LEGACY_MAGIC:
+    if unpickle(file, make_storage) != LEGACY_MAGIC:
         raise WeightsError("a pickle, but not one of PyTorch's; wanted what torch.save wrote")
-    _, machine, state, keys = load(), load(), load(), load()
+    _, machine, state, keys = [unpickle(file, make_storage) for _ in range(4)]
     if not machine["little_endian"]:
         raise WeightsError("saved on a big-endian machine, which is not supported")
-    if set(keys) != set(storages):
+    # Text first: the hash of what is nested without end would end the process.
+    if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
         raise WeightsError("damaged: its tensors and its storages do not belong together")
     for key in keys:
         count = int.from_bytes(file.read(8), "little")
@@ -239,73 +279,3 @@ def _tensors(state: object) -> dict[str, Array]:
         if not (isinstance(key, str) and isinstance(value, np.ndarray)):
             raise WeightsError(f"its {key!r:.80} is a {type(value).__name__}; wanted tensors only")
     return dict(state)
-
-
-class _StateDict(dict[Any, Any]):
-    """What stands for an OrderedDict; its further state, ``_metadata``, is dropped."""
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
-class _Unpickler(pickle.Unpickler):
-    """Load a dictionary of tensors, and refuse to call anything else.
-
-    Parameters
-    ----------
-    file : binary file
-        At the pickle's start.
-    make_storage : callable
-        Returns the storage that a tensor lies in.
-    """
-
-    def __init__(self, file: BinaryIO, make_storage: MakeStorage) -> None:
-        super().__init__(file, encoding="utf-8")
-        self.make_storage = make_storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for one of the few names that are known."""
-        match module, name:
-            case "collections", "OrderedDict":
-                return _StateDict
-            case "torch._utils", "_rebuild_tensor_v2":
-                return self.rebuild_tensor
-            case "torch._utils", "_rebuild_parameter":
-                return self.rebuild_parameter
-            case "torch", "BFloat16Storage":
-                raise WeightsError(NO_BFLOAT16)
-            case "torch", _ if name in STORAGES:
-                return STORAGES[name]
-        asked = f"{module}.{name}"
-        raise WeightsError(f"refused, because loading it would call {asked!r:.80}; wanted tensors")
-
-    def persistent_load(self, pid: Any) -> Array:
-        """Return the storage that the pickle refers to; a view is None, in the older format."""
-        match pid:
-            case "storage", str(dtype), str(key), str(), int(count), *view:
-                if dtype in STORAGES.values() and count >= 0 and not any(view):
-                    return self.make_storage(dtype, key, count)
-        raise WeightsError(f"damaged: no storage is described by {pid!r:.80}")
-
-    def rebuild_tensor(
-        self, storage: Array, offset: int, size: Shape, stride: Shape, *_: object
-    ) -> Array:
-        """Return a view of a storage, once it is certain that it lies within."""
-        described = f"offset {offset!r:.20}, shape {size!r:.80} and strides {stride!r:.80}"
-        if (
-            not isinstance(storage, np.ndarray)
-            or not all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride))
-            or len(size) != len(stride)
-        ):
-            raise WeightsError(f"damaged: no tensor has {described}")
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        # A stride of 0 makes much of little, hence the second condition.
-        if (0 not in size and last >= storage.size) or math.prod(size) > storage.size:
-            raise WeightsError(f"damaged: its storage of {storage.size} values has no {described}")
-        item = storage.itemsize
-        strides = [step * item for step in stride]
-        return np.ndarray(size, storage.dtype, storage.data, offset * item, strides)
-
-    def rebuild_parameter(self, tensor: Array, *_: object) -> Array:
-        """Return a parameter's values."""
-        return tensor

@@ -360,7 +360,7 @@ def peak(arguments: Namespace) -> int:
 
 
 def roofline(arguments: Namespace) -> int:
-    """Put every layer on this machine's roofline; or judge what is claimed of other machines."""
+    """Put every layer on this machine's roofline."""
     import numpy as np
 
     from minires import plots
@@ -371,18 +371,6 @@ def roofline(arguments: Namespace) -> int:
 
     if arguments.plot:
         plots.check(arguments.plot)
-    if arguments.machine:
-        known = roofs.read_machines()
-        name = arguments.machine.lower()
-        asked = [m for m in known if name in ("all", m.name.lower())]
-        if not asked and not os.path.exists(arguments.machine):
-            names = ", ".join(m.name for m in known)
-            raise MiniresError(f"--machine {arguments.machine}: no such file; known are {names}")
-        asked = asked or roofs.read_machines(arguments.machine)
-        print(roofs.format_machines(asked))
-        if arguments.plot:
-            roofs.plot_machines(asked, arguments.plot)
-        return 0
     shape = (arguments.batch, 3, *arguments.size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)  # speed asks for no picture
     weights = _weights(arguments)
@@ -520,7 +508,7 @@ COMMANDS = {
     "profile": Command(profile, ("image", "--weights", "--offline", "--precisions", "--group",
                                  "--sort", "--runs", "--latency", "--plot", "--trace", "--json")),
     "peak": Command(peak, ("--json",)),
-    "roofline": Command(roofline, ("--weights|--machine", "--offline", "--precisions", "--size",
+    "roofline": Command(roofline, ("--weights", "--offline", "--precisions", "--size",
                                    "--batch", "--plot")),
     "weights": Command(weights, ("action", "name")),
 }  # fmt: skip
@@ -568,8 +556,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--latency": {"action": "store_true", "help": "time the whole way instead, from the file's "
                   "bytes to the label, and throughput by batch"},
     "--trace": {"type": Path, "metavar": "FILE", "help": "write a .json that Perfetto opens"},
-    "--machine": {"metavar": "NAME|all|FILE", "help": "judge this one by its papers: a name that "
-                  "is known, all of these, or a .toml file of your own"},
     "--plot": {"metavar": "FILE", "help": "draw it too: a .png, .svg or .pdf file"},
     "--update": {"type": Path, "metavar": "FILE", "help": "put the table between the marks <!-- "
                  "ladder --> and <!-- /ladder --> of a Markdown file"},

@@ -1,12 +1,13 @@
 """Weights by name: what is known of them, where they lie, and how they come here.
 
 ``weights/manifest.toml`` has the facts. Some files lie beside it and come with the package; others
-are looked for in minires's cache and in torch's, and downloaded where neither has them.
+are looked for in minires's cache and in torch's. pooch downloads what neither has.
 """
 
 import contextlib
 import difflib
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -27,29 +28,23 @@ from minires.preprocess import Preset, read_preset
 DEFAULT = "IMAGENET1K_V2"
 FALLBACK = "CIFAR10"  # comes with the package
 ATTEMPTS = 3  # for each file
-TIMEOUTS = (5.0, 30.0)  # seconds: to be connected, and between two pieces of the file
-PATIENCE = 3.0  # seconds for a server to answer, where the weights were not asked for by name
+TIMEOUT = 10.0  # seconds: to be connected, and between two pieces of the file
+PATIENCE = 30.0  # seconds in which a server has to send SLOWEST bytes for each
+HURRY = 3.0  # seconds for the first of them, where the weights were not asked for by name
+SLOWEST = 10_000  # bytes a second; 100 MB then take three hours
+PIECE = 4096  # bytes; a compressed piece is 1,000 times as long at most
+LARGEST = 2**28  # bytes, where the manifest has no size: a ResNet-50 in float64 has 204 MB
 PARTIAL = ".download-"  # how the folders are called in which files arrive
 STALE_SECONDS = 24 * 60 * 60  # such a folder is no longer in use
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file that comes with the package, or can be downloaded.
+    """A file that comes with the package, or can be downloaded."""
 
-    Parameters
-    ----------
-    url : str
-        Where it is; relative to the manifest where it comes with the package.
-    sha256 : str
-        Its checksum, in hexadecimal.
-    size : int, optional
-        In bytes, where it is known.
-    """
-
-    url: str
-    sha256: str
-    size: int | None = None
+    url: str  # relative to the manifest where the file comes with the package
+    sha256: str  # in hexadecimal
+    size: int | None = None  # in bytes, where it is known
 
     @property
     def name(self) -> str:
@@ -64,21 +59,12 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Weights:
-    """What is known of weights.
+    """What is known of weights."""
 
-    Parameters
-    ----------
-    name : str
-        As `available_weights` lists it.
-    files : tuple of WeightsFile
-        Each has all of the weights; the first is preferred.
-    meta : dict
-        In torchvision's manner: name, categories, preset, accuracy (in percent), num_params,
-        source, recipe and licence.
-    """
-
-    name: str
-    files: tuple[WeightsFile, ...]
+    name: str  # as available_weights lists it
+    files: tuple[WeightsFile, ...]  # each has all of the weights; the first is preferred
+    # In torchvision's manner: name, categories, preset, accuracy (in percent), num_params, source,
+    # recipe and licence.
     meta: dict[str, Any]
 
     @property
@@ -151,11 +137,11 @@ def get_weights(name: str) -> Weights:
         For a name that is not known.
     """
     manifest = _manifest()
-    if name not in manifest:
-        close = difflib.get_close_matches(name.upper(), manifest, n=1)
+    if not isinstance(name, str) or name not in manifest:
+        close = difflib.get_close_matches(str(name).upper(), manifest, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         known = ", ".join(sorted(manifest))
-        raise WeightsError(f"no weights are called {name!r}; known are {known}{hint}")
+        raise WeightsError(f"no weights are called {name!r:.80}; known are {known}{hint}")
     meta = {"name": name, **manifest[name]}
     files = tuple(WeightsFile(**file) for file in meta.pop("files"))
     meta["categories"] = _categories(meta["categories"])
@@ -166,38 +152,23 @@ def get_weights(name: str) -> Weights:
 def resolve(
     weights: str | os.PathLike[str] | Weights, progress: bool = True
 ) -> tuple[Path, Weights | None]:
-    """Turn what a user asked for into a file that is here.
+    """Turn a path or a name into a file that is here, and what is known of it.
 
-    Parameters
-    ----------
-    weights : str, path-like or Weights
-        A path, or a name of `available_weights`; what exists as a path is one.
-    progress : bool
-        As for `fetch`.
-
-    Returns
-    -------
-    Path
-        The file.
-    Weights or None
-        What is known of it; a file given by path is known by its size and checksum.
-
-    Raises
-    ------
-    WeightsError
-        For what is neither.
-    DownloadError
-        As for `fetch`.
+    A file that has the name of weights is taken for them, a folder is not. A file given by its path
+    is known by its size and checksum.
     """
     if isinstance(weights, Weights):
-        return fetch(weights.name, progress), weights
-    if os.path.exists(weights):
+        return _obtain(weights, progress), weights
+    if not isinstance(weights, str | os.PathLike):
+        raise WeightsError(f"weights are a name or a path, not {weights!r:.80}")
+    known = weights in available_weights()
+    if os.path.isfile(weights) or (os.path.exists(weights) and not known):
         return Path(weights), _recognize(Path(weights))
     try:
         entry = get_weights(os.fspath(weights))
     except WeightsError as error:
-        raise WeightsError(f"{os.fspath(weights)}: no such file, and {error}") from error
-    return fetch(entry.name, progress), entry
+        raise WeightsError(f"{os.fspath(weights):.200}: no such file, and {error}") from error
+    return _obtain(entry, progress), entry
 
 
 def default_weights(progress: bool = True) -> Weights:
@@ -205,61 +176,46 @@ def default_weights(progress: bool = True) -> Weights:
 
     Those of ImageNet are downloaded where they are not here but can be had. Where they cannot, a
     line on stderr says so: ten classes answer in place of a thousand.
-
-    Parameters
-    ----------
-    progress : bool
-        As for `fetch`.
-
-    Returns
-    -------
-    Weights
-        Whose file is here.
-
-    Raises
-    ------
-    WeightsError
-        Where not even those of the package are.
     """
-    wanted, fallback = get_weights(DEFAULT), get_weights(FALLBACK)
+    wanted = get_weights(DEFAULT)
+    fallback = get_weights(FALLBACK)
     try:
         _fetch(wanted, progress, hurry=True)
     except WeightsError as error:
         if _find(fallback) is None:
             raise WeightsError(f"{error}, nor is {FALLBACK} here: {fallback.remedy}") from error
-        print(
-            f"minires: {error}; {FALLBACK} answers, with {len(fallback.meta['categories'])} "
+        _tell(
+            f"{error}; {FALLBACK} answers, with {len(fallback.meta['categories'])} "
             f"classes; for {len(wanted.meta['categories'])} run minires weights fetch where there "
-            "is a network, or give --weights PATH",
-            file=sys.stderr,
+            "is a network, or give --weights PATH"
         )
         return fallback
     return wanted
 
 
-def _knock(file: WeightsFile) -> None:
-    """Find out within seconds whether a server answers, in whatever way; OSError where not.
+def _tell(text: str) -> None:
+    """Print a line on stderr, if there is one."""
+    if sys.stderr is not None:  # which print would take for stdout
+        print(f"minires: {text}", file=sys.stderr)
 
-    A time-out of requests is for each of a server's addresses, and the name is looked up before
-    it begins: where a firewall drops all packets, only another thread keeps the whole short.
-    """
-    import requests
 
-    failures: list[OSError] = []
+def locate(name: str) -> Path | None:
+    """Look for weights on this machine: in minires's cache, then in torch's."""
+    found = _find(get_weights(name))
+    return found[0] if found else None
 
-    def ask() -> None:
-        try:
-            requests.head(file.url, timeout=PATIENCE)
-        except Exception as error:  # whatever it is, no thread may print it
-            failures.append(error if isinstance(error, OSError) else OSError(repr(error)))
 
-    thread = threading.Thread(target=ask, daemon=True)  # a daemon does not hold up the exit
-    thread.start()
-    thread.join(PATIENCE)
-    if thread.is_alive():
-        failures.append(OSError(f"no answer within {PATIENCE:.0f} s"))
-    if failures:
-        raise failures[0]
+def _find(entry: Weights, whole: bool = False) -> tuple[Path, WeightsFile] | None:
+    """Look for a file whose checksum is right, or was when it was last written to."""
+    is_right = _has_checksum if whole else _was_right
+    return next((place for place in _places(entry) if is_right(*place)), None)
+
+
+def _places(entry: Weights) -> list[tuple[Path, WeightsFile]]:
+    """List the files that have the right name and size."""
+    places = [(_own_path(entry, file), file) for file in entry.files]
+    places += [(torch_cache_dir() / file.name, file) for file in entry.files]
+    return [place for place in places if _has_size(*place)]
 
 
 def _recognize(path: Path) -> Weights | None:
@@ -268,41 +224,6 @@ def _recognize(path: Path) -> Weights | None:
         for file in entry.files:
             if file.size and _has_size(path, file) and _was_right(path, file):
                 return entry
-    return None
-
-
-def locate(name: str) -> Path | None:
-    """Look for weights on this machine: in minires's cache, then in torch's.
-
-    Parameters
-    ----------
-    name : str
-        One of `available_weights`.
-
-    Returns
-    -------
-    Path or None
-        A file whose checksum was right when minires first met it, and whose size still is.
-
-    Raises
-    ------
-    WeightsError
-        For a name that is not known.
-    """
-    found = _find(get_weights(name))
-    return found[0] if found else None
-
-
-def _find(entry: Weights) -> tuple[Path, WeightsFile] | None:
-    for file in entry.files:
-        path = _own_path(entry, file)
-        if _has_size(path, file):  # what lies there was checked when it was put there
-            return path, file
-    for file in entry.files:
-        path = torch_cache_dir() / file.name
-        with contextlib.suppress(OSError):  # a file that may not be read is as good as none
-            if _has_size(path, file) and _was_right(path, file):
-                return path, file
     return None
 
 
@@ -322,19 +243,26 @@ def _has_size(path: Path, file: WeightsFile) -> bool:
 
 
 def _was_right(path: Path, file: WeightsFile) -> bool:
-    """Compare the checksum of a file that another program wrote, once for as long as it stays."""
+    """Compare a file's checksum, once for as long as nobody writes to it: that takes a while."""
     status = path.stat()
     seen = f"{path} {status.st_size} {status.st_mtime_ns}"
     note = cache_dir() / f"{file.sha256[:16]}.verified"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if note.read_text(encoding="utf-8") == seen:
             return True
-    if _sha256(path) != file.sha256:
+    if not _has_checksum(path, file):
         return False
     with contextlib.suppress(OSError):  # without a note it is compared again
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(seen, encoding="utf-8")
     return True
+
+
+def _has_checksum(path: Path, file: WeightsFile) -> bool:
+    try:
+        return _sha256(path) == file.sha256
+    except OSError:  # a file that may not be read is as good as none
+        return False
 
 
 def _sha256(path: Path) -> str:
@@ -343,151 +271,178 @@ def _sha256(path: Path) -> str:
 
 
 def verify(name: str) -> Path:
-    """Compare the whole checksum of weights that are here.
-
-    Parameters
-    ----------
-    name : str
-        One of `available_weights`.
-
-    Returns
-    -------
-    Path
-        The file.
-
-    Raises
-    ------
-    WeightsError
-        Where the weights are not here, or the checksum is wrong.
-    """
+    """Compare the checksum of weights that are here, and say what is wrong with them."""
     entry = get_weights(name)
-    found = _find(entry)
-    if found is None:
+    places = _places(entry)
+    if not places:
         raise WeightsError(f"{name} is not here, or not whole; {entry.remedy}")
-    path, file = found
-    if (sha256 := _sha256(path)) != file.sha256:
-        raise WeightsError(
-            f"{path} has the sha256 {sha256}, wanted {file.sha256}; delete it: {entry.remedy}"
-        )
+    path, file = places[0]
+    try:
+        sha256 = _sha256(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if sha256 != file.sha256:
+        raise WeightsError(f"{path} has the sha256 {sha256}, wanted {file.sha256}; {entry.remedy}")
     return path
 
 
 def fetch(name: str, progress: bool = True) -> Path:
-    """Return the file of weights, downloading it where it is not on this machine.
+    """Return the file of weights, downloading it where it is not here or its checksum is wrong.
 
     The file appears in the cache when it is whole and its checksum is right, not before, so that
-    neither an interruption nor another process doing the same can spoil it.
-
-    Parameters
-    ----------
-    name : str
-        One of `available_weights`.
-    progress : bool
-        Whether stderr tells of a download: by a bar on a terminal, by a line elsewhere.
-
-    Returns
-    -------
-    Path
-        The file.
-
-    Raises
-    ------
-    WeightsError
-        For a name that is not known, a file of the package that is missing, or a cache that cannot
-        be written.
-    DownloadError
-        Where no server gave the file, or where MINIRES_OFFLINE is set.
+    neither an interruption nor another process doing the same can spoil it. Of a download stderr
+    tells by a bar on a terminal, by a line elsewhere.
     """
-    entry = get_weights(name)
+    return _obtain(get_weights(name), progress, whole=True)
+
+
+def _obtain(entry: Weights, progress: bool, whole: bool = False) -> Path:
+    """Return the file of weights that somebody asked for by name."""
     try:
-        return _fetch(entry, progress)
+        return _fetch(entry, progress, whole=whole)
     except DownloadError as error:
         raise DownloadError(
             f"{error}; get {entry.files[0].url} by other means, and give its path (--weights PATH)"
         ) from error
 
 
-def _fetch(entry: Weights, progress: bool, hurry: bool = False) -> Path:
-    """Do what `fetch` does; in a hurry, what does not work soon and at once is left."""
-    if found := _find(entry):
+def _fetch(entry: Weights, progress: bool, *, hurry: bool = False, whole: bool = False) -> Path:
+    """Find or download; in a hurry, what does not work soon and at once is left."""
+    if found := _find(entry, whole):
         return found[0]
     if entry.files[0].bundled:
-        raise WeightsError(f"{_own_path(entry, entry.files[0])} is missing; {entry.remedy}")
+        path = _own_path(entry, entry.files[0])
+        raise WeightsError(f"{path} is missing or damaged; {entry.remedy}")
     failures = []
     if os.environ.get("MINIRES_OFFLINE", "0") not in ("", "0"):
         failures.append("MINIRES_OFFLINE or --offline forbids it")
     else:
         for file in entry.files:
             try:
-                if hurry:
-                    _knock(file)
-                attempts = 1 if hurry else ATTEMPTS
-                return _download_patiently(file, _own_path(entry, file), progress, attempts)
-            except (OSError, DownloadError) as error:  # those of requests are OSErrors
+                return _download(file, _own_path(entry, file), progress, hurry)
+            except (OSError, ValueError) as error:
+                # Those of a network have no errno, nor has a missing certificate.
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise WeightsError(
+                        f"{cache_dir()} could not be written to ({error.strerror}); make room, or "
+                        "set MINIRES_CACHE to another folder"
+                    ) from error
                 failures.append(f"{file.url}: {_reason(error)}")
-    raise DownloadError(
-        f"{entry.name} is not on this machine and could not be downloaded ({'; '.join(failures)})"
-    )
+    lack = "is damaged" if _places(entry) else "is not on this machine"
+    raise DownloadError(f"{entry.name} {lack} and could not be downloaded ({'; '.join(failures)})")
 
 
 def _reason(error: Exception) -> str:
     """Dig out what happened: where no connection came about, requests wraps it several times."""
     reason = getattr(error.args[0], "reason", error) if error.args else repr(error)
-    return re.sub(r"^(<.*?>|HTTPS?Connection\(.*?\)): ", "", str(reason))
+    told = re.sub(r"^(<.*?>|HTTPS?Connection(Pool)?\(.*?\)): ", "", str(reason))
+    return told.partition(". Deleted download")[0]  # of what pooch says of a wrong checksum
 
 
-def _download_patiently(file: WeightsFile, target: Path, progress: bool, attempts: int) -> Path:
-    """Begin anew when the connection is cut or stalls, or when something else arrives."""
-    from requests import ConnectTimeout, RequestException
+@dataclass
+class _Arrival:
+    """How far a download is, for the two threads that have to know."""
 
-    for attempts_left in reversed(range(attempts)):
-        try:
-            _download(file, target, progress, first=attempts_left == attempts - 1)
-            break
-        except (OSError, ValueError) as error:
-            # Not of the disk are those of requests, and a missing certificate, which has no errno.
-            if (
-                isinstance(error, OSError)
-                and not isinstance(error, RequestException)
-                and error.errno is not None
-            ):
-                raise WeightsError(
-                    f"{target} could not be written ({error.strerror or error}); make room, or "
-                    "set MINIRES_CACHE to another folder"
-                ) from error
-            # Nobody there: each of a server's addresses may have used up the whole time-out.
-            if isinstance(error, ConnectTimeout) or not attempts_left:
-                raise
-    return target
+    count: int = 0  # bytes, of all attempts together
+    left: bool = False  # whether nobody waits for it any more
 
 
-def _download(file: WeightsFile, target: Path, progress: bool, first: bool = True) -> None:
-    """Let a file arrive in a folder of its own, and move it to its place if it is the right one."""
-    import requests  # here, because it takes long and is seldom needed
-    from tqdm import tqdm
+def _download(file: WeightsFile, target: Path, progress: bool, hurry: bool) -> Path:
+    """Let a file arrive in a folder of its own, and move it to its place if it is the right one.
 
+    Another thread works, so that this one can leave: neither looking up a server's name nor a
+    server that sends a byte every other second has a time-out.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     for old in target.parent.glob(f"{PARTIAL}*"):
         with contextlib.suppress(OSError):  # another process may be first
             if time.time() - old.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(old)
-    if progress and first and not sys.stderr.isatty():  # where no bar shows
+    if progress:
         size = f", {file.size / 1e6:.0f} MB" if file.size else ""
-        print(f"minires: downloading {file.url}{size}", file=sys.stderr)
-    with (
-        tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as folder,
-        requests.get(file.url, stream=True, timeout=TIMEOUTS) as response,
-    ):
-        response.raise_for_status()
+        _tell(f"downloading {file.url}{size}")
+    bar = progress and sys.stderr is not None and sys.stderr.isatty()
+    arrival = _Arrival()
+    failures: list[Exception] = []
+
+    def work(arrived: Path) -> None:
+        try:
+            _run_pooch(file, arrived, arrival, bar, attempts=1 if hurry else ATTEMPTS)
+        except Exception as error:  # whatever it is, no thread may print it
+            failures.append(error)
+
+    with tempfile.TemporaryDirectory(
+        prefix=PARTIAL, dir=target.parent, ignore_cleanup_errors=True
+    ) as folder:
         arrived = Path(folder) / target.name
-        with (
-            arrived.open("wb") as output,
-            tqdm(desc=target.name, total=file.size, unit="B", unit_scale=True, leave=False,
-                 disable=None if progress else True) as bar,
-        ):  # fmt: skip
-            for piece in response.iter_content(2**16):
-                output.write(piece)
-                bar.update(len(piece))
-        if (sha256 := _sha256(arrived)) != file.sha256:
-            raise DownloadError(f"what arrived has the sha256 {sha256}, wanted {file.sha256}")
+        thread = threading.Thread(target=work, args=[arrived], daemon=True)
+        thread.start()
+        try:
+            _watch(thread, arrival, HURRY if hurry else PATIENCE)
+        finally:
+            arrival.left = True  # by an interruption, too
+        if failures:
+            raise failures[0]
         os.replace(arrived, target)
+    return target
+
+
+def _watch(thread: threading.Thread, arrival: _Arrival, first: float) -> None:
+    """Wait for a download's end, for as long as enough arrives; OSError where it does not."""
+    for seconds in itertools.chain([first], itertools.repeat(PATIENCE)):
+        before = arrival.count
+        thread.join(seconds)
+        if not thread.is_alive():
+            return
+        came = arrival.count - before
+        if came < SLOWEST * seconds:
+            raise OSError(f"only {came} bytes came in {seconds:.0f} s")
+
+
+def _run_pooch(
+    file: WeightsFile, arrived: Path, arrival: _Arrival, bar: bool, attempts: int
+) -> None:
+    """Let pooch download a file, compare its checksum, and try again where that is of use.
+
+    An OSError that is not of requests ends all attempts.
+    """
+    import pooch  # these are imported here because they take long and are seldom needed
+    import requests
+    from tqdm import tqdm
+
+    most = file.size or LARGEST
+
+    def download(url: str, path: str, _: object) -> None:
+        os.remove(path)  # pooch made it readable for its owner alone
+        with (
+            # What came compressed would hide its size.
+            requests.get(
+                url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}
+            ) as response,
+            open(path, "xb") as output,
+            tqdm(
+                desc=arrived.name,
+                total=file.size,
+                unit="B",
+                unit_scale=True,
+                leave=False,
+                disable=not bar,
+            ) as shown,
+        ):
+            response.raise_for_status()
+            for piece in response.iter_content(PIECE):
+                if arrival.left:
+                    raise OSError("nobody waits for it")
+                arrival.count += output.write(piece)
+                if output.tell() > most:
+                    raise OSError(f"sends more than the {most} bytes that the file has")
+                shown.update(len(piece))
+
+    pooch.get_logger().setLevel("ERROR")  # minires tells by itself
+    pooch.create(
+        arrived.parent,
+        base_url="",
+        registry={arrived.name: file.sha256},
+        urls={arrived.name: file.url},
+        retry_if_failed=attempts - 1,
+    ).fetch(arrived.name, downloader=download)

@@ -1,5 +1,6 @@
 """Files are made by hand here, opcode by opcode: torch is not needed, and any lie can be told."""
 
+import os
 import pickle
 import tracemalloc
 import zipfile
@@ -387,7 +388,7 @@ def test_a_storage_must_be_as_described(pid: Any, write: Callable[..., None], fi
 @by_pytorch
 def test_a_tensor_needs_a_storage(write: Callable[..., None], file: Path) -> None:
     rebuild = Global("torch._utils", "_rebuild_tensor_v2")
-    for nothing in (b"123456", "123456", (1, 2, 3), ORDERED_DICT, None):
+    for nothing in ("123456", (1, 2, 3), ORDERED_DICT, None):
         write(file, {"a": Call(rebuild, (nothing, 0, (2,), (1,)))}, SIX)
         refusal(file, "damaged")
 
@@ -421,6 +422,19 @@ def compressed_zip(path: Path) -> None:
         archive.writestr("any/data.pkl", pickled({}))
 
 
+def torchscript(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("any/data.pkl", pickled({}))
+        archive.writestr("any/constants.pkl", pickled(()))
+        archive.writestr("any/code/a.py", "pass", zipfile.ZIP_DEFLATED)
+
+
+def safetensors_of(dtype: str, size: int) -> Callable[[Path], object]:
+    """Return what writes eight values of a type that NumPy may not have."""
+    header = f'{{"a":{{"dtype":"{dtype}","shape":[8],"data_offsets":[0,{size}]}}}}'.encode()
+    return lambda path: path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+
+
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "No such file"),
     "folder": (lambda path: path.mkdir(), "cannot be read"),
@@ -447,6 +461,14 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "bfloat16",
     ),
+    "float8": (safetensors_of("F8_E4M3", 8), "a has the type F8_E4M3"),
+    "complex": (safetensors_of("C64", 64), "a has the type C64"),
+    "a type that nobody knows": (safetensors_of("F7", 7), "F7"),
+    "TorchScript": (torchscript, "a TorchScript program"),
+    "large header": (
+        lambda path: path.write_bytes((2**24).to_bytes(8, "little") + b"{" + bytes(2**24)),
+        "its header has more than 8388608 bytes",
+    ),
     "storage left over": (lambda path: write_legacy(path, {}, SIX), "do not belong together"),
     "unknown class": (
         lambda path: write_zip(path, Call(Global("torch.nn", "Conv2d"), ()), {}),
@@ -466,7 +488,15 @@ def test_an_unusable_file_is_refused_in_one_sentence(kind: str, file: Path) -> N
     refusal(file, word)
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text"])
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(file: Path) -> None:
+    os.mkfifo(file)
+    refusal(file, "a pipe or a device")
+    with pytest.raises(WeightsError, match="a pipe or a device"):
+        read_metadata(file)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "large header"])
 def test_metadata_of_an_unusable_file(kind: str, file: Path) -> None:
     UNUSABLE[kind][0](file)
     with pytest.raises(WeightsError, match=UNUSABLE[kind][1]):
@@ -541,6 +571,13 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         "of a wrong shape: shape (3,), wanted (2,), shape_and_nan (3,), wanted (2,); "
         "neither float32 nor float16: type int64; holding NaN or infinity: nan, shape_and_nan)"
     )
+
+
+def test_long_names_are_cut() -> None:
+    state = fitting() | {"a" * 1_000_000: np.ones(1, np.float32), "b\nc": np.ones(1, np.float32)}
+    with pytest.raises(WeightsError, match=r"unexpected: a{120}, 'b\\nc'\)") as caught:
+        check_state_dict(state, SHAPES)
+    assert len(str(caught.value)) < 300
 
 
 def test_long_lists_are_cut() -> None:

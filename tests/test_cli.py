@@ -344,7 +344,7 @@ def nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in "MINIRES_CACHE", "TORCH_HOME":
         monkeypatch.setenv(variable, str(tmp_path / "cache"))
     monkeypatch.delenv("MINIRES_OFFLINE")
-    monkeypatch.setattr(api.download, "_knock", lambda _: pytest.fail("asked a server"))
+    monkeypatch.setattr(api.download, "_download", lambda *_: pytest.fail("asked a server"))
     monkeypatch.setattr(api.download, "_download", lambda *_, **__: pytest.fail("downloaded"))
 
 
@@ -597,8 +597,6 @@ def test_the_choices_are_what_there_is() -> None:
         ("profile b.png --plot none/plot.png", "folder"),
         ("profile b.png --latency --trace trace.json", "one of them"),
         ("profile b.png --trace none/trace.json", "folder"),
-        ("roofline --machine Abacus", "Tesla V100"),
-        ("roofline --machine labels.csv", "not TOML"),
         ("roofline --plot plot.gif", ".png, .svg or .pdf"),
     ],
 )
@@ -633,13 +631,6 @@ def test_a_profile_is_tables_and_a_trace(
     told = capsys.readouterr()
     assert "p99" in told.out
     assert "quota allows 0.5" in told.err
-
-
-def test_the_machines_of_2019_are_judged(capsys: Capture) -> None:
-    assert main(["roofline", "--machine", "tesla v100"]) == 0
-    assert "7636" in capsys.readouterr().out
-    assert main(["roofline", "--machine", "all"]) == 0
-    assert "Xeon Platinum 9282" in capsys.readouterr().out
 
 
 def test_the_peak_is_told(capsys: Capture) -> None:

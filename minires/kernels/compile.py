@@ -23,6 +23,7 @@ from typing import Any
 
 import llvmlite
 import numba
+from llvmlite.binding import ffi
 from numba import njit
 from numba.core import serialize
 from numba.core.caching import NullCache
@@ -57,13 +58,25 @@ class _Codegen(JITCPUCodegen):
 
 _codegens: dict[str, _Codegen] = {}  # by the instruction set's name
 
+
+def _hold_compilers() -> None:
+    """Wait until no other thread is inside Numba's compiler, or LLVM."""
+    global_compiler_lock.acquire()
+    ffi.lib._lock.__enter__()
+
+
+def _let_go_of_compilers() -> None:
+    ffi.lib._lock.__exit__(None, None, None)
+    global_compiler_lock.release()
+
+
 # A child that is forked while another thread compiles would wait for that thread, which it has
 # not got. So a fork waits until nobody compiles.
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(
-        before=global_compiler_lock.acquire,
-        after_in_parent=global_compiler_lock.release,
-        after_in_child=global_compiler_lock.release,
+        before=_hold_compilers,
+        after_in_parent=_let_go_of_compilers,
+        after_in_child=_let_go_of_compilers,
     )
 
 
