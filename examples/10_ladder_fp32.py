@@ -34,7 +34,7 @@ print(f"the last one sums in another order than the definition: {abs(apart).max(
 # Numbers are of the machine that built this page. A share, or bar, is of the peak of as many cores
 # as the rung uses: what they do with nothing to wait for (:doc:`chapter 13 <13_peak>`).
 
-results = list(climb("fp32"))
+results = list(climb("fp32", rounds=5))
 for result in results:
     print(
         f"{result.rung.name:<12}{1e3 * result.seconds:>9.2f} ms{result.gops:>8.1f} GFLOP/s"

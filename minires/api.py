@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from minires import checkpoint, download
 from minires.errors import ImageError, MiniresError, WeightsError
 from minires.layers import Array
 from minires.model import BACKENDS, OPERATORS, ResNet50, check_choice, resnet50_layers
-from minires.preprocess import IMAGENET_V1, ImageSource, preprocess, read_preset
+from minires.preprocess import IMAGENET_V1, ImageSource, Preset, preprocess, read_preset
 from minires.quantize.default import STORED_CALIBRATION, default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
@@ -193,6 +194,45 @@ def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) ->
         raise ImageError("classify takes one image; for several, preprocess and predict")
     model = model or _default_model()
     return predict(model, preprocess(image, model.meta["preset"]), top)[0]
+
+
+def classify_files(
+    model: ResNet50, files: Sequence[Path], top: int = 5, batch_size: int = 8
+) -> Iterator[tuple[Path, list[Prediction] | ImageError]]:
+    """Name what many photographs show; one that cannot be used does not stop the others.
+
+    Parameters
+    ----------
+    model : ResNet50
+        From `resnet50`.
+    files : sequence of Path
+        The photographs, such as `minires.preprocess.find_images` finds them.
+    top : int
+        How many labels each gets.
+    batch_size : int
+        How many are computed, and held in memory, at once.
+
+    Yields
+    ------
+    (Path, list of Prediction or ImageError)
+        Each file with its answer: the likeliest label first, or why it has none.
+    """
+    for start in range(0, len(files), batch_size):
+        batch = files[start : start + batch_size]
+        images = [_preprocess_file(file, model.meta["preset"]) for file in batch]
+        good = [image for image in images if not isinstance(image, ImageError)]
+        predictions = iter(predict(model, np.concatenate(good), top) if good else [])
+        for file, image in zip(batch, images, strict=True):
+            yield file, image if isinstance(image, ImageError) else next(predictions)
+
+
+def _preprocess_file(file: Path, preset: Preset) -> Array | ImageError:  # (1, 3, H, W)
+    try:
+        if os.path.isdir(file):
+            raise ImageError(f"{file}: no image lies in this folder")
+        return preprocess(file, preset)
+    except ImageError as error:
+        return error
 
 
 @functools.cache

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,26 @@ def torch_cache_dir() -> Path:
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch"
     )
     return Path(os.path.expanduser(torch_home)) / "hub" / "checkpoints"
+
+
+@contextlib.contextmanager
+def offline(wanted: bool = True) -> Iterator[None]:
+    """Download nothing while a with statement lasts: it sets MINIRES_OFFLINE.
+
+    Parameters
+    ----------
+    wanted : bool
+        Where False, MINIRES_OFFLINE stays as it is.
+    """
+    before = os.environ.get("MINIRES_OFFLINE")
+    if wanted:
+        os.environ["MINIRES_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("MINIRES_OFFLINE", None)
+        if before is not None:
+            os.environ["MINIRES_OFFLINE"] = before
 
 
 def imagenet_categories() -> list[str]:

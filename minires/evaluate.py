@@ -2,16 +2,18 @@
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires.errors import MiniresError
+from minires.download import Weights
+from minires.errors import ImageError, MiniresError
 from minires.layers import Array
 from minires.model import ResNet50
 from minires.preprocess import preprocess
+from minires.quantize.int8_file import is_int8_file
 
 
 class Accuracy(NamedTuple):
@@ -146,3 +148,137 @@ def compare(logits: Array, other: Array, labels: Array) -> Comparison:
         high=float(centre + half),
         largest_logit_difference=float(np.abs(logits - other).max()),
     )
+
+
+def choose_networks(
+    precision: str,
+    weights: str | Weights,
+    against: str | None = None,
+    against_weights: str | None = None,
+) -> list[tuple[str, str | Weights]]:
+    """Choose what to evaluate: the network asked for, and the one that it is compared with.
+
+    Parameters
+    ----------
+    precision, weights : str
+        Of the network asked for.
+    against : str, optional
+        The other one's precision, or "none" for no other. Unless given it is fp32; but weights
+        that are in INT8 alone have nothing to be compared with.
+    against_weights : str, optional
+        The other one's weights: the same unless given.
+
+    Returns
+    -------
+    list of (str, str or Weights)
+        One or two pairs of precision and weights.
+    """
+    if against is None:
+        is_file = isinstance(weights, str) and os.path.isfile(weights)
+        int8_alone = is_file and is_int8_file(Path(str(weights))) and not against_weights
+        against = "none" if int8_alone else "fp32"
+    asked = (precision, weights)
+    other = (against, against_weights or weights)
+    return [asked] if against == "none" or other == asked else [asked, other]
+
+
+def evaluate_networks(
+    models: Sequence[ResNet50],
+    folder: str | os.PathLike[str],
+    rows: Sequence[tuple[str, int]],
+    tell: Callable[[ImageError], None],
+    progress: Callable[[Sequence[tuple[str, int]]], Iterable[tuple[str, int]]] = iter,
+) -> dict[str, Any]:
+    """Measure the accuracy of one network, or of two and how they differ.
+
+    Parameters
+    ----------
+    models : sequence of ResNet50
+        One or two, of the same classes.
+    folder : path-like
+        Where the photographs lie.
+    rows : sequence of (str, int)
+        File names and labels, from `read_labels`.
+    tell : callable
+        Called with the error of each photograph that cannot be used; it is left out.
+    progress : callable
+        Called with the rows, it yields them: a bar, say.
+
+    Returns
+    -------
+    dict
+        ``images``, ``unusable`` and ``models``; where there are two models, ``comparison``. It can
+        be written as JSON.
+
+    Raises
+    ------
+    MiniresError
+        For networks of different classes, a label that they do not know, or no usable photograph.
+    """
+    _check_classes(models, rows)
+    labels: list[int] = []
+    logits: list[list[Array]] = []  # of each photograph, from each model
+    for file, label in progress(rows):
+        try:
+            logits += logits_of(models, folder, [file])
+            labels.append(label)
+        except ImageError as error:
+            tell(error)
+    if not labels:
+        raise MiniresError(f"the labels name no usable image in {folder}")
+    truth = np.array(labels)
+    answers = [np.concatenate(of_model) for of_model in zip(*logits, strict=True)]
+    result: dict[str, Any] = {"images": len(labels), "unusable": len(rows) - len(labels)}
+    result["models"] = [
+        {"name": model.meta["name"], "precision": model.precision}
+        | accuracy(of_model, truth)._asdict()
+        for model, of_model in zip(models, answers, strict=True)
+    ]
+    if len(answers) == 2:
+        result["comparison"] = compare(answers[0], answers[1], truth)._asdict()
+    return result
+
+
+def _check_classes(models: Sequence[ResNet50], rows: Sequence[tuple[str, int]]) -> None:
+    counted = [(model.meta["name"], model.layers[-1].out_c) for model in models]
+    name, classes = counted[0]
+    for other_name, other_classes in counted[1:]:
+        if classes != other_classes:
+            raise MiniresError(
+                f"{name} has {classes} classes and {other_name} has {other_classes}; give two "
+                "networks of the same classes, as --weights and --against-weights"
+            )
+    for file, label in rows:
+        if not 0 <= label < classes:
+            raise MiniresError(
+                f"{file} has the label {label}, but {name} knows only 0 to {classes - 1}"
+            )
+
+
+def format_evaluation(result: dict[str, Any]) -> str:
+    """Lay out what `evaluate_networks` returned as text.
+
+    Parameters
+    ----------
+    result : dict
+        From `evaluate_networks`.
+
+    Returns
+    -------
+    str
+        A line for each network, and three on how two of them differ.
+    """
+    lines = [f"{result['images']} images"]
+    for m in result["models"]:
+        lines.append(
+            f"  {m['precision']:<16}top-1 {m['top1']:7.2%}   top-5 {m['top5']:7.2%}   {m['name']}"
+        )
+    if "comparison" in result:
+        c = result["comparison"]
+        points, low, high = (f"{100 * c[key]:+.2f}" for key in ("difference", "low", "high"))
+        lines += [
+            f"the same label first on {c['agreement']:.2%}, right or wrong",
+            f"top-1 differs by {points} points (95%: {low} to {high})",
+            f"a logit differs by at most {c['largest_logit_difference']:.3g}",
+        ]
+    return "\n".join(lines)

@@ -9,8 +9,9 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -97,6 +98,33 @@ def preprocess(images: ImageSource | Sequence[ImageSource], preset: Preset = IMA
         raise ImageError("the list of images is empty; wanted at least one")
     crops = (resize_and_crop(load_image(source), preset) for source in sources)
     return np.stack([normalize(crop_u8, preset) for crop_u8 in crops])
+
+
+def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """List the image files that are named, and those that lie in the folders that are named.
+
+    Parameters
+    ----------
+    sources : iterable of path-like
+        Files and folders.
+
+    Returns
+    -------
+    list of Path
+        In place of a folder its images, by name. What is no folder, or a folder without an image,
+        stays as it is: whoever opens it says what is wrong.
+    """
+    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = []
+    for source in map(Path, sources):
+        inside: list[Path] = []
+        with contextlib.suppress(OSError):  # it is a file, or may not be looked into
+            inside = sorted(source.iterdir())
+        # A name that begins with a dot is hidden: macOS leaves such files beside images.
+        visible = [path for path in inside if path.name[0] != "." and path.is_file()]
+        images = [path for path in visible if path.suffix.lower() in suffixes]
+        files += images or [source]
+    return files
 
 
 def load_image(source: ImageSource) -> Image.Image:

@@ -14,15 +14,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from minires import api
-from minires.cli import OPTIONS, main
-from minires.model import OPERATORS
+from minires.cli import build_parser, main
 from minires.preprocess import Preset
 from minires.profiling import machine
-from minires.quantize import OBSERVERS, calibrate, quantize_model, save_int8
+from minires.quantize import calibrate, quantize_model, save_int8
 from tests.making_files import BAD_IMAGES, save_once, save_photograph
 from tests.seeded_weights import seeded_state_dict
 
 Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -577,11 +577,69 @@ def test_networks_of_different_classes_are_not_compared(
     assert "ten.safetensors has 10 classes and seeded.safetensors has 1000" in complaint(capsys)
 
 
-def test_the_choices_are_what_there_is() -> None:
-    """The command line lists them by itself, because importing them takes long."""
-    assert set(OPTIONS["--precision"]["choices"]) == set(OPERATORS)
-    assert OPTIONS["--backend"]["choices"] == api.BACKENDS
-    assert OPTIONS["--observer"]["choices"] == tuple(OBSERVERS)
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("classfy cat.jpg", "classify"),
+        ("lader", "ladder"),
+        ("--verison", "--version"),
+        ("classify cat.jpg --weigths a.pth", "--weights"),
+        ("classify --weigths=a.pth", "--weights"),  # told before the missing image
+        ("quantize --outptu int8.safetensors", "--output"),
+        ("profile cat.jpg --precisoins fp32", "--precisions"),
+        ("profile cat.jpg --precisions fp23", "fp32"),
+        ("profile cat.jpg --group stages", "stage"),
+        ("quantize --observer minimax -o x.safetensors", "minmax"),
+        ("weights fecth", "fetch"),
+    ],
+)
+def test_a_mistyped_word_is_told_with_the_nearest_right_one(
+    words: str, nearest: str, capsys: Capture
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words.split())
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("minires")
+    assert last.endswith(f"; did you mean {nearest}?")
+
+
+@pytest.mark.parametrize("words", ["classify cat.jpg --xyz", "classify --precision abacus x", "xyz",
+                                   "--precision int8 classify cat.jpg"])  # fmt: skip
+def test_where_no_word_is_near_none_is_told(words: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words.split())
+    assert caught.value.code == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_right_words_are_left_alone() -> None:
+    parse = build_parser().parse_args
+    assert parse(["classify", "--prec", "int8", "cat.jpg"]).precision == "int8"
+    assert parse(["classify", "--weights=a.pth", "cat.jpg"]).weights == "a.pth"
+    assert parse(["classify", "--", "--weigths"]).images == [Path("--weigths")]
+    assert parse(["quantize", "-o", "int8.safetensors"]).output == Path("int8.safetensors")
+
+
+def test_help_does_not_wait_for_numba() -> None:
+    """Nor for matplotlib; and the choices are those of the registries."""
+    script = """
+import sys
+from minires.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    assert not {"numba", "llvmlite", "matplotlib"} & sys.modules.keys()
+"""
+    for words, choices in [
+        (["--help"], ["classify", "quantize", "roofline"]),
+        (["profile", "--help"], ["{phase,step,operator,block,stage}", "{fp32,bf16,int8}"]),
+        (["quantize", "--help"], ["{minmax,percentile,entropy,mse}"]),
+    ]:
+        process = subprocess.run([sys.executable, "-c", script, *words], env=os.environ | {
+            "PYTHONPATH": str(ROOT)}, text=True, capture_output=True, check=False)  # fmt: skip
+        assert process.returncode == 0, process.stderr
+        assert all(text in process.stdout for text in choices)
 
 
 # What is measured: that it is told, not how fast it is

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from minires.errors import ImageError, MiniresError
-from minires.evaluate import Comparison, accuracy, compare, logits_of, read_labels
+from minires.evaluate import (
+    Comparison,
+    accuracy,
+    choose_networks,
+    compare,
+    evaluate_networks,
+    format_evaluation,
+    logits_of,
+    read_labels,
+)
 from minires.model import ResNet50
 from minires.preprocess import Preset, preprocess
 from tests.comparing import Array, assert_close
@@ -259,8 +268,8 @@ def test_results_can_be_written_as_json() -> None:
 def models() -> list[ResNet50]:
     """Two networks; the second one's own preprocessing would give other shapes."""
     return [
-        ResNet50.from_state_dict(seeded_state_dict(seed, 10), {"preset": preset})
-        for seed, preset in [(0, SMALL), (1, WIDER)]
+        ResNet50.from_state_dict(seeded_state_dict(seed, 10), {"name": name, "preset": preset})
+        for seed, name, preset in [(0, "small", SMALL), (1, "wider", WIDER)]
     ]
 
 
@@ -298,3 +307,43 @@ def test_photographs_are_read_no_sooner_than_needed(models: list[ResNet50], fold
 
 def test_no_photographs_give_no_logits(models: list[ResNet50], folder: Path) -> None:
     assert list(logits_of(models, folder, [])) == []
+
+
+# Whole networks
+
+
+def test_two_networks_are_measured_and_compared(models: list[ResNet50], folder: Path) -> None:
+    names = ["a.png", "b.jpg", "sub/c.png"]
+    rows = [(name, i) for i, name in enumerate(names)]
+    told: list[ImageError] = []
+    result = evaluate_networks(models, folder, [*rows, ("gone.png", 0)], told.append)
+    assert (result["images"], result["unusable"]) == (len(rows), 1)
+    assert "gone.png" in str(told[0])
+    assert len(told) == 1
+    truth = np.array([label for _, label in rows])
+    logits = [np.concatenate(of) for of in zip(*logits_of(models, folder, names), strict=True)]
+    for of_model, y in zip(result["models"], logits, strict=True):
+        assert of_model["top1"] == accuracy(y, truth).top1
+        assert of_model["precision"] == "fp32"
+    assert result["comparison"]["agreement"] == compare(*logits, truth).agreement
+    assert json.loads(json.dumps(result)) == result
+    assert len(format_evaluation(result).splitlines()) == 6
+    alone = evaluate_networks(models[:1], folder, rows, told.append)
+    assert "comparison" not in alone
+    assert len(format_evaluation(alone).splitlines()) == 2
+
+
+def test_what_cannot_be_evaluated_is_told(models: list[ResNet50], folder: Path) -> None:
+    told: list[ImageError] = []
+    with pytest.raises(MiniresError, match="no usable image"):
+        evaluate_networks(models, folder, [("gone.png", 0)], told.append)
+    with pytest.raises(MiniresError, match=r"a\.png has the label 10, but small knows only 0 to 9"):
+        evaluate_networks(models, folder, [("a.png", 10)], told.append)
+
+
+def test_a_network_is_compared_with_fp32_unless_told_otherwise(tmp_path: Path) -> None:
+    assert choose_networks("int8", "A") == [("int8", "A"), ("fp32", "A")]
+    assert choose_networks("fp32", "A") == [("fp32", "A")]
+    assert choose_networks("fp32", "A", None, "B") == [("fp32", "A"), ("fp32", "B")]
+    assert choose_networks("int8", "A", "none") == [("int8", "A")]
+    assert choose_networks("int8", "A", "bf16", "B") == [("int8", "A"), ("bf16", "B")]

@@ -14,6 +14,7 @@ from minires.preprocess import (
     IMAGENET_V1,
     IMAGENET_V2,
     Preset,
+    find_images,
     load_image,
     normalize,
     preprocess,
@@ -426,3 +427,15 @@ def test_a_transparent_grey_of_16_bits_becomes_white(tmp_path: Path) -> None:
 def test_a_preset_by_name_is_refused_in_one_sentence() -> None:
     with pytest.raises(MiniresError, match="wanted a Preset"):
         preprocess(np.zeros((8, 8, 3), np.uint8), "IMAGENET1K_V2")  # type: ignore[arg-type]
+
+
+def test_a_folder_is_its_images_and_all_else_stays(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    full = tmp_path / "full.png"  # a folder for all that
+    for folder in (empty, full, full / "folder.jpg"):
+        folder.mkdir()
+    for name in ("b.png", "a.JPG", ".hidden.png", "notes.txt"):
+        (full / name).write_bytes(b"")
+    missing = tmp_path / "missing.png"
+    found = find_images([missing, full, str(empty)])
+    assert found == [missing, full / "a.JPG", full / "b.png", empty]

@@ -15,6 +15,7 @@ from minires.errors import MiniresError
 from minires.hooks import Record
 from minires.layers import Array, Layer, Shape
 from minires.model import ResNet50
+from minires.profiling.groups import GROUPS, SORTS, kind_of
 from minires.profiling.machine import Roofs, describe_machine, known_roofs
 from minires.profiling.text import format_columns, to_json
 from minires.summary import summarize
@@ -138,33 +139,6 @@ class Row(NamedTuple):
                 "measures them, and rows(roofs=...) takes them"
             )
         return self.roofs
-
-
-GROUPS: dict[str, Callable[[Layer, str], str]] = {
-    "phase": lambda layer, phase: f"{layer.name} {'' if phase == layer.op else phase}".rstrip(),
-    "step": lambda layer, _: layer.name,
-    "operator": lambda layer, _: kind_of(layer),
-    "block": lambda layer, _: ".".join(layer.name.split(".")[: 2 if "layer" in layer.name else 1]),
-    "stage": lambda layer, _: layer.name.split(".")[0],
-}
-SORTS: dict[str, Callable[[Row], Any]] = {
-    "order": lambda row: 0,  # as they run
-    "time": lambda row: -row.seconds,
-    "calls": lambda row: -row.calls,
-    "macs": lambda row: -row.macs,
-    "bytes": lambda row: -row.bytes,
-    "gops": lambda row: -row.gops,
-    "intensity": lambda row: -row.intensity,
-    "name": lambda row: row.name,
-}
-
-
-def kind_of(layer: Layer) -> str:
-    """Name an operator; of a convolution also its kernel, its stride and whether it adds."""
-    if layer.op != "conv":
-        return layer.op
-    stride = f"/{layer.stride}" if layer.stride > 1 else ""
-    return f"conv {layer.kernel}x{layer.kernel}{stride}{' + add' if layer.inputs[1:] else ''}"
 
 
 _LISTENING: list["Profile"] = []

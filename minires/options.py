@@ -1,0 +1,143 @@
+"""What the commands' options share: a parser that helps with typing errors, and common options."""
+
+import argparse
+import difflib
+import itertools
+import os
+import sys
+from argparse import Namespace, _ActionsContainer
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from minires import download
+from minires.errors import MiniresError
+from minires.model import OPERATORS
+
+PRECISIONS = tuple(OPERATORS)
+# int8-simulated shows INT8's numbers, not its speed: it computes in float32.
+MEASURED = tuple(precision for precision in PRECISIONS if precision != "int8-simulated")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, except that it answers a wrong word with the nearest right one."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Look for a wrong option first: argparse would first ask for what is missing."""
+        words = sys.argv[1:] if args is None else list(args)
+        if self._subparsers:  # what follows the command is for the command's own parser
+            words = words[:1]
+        options = list(self._option_string_actions)
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            name = word.partition("=")[0]
+            known = any(option.startswith(name) for option in options)  # --prec is --precision
+            if name.startswith("--") and not known:
+                self.error(f"there is no option {name}{_nearest(name, options)}")
+        return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            nearest = _nearest(str(value), map(str, action.choices or ()))
+            raise argparse.ArgumentError(action, error.message + nearest) from error
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    # 0.75 finds swapped and missing letters, but not words that only end alike.
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class Version(argparse.Action):
+    """Look the version up only where it is asked for: a checkout on the path has none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print the version and end."""
+        print(f"minires {metadata.version('minires')}")
+        parser.exit()
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Make an option's type: a whole number that is not less than the minimum."""
+
+    def number(word: str) -> int:
+        if int(word) < minimum:
+            raise argparse.ArgumentTypeError(f"{word} is less than {minimum}")
+        return int(word)
+
+    return number
+
+
+# Each of these adds options that several commands take.
+
+
+def weights(parser: _ActionsContainer) -> None:
+    """Add --weights, for `chosen_weights` or `minires.resnet50`."""
+    text = "a name that 'minires weights list' shows, or a .pth or .safetensors file"
+    parser.add_argument("--weights", metavar="NAME|PATH", help=text)
+
+
+def offline(parser: Parser) -> None:
+    """Add --offline, which holds while the command runs."""
+    text = (
+        "download nothing, as with MINIRES_OFFLINE=1; where no weights are named and "
+        f"{download.DEFAULT} is not here, {download.FALLBACK} answers"
+    )
+    parser.add_argument("--offline", action="store_true", help=text)
+
+
+def precision(parser: Parser) -> None:
+    """Add --precision."""
+    text = "%(default)s unless given"
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help=text)
+
+
+def precisions(parser: Parser, *default: str) -> None:
+    """Add --precisions, for what measures several of them."""
+    text = f"{', '.join(default)} unless given"
+    parser.add_argument("--precisions", nargs="+", default=default, choices=MEASURED, help=text)
+
+
+def number(
+    parser: _ActionsContainer, name: str, default: int, text: str, metavar: str = "N"
+) -> None:
+    """Add an option that takes a whole number of at least 1."""
+    text = f"{text}: {default} unless given"
+    parser.add_argument(name, type=at_least(1), default=default, metavar=metavar, help=text)
+
+
+def input_size(parser: Parser) -> None:
+    """Add --size and --batch."""
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=at_least(32),
+        default=(224, 224),
+        metavar=("HEIGHT", "WIDTH"),
+        help="pixels: 224 224 unless given",
+    )
+    number(parser, "--batch", 1, "how many images")
+
+
+def plot(parser: Parser) -> None:
+    """Add --plot."""
+    parser.add_argument("--plot", metavar="FILE", help="draw it too: a .png, .svg or .pdf file")
+
+
+def json_answer(parser: Parser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="answer with one JSON document")
+
+
+def chosen_weights(arguments: Namespace) -> str | download.Weights:
+    """Choose the weights once, where several networks are made of them."""
+    given: str | None = arguments.weights
+    return download.default_weights() if given is None else given
+
+
+def check_folder(path: Path) -> None:
+    """Raise `MiniresError` unless a file can be written there: told before what takes long."""
+    if not os.path.isdir(path.absolute().parent):
+        raise MiniresError(f"{path}: its folder is not there; make it first")

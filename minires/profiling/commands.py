@@ -1,0 +1,192 @@
+"""The commands that measure: ``minires ladder``, ``profile``, ``peak`` and ``roofline``.
+
+What needs Numba is imported where a command runs, so that ``minires --help`` is quick.
+"""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minires import api, options, plots
+from minires.errors import MiniresError
+from minires.options import Parser
+from minires.preprocess import load_image, preprocess
+from minires.profiling.groups import GROUPS, SORTS
+
+if TYPE_CHECKING:
+    from minires.kernels.peak import Peak
+    from minires.model import ResNet50
+
+
+def add_ladder(parser: Parser) -> None:
+    """Say what `ladder` takes."""
+    options.precisions(parser, "fp32", "int8")
+    options.plot(parser)
+    text = "put the table between <!-- ladder --> and <!-- /ladder --> in a Markdown file"
+    parser.add_argument("--update", type=Path, metavar="FILE", help=text)
+
+
+def ladder(arguments: Namespace) -> int:
+    """Climb from a convolution's definition to the engine: check each rung, then time it."""
+    from minires.kernels import ladder as rungs
+    from minires.profiling.text import around
+
+    if arguments.plot:
+        plots.check(arguments.plot)
+    if arguments.update:  # told before the minute that measuring takes
+        around(arguments.update, "ladder")
+    results = {precision: list(rungs.climb(precision)) for precision in arguments.precisions}
+    table = rungs.format_table(results)
+    if arguments.update:
+        before, after = around(arguments.update, "ladder")  # it may have been edited meanwhile
+        arguments.update.write_text(f"{before}\n{table}\n\n{after}", encoding="utf-8")
+    if arguments.plot:
+        rungs.plot(results, arguments.plot)
+    print(table)
+    return 0
+
+
+def add_profile(parser: Parser) -> None:
+    """Say what `profile` takes."""
+    parser.add_argument("image", type=Path, help="a photograph")
+    options.weights(parser)
+    options.offline(parser)
+    options.precisions(parser, "fp32", "bf16", "int8")
+    text = "what makes a row: %(default)s unless given"
+    parser.add_argument("--group", choices=tuple(GROUPS), default="stage", help=text)
+    text = "%(default)s, that of running, unless given"
+    parser.add_argument("--sort", choices=tuple(SORTS), default="order", help=text)
+    text = "how many runs are measured: 30, or 200 images with --latency, unless given"
+    parser.add_argument("--runs", type=options.at_least(1), metavar="N", help=text)
+    text = "time the whole way instead, from a file's bytes to the label, and throughput by batch"
+    parser.add_argument("--latency", action="store_true", help=text)
+    options.plot(parser)
+    text = "write a .json that Perfetto opens"
+    parser.add_argument("--trace", type=Path, metavar="FILE", help=text)
+    options.json_answer(parser)
+
+
+def profile(arguments: Namespace) -> int:
+    """Tell where an image's time goes, and where the 4x of INT8 goes."""
+    if arguments.plot:
+        plots.check(arguments.plot)
+    if arguments.trace:
+        options.check_folder(arguments.trace)
+    if arguments.latency and arguments.trace:
+        raise MiniresError("--trace is of steps, and --latency of the whole way; give one of them")
+    load_image(arguments.image)  # a bad one is told before weights are looked for
+    data = arguments.image.read_bytes()
+    weights = options.chosen_weights(arguments)
+    models = {p: api.resnet50(weights, p) for p in arguments.precisions}
+    if arguments.latency:
+        _tell_latency(models, data, arguments)
+    else:
+        _tell_profiles(models, data, arguments)
+    return 0
+
+
+def _tell_latency(models: "dict[str, ResNet50]", data: bytes, arguments: Namespace) -> None:
+    from minires.kernels.peak import peak
+    from minires.profiling import latency
+    from minires.profiling.text import to_json
+
+    found = latency.measure_latency(models, data, arguments.runs or 200)
+    _warn([peak(precision) for precision in models])
+    if arguments.json:
+        print(to_json(found))
+    else:
+        print("\n\n".join(latency.format_latency(of_model) for of_model in found))
+    if arguments.plot:
+        latency.plot_latency(found, arguments.plot)
+
+
+def _tell_profiles(models: "dict[str, ResNet50]", data: bytes, arguments: Namespace) -> None:
+    from minires.profiling import machine, profiler, waterfall
+    from minires.profiling.text import to_json
+
+    runs = arguments.runs or 30
+    first = next(iter(models.values()))
+    x = preprocess(data, first.meta["preset"])  # (1, 3, H, W)
+    profiles = profiler.profile_in_turns(models, x, runs)
+    roofs = {precision: machine.measure_roofs(precision) for precision in models}
+    _warn([])  # of a quota; what is in doubt stands beneath the tables
+    fall = None
+    if {"fp32", "int8"} <= models.keys():
+        fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
+    if arguments.trace:
+        profiler.write_chrome_trace(arguments.trace, list(profiles.values()))
+    if arguments.plot and fall:
+        waterfall.plot_waterfall(fall, arguments.plot)
+    elif arguments.plot:
+        next(iter(profiles.values())).plot(arguments.plot, arguments.group)
+    if arguments.json:
+        rows = [json.loads(prof.to_json(roofs[p])) for p, prof in profiles.items()]
+        print(to_json({"profiles": rows, "waterfall": fall}))
+    else:
+        by = arguments.group, arguments.sort
+        print("\n\n".join(prof.table(*by, roofs[p]) for p, prof in profiles.items()))
+        if fall:
+            print(f"\n{waterfall.format_waterfall(fall)}")
+
+
+def add_peak(parser: Parser) -> None:
+    """Say what `peak` takes."""
+    options.json_answer(parser)
+
+
+def peak(arguments: Namespace) -> int:
+    """Measure this machine: each multiplying instruction, one core and all, and the memory."""
+    from minires.profiling import machine
+    from minires.profiling.text import to_json
+
+    peaks, memory = machine.measure_machine()
+    _warn(peaks)
+    if arguments.json:
+        name = machine.describe_machine()
+        print(to_json({"machine": name, "peaks": peaks, "memory": memory}))
+    else:
+        print(machine.format_machine(peaks, memory))
+    return 0
+
+
+def add_roofline(parser: Parser) -> None:
+    """Say what `roofline` takes."""
+    options.weights(parser)
+    options.offline(parser)
+    options.precisions(parser, "fp32", "int8")
+    options.input_size(parser)
+    options.plot(parser)
+
+
+def roofline(arguments: Namespace) -> int:
+    """Put every layer on this machine's roofline."""
+    from minires.kernels.peak import peak
+    from minires.profiling import machine
+    from minires.profiling import roofline as roofs
+
+    if arguments.plot:
+        plots.check(arguments.plot)
+    shape = (arguments.batch, 3, *arguments.size)
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)  # speed asks for no picture
+    weights = options.chosen_weights(arguments)
+    models = {p: api.resnet50(weights, p) for p in arguments.precisions}
+    layers = roofs.measure_layers(models, x)
+    _warn([peak(precision) for precision in models])
+    name = next(iter(models.values())).meta["name"]
+    title = f"{name}, {' x '.join(map(str, shape))}, on {machine.describe_machine()}"
+    print(roofs.format_layers(layers, title))
+    if arguments.plot:
+        roofs.plot_layers(layers, arguments.plot, title)
+    return 0
+
+
+def _warn(peaks: "list[Peak]") -> None:
+    """Say on stderr what makes figures of this machine doubtful."""
+    from minires.profiling.machine import warnings_about
+
+    for text in warnings_about(peaks):
+        print(f"minires: {text}", file=sys.stderr)

@@ -1,0 +1,83 @@
+"""Photographs of one's own to calibrate on: which of a folder, and how they are read."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from minires.errors import ImageError, MiniresError
+from minires.layers import Array
+from minires.preprocess import Preset, find_images, preprocess
+
+ENOUGH = 128  # more hardly change the ranges
+
+
+class Photographs:
+    """Photographs as batches of one, read again each time they are asked for.
+
+    A thousand of them, preprocessed and kept, would take 600 MB.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Image files.
+    preset : Preset
+        How the network wants its images.
+    tell : callable
+        Called with the error of each file that cannot be used, once; the file is left out.
+
+    Attributes
+    ----------
+    unusable : set of Path
+        The files that were left out so far.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], preset: Preset, tell: Callable[[ImageError], None]
+    ) -> None:
+        self.files = files
+        self.preset = preset
+        self.tell = tell
+        self.unusable: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[Array]:  # each (1, 3, H, W) float32
+        for file in self.files:
+            if file in self.unusable:
+                continue
+            try:
+                image = preprocess(file, self.preset)
+            except ImageError as error:
+                self.unusable.add(file)
+                self.tell(error)
+            else:
+                yield image
+
+
+def choose_photographs(folder: str | os.PathLike[str], count: int = ENOUGH) -> list[Path]:
+    """List a folder's images, evenly spread over it where there are more than wanted.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder; or one image file.
+    count : int
+        How many are wanted.
+
+    Returns
+    -------
+    list of Path
+        By name.
+
+    Raises
+    ------
+    MiniresError
+        Where there is no image.
+    """
+    files = find_images([folder])
+    if files == [Path(folder)] and not files[0].is_file():
+        raise MiniresError(f"{folder}: not a folder with an image in it")
+    count = min(len(files), count)
+    # Evenly spread, because folders are often sorted by what their images show.
+    return [files[i * len(files) // count] for i in range(count)]
