@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 from minires.kernels.ladder import climb, problem, rungs
 from minires.kernels.simd import assembly, choose_isa
-from minires.model import OPERATORS
+from minires.layers import OPERATORS
 
 # %%
 # The layer

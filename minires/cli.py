@@ -402,7 +402,7 @@ def profile(arguments: Namespace) -> int:
     from minires import plots
     from minires.api import resnet50
     from minires.kernels.peak import peak
-    from minires.preprocess import preprocess
+    from minires.preprocess import load_image, preprocess
     from minires.profiling import latency, profiler, waterfall
     from minires.profiling.text import to_json
 
@@ -416,7 +416,7 @@ def profile(arguments: Namespace) -> int:
         data = arguments.image.read_bytes()
     except OSError as error:
         raise ImageError(f"{arguments.image}: cannot be opened ({error.strerror})") from error
-    preprocess(data)  # told before weights are looked for
+    load_image(data)  # told before weights are looked for
     weights = _weights(arguments)
     precisions = arguments.precisions or ("fp32", "bf16", "int8")
     models = {p: resnet50(weights, p) for p in precisions}

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from minires import api
 from minires.cli import OPTIONS, main
-from minires.model import OPERATORS
+from minires.layers import OPERATORS
 from minires.preprocess import Preset
 from minires.profiling import machine
 from minires.quantize import OBSERVERS, calibrate, quantize_model, save_int8

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires.errors import MiniresError
-from minires.hooks import Record
 from minires.kernels.caches import room_in
 from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
 from minires.kernels.prepack import aligned, prepack
 from minires.kernels.simd import HEIGHT, ISA, available_isas, choose_isa, groups_at_once
 from minires.kernels.threads import get_num_threads
-from minires.layers import Array, Int8Params, Layer, Shape
+from minires.layers import Array, Int8Params, Layer, Record, Shape
 from minires.reference import QParams, round_bf16_ref
 from minires.summary import summarize
 
