@@ -131,11 +131,11 @@ def main() -> None:
         serve(arguments.engine, arguments.weights, arguments.folder)
         return
 
-    from minires.preprocess import preprocess
+    from minires.preprocess import IMAGENET_V2, preprocess
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        np.save(folder / "x.npy", preprocess(arguments.image))
+        np.save(folder / "x.npy", preprocess(arguments.image, IMAGENET_V2))
         seconds, peaks = measure(arguments.weights, arguments.rounds, arguments.threads, folder)
     print(f"{arguments.threads} threads, {arguments.rounds} rounds")
     print(f"{'engine':<14}{'median (ms)':>12}{'quartiles (ms)':>18}{'peak memory (MiB)':>20}")

@@ -76,7 +76,7 @@ sphinx_gallery_conf = {
     "examples_dirs": str(ROOT / "examples"),
     "gallery_dirs": "chapters",
     "filename_pattern": r"/\d\d_\w+\.py",
-    "ignore_pattern": r"(classify|machines|bounds)\.py",
+    "ignore_pattern": r"(classify|machines|bounds|gemmlowp)\.py",
     "within_subsection_order": "FileNameSortKey",
     "run_stale_examples": True,
     "abort_on_example_error": True,

@@ -11,8 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires
+from minires.checkpoint import read_checkpoint
 from minires.model import ResNet50
 from minires.reference import batchnorm_ref, fold_batchnorm
+from minires.unfuse import unfuse
 
 # %%
 # The algebra
@@ -42,12 +44,14 @@ assert np.allclose(apart, together, atol=1e-5)
 # In the whole network
 # --------------------
 #
-# ``fused=False`` walks all layers one by one: convolution, BatchNorm, addition, ReLU. The answers
-# differ by float32's rounding and by nothing else.
+# ``unfuse`` makes a network whose convolutions, BatchNorms, additions and ReLUs are layers of their
+# own. The answers differ by float32's rounding and by nothing else.
 
 model = minires.resnet50("CIFAR10", backend="numpy")
-x = minires.preprocess("examples/images/cat.jpg", model.meta["preset"])
-fused, unfused = model(x), model(x, fused=False)
+apart = unfuse(read_checkpoint("weights/resnet50_cifar10.safetensors"))
+x = model.preprocess("examples/images/cat.jpg")
+print(f"{len(model.layers)} layers, or {len(apart.layers)} apart")
+fused, unfused = model(x), apart(x)
 print(f"logits up to {np.abs(fused).max():.1f}, apart by {np.abs(fused - unfused).max():.1e}")
 assert np.abs(fused - unfused).max() < 1e-3
 

@@ -9,8 +9,9 @@ disagreements by one between INT8 engines come from here.
 
 import matplotlib.pyplot as plt
 import numpy as np
+from gemmlowp import quantize_multiplier, requantize_integer_ref  # the file beside this one
 
-from minires.reference import quantize_multiplier, requantize_integer_ref, requantize_ref
+from minires.reference import requantize_ref
 
 # %%
 # The equations
@@ -62,7 +63,7 @@ assert abs(even.mean()) < abs(up.mean())
 #
 # and rounds twice (gemmlowp, TFLite): first to units of 2^-shift, then to whole ones. Where the
 # first rounding makes a half, the second may go the wrong way: off by one in 2^-(shift + 1) of the
-# sums.
+# sums. ``examples/gemmlowp.py`` has the code.
 
 random = np.random.default_rng(0)
 shares, multipliers = [], np.exp(random.uniform(np.log(2**-12), np.log(0.5), 60))

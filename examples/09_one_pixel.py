@@ -15,7 +15,7 @@ from minires.reference import requantize_ref
 
 fp32 = minires.resnet50("CIFAR10", "fp32", backend="numpy")
 int8 = minires.resnet50("CIFAR10", "int8", backend="numpy")
-image = minires.preprocess("examples/images/cat.jpg", fp32.meta["preset"])
+image = fp32.preprocess("examples/images/cat.jpg")
 NAME, ROW, COLUMN = "layer1.0.conv1", 8, 8
 real, steps = ({s.name: s for s in model.steps(image)} for model in (fp32, int8))
 CHANNEL = int(real[NAME].output[0, ROW, COLUMN].argmax())  # one that is not cut off by the ReLU

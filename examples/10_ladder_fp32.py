@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from minires.kernels.isa import choose_isa
 from minires.kernels.ladder import climb, doubts_about, problem, rungs
 from minires.kernels.microkernel import Microkernel, assembly
-from minires.model import OPERATORS
+from minires.layers import OPERATORS
 from minires.trust import percent, verdict
 
 # %%

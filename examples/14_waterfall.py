@@ -26,7 +26,7 @@ from minires.profiling.waterfall import format_waterfall, measure_waterfall
 models = {precision: minires.resnet50("CIFAR10", precision) for precision in ("fp32", "int8")}
 with open("examples/images/cat.jpg", "rb") as file:
     data = file.read()
-x = minires.preprocess(data, models["fp32"].meta["preset"])
+x = models["fp32"].preprocess(data)
 for prof in profile_in_turns(models, x, 20).values():
     print(prof.table("stage", roofs=measure_roofs(prof.precision)), end="\n\n")
 

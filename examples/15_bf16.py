@@ -53,7 +53,7 @@ plt.show()
 models = {
     precision: minires.resnet50("CIFAR10", precision) for precision in ("fp32", "bf16", "int8")
 }
-photograph = minires.preprocess("examples/images/cat.jpg", models["fp32"].meta["preset"])
+photograph = models["fp32"].preprocess("examples/images/cat.jpg")
 expected = models["fp32"](photograph)
 profiles = profile_in_turns(models, photograph, 20)
 for precision, prof in profiles.items():

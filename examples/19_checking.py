@@ -10,8 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minires.kernels.engine import Engine
-from minires.layers import Int8Params, Layer
-from minires.model import OPERATORS
+from minires.layers import OPERATORS, Int8Params, Layer
 from minires.reference import QParams
 
 # %%

@@ -3,22 +3,23 @@
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minires import checkpoint, download
-from minires.errors import ImageError, MiniresError, WeightsError
-from minires.layers import Array
-from minires.model import BACKENDS, OPERATORS, ResNet50, check_choice, resnet50_layers
+from minires.errors import ImageError, MiniresError, WeightsError, check_choice
+from minires.layers import OPERATORS, Array, Layer
+from minires.model import Engine, ResNet50, resnet50_layers
 from minires.preprocess import IMAGENET_V1, ImageSource, Preset, preprocess, read_preset
-from minires.quantize.default import STORED_CALIBRATION, default_int8
+from minires.quantize.calibrate import STORED_CALIBRATION
+from minires.quantize.default import default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
-from minires.state_dict import state_dict_shapes
 
+BACKENDS = ("numba", "numpy")  # the first is the default
 FORMAT = "minires-float"  # a .safetensors file whose metadata has categories, preset, calibration
 
 
@@ -30,10 +31,20 @@ class Prediction(NamedTuple):
     index: int  # type: ignore[assignment]  # the class's number, in place of tuple.index
 
 
+def make_engine(layers: Sequence[Layer], params: Mapping[str, Any], precision: str) -> Engine:
+    """Lay a network out for the compiled kernels; `ResNet50` asks for it at its first run."""
+    from minires.kernels import engine  # here, because Numba takes long to import
+
+    return engine.Engine(list(layers), params, precision)
+
+
+ResNet50.engines["numba"] = make_engine
+
+
 def resnet50(
     weights: str | os.PathLike[str] | download.Weights | None = None,
     precision: str = "fp32",
-    backend: str = "numba",
+    backend: str = BACKENDS[0],
     *,
     progress: bool = True,
 ) -> ResNet50:
@@ -95,7 +106,7 @@ def resnet50(
 def _load_fp32(path: Path, entry: download.Weights | None) -> ResNet50:
     state = checkpoint.read_checkpoint(path)
     classes = state["fc.bias"].shape[0] if state.get("fc.bias", np.array(0)).ndim == 1 else 1000
-    shapes = state_dict_shapes(resnet50_layers(classes))
+    shapes = checkpoint.state_dict_shapes(resnet50_layers(classes))
     try:
         state = checkpoint.check_state_dict(state, shapes)
     except WeightsError as error:
@@ -126,10 +137,10 @@ def _told_meta(path: Path, classes: int) -> dict[str, Any]:
             raise ValueError(f"{len(categories)} categories for {classes} classes")
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its metadata cannot be used ({error!r})") from error
-    return {
+    stored = {STORED_CALIBRATION: text} if (text := metadata.get("calibration")) else {}
+    return stored | {
         "categories": categories,
         "preset": preset,
-        STORED_CALIBRATION: metadata.get(STORED_CALIBRATION),
     }
 
 
@@ -193,7 +204,7 @@ def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) ->
     if isinstance(image, list | tuple):
         raise ImageError("classify takes one image; for several, preprocess and predict")
     model = model or _default_model()
-    return predict(model, preprocess(image, model.meta["preset"]), top)[0]
+    return predict(model, model.preprocess(image), top)[0]
 
 
 def classify_files(

@@ -10,14 +10,16 @@ import os
 import pickle
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
 from minires.errors import WeightsError
-from minires.layers import Array, Shape
+from minires.layers import Array, FloatParams, Layer, Shape
+from minires.reference import fold_batchnorm
 from minires.unpickle import MOST_BYTES, NO_BFLOAT16, unpickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in torch.save's older format
@@ -29,6 +31,7 @@ SAFETENSORS_TYPES = (  # those that NumPy has
     *("U64", "U32", "U16", "U8", "BOOL"),
 )
 MOST_NAMED = 5  # of each kind of problem in one error
+BATCHNORM = ("weight", "bias", "running_mean", "running_var")  # gamma, beta, mean, var
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
@@ -123,6 +126,65 @@ def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) ->
         told = (f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names)
         raise WeightsError(f"not the weights of this network ({'; '.join(told)})")
     return {k: np.ascontiguousarray(v, np.float32) for k, v in floats.items()}
+
+
+def state_dict_shapes(layers: Iterable[Layer]) -> dict[str, Shape]:
+    """Name every tensor of torchvision's state_dict that the fused layers need, with its shape."""
+    shapes: dict[str, Shape] = {}
+    for layer in layers:
+        if layer.op == "conv":
+            shapes[f"{layer.name}.weight"] = (layer.out_c, layer.in_c, layer.kernel, layer.kernel)
+            shapes |= {f"{layer.bn}.{field}": (layer.out_c,) for field in BATCHNORM}
+        elif layer.op == "linear":
+            shapes[f"{layer.name}.weight"] = (layer.out_c, layer.in_c)
+            shapes[f"{layer.name}.bias"] = (layer.out_c,)
+    return shapes
+
+
+def fp32_params(layers: Iterable[Layer], state: Mapping[str, Array]) -> dict[str, Any]:
+    """Fold BatchNorms into their convolutions and lay the weights out as GEMM reads them.
+
+    The parameters are read-only and share no memory with the state_dict, which the caller may go
+    on changing. A BatchNorm that is a layer of its own keeps its four vectors.
+    """
+    params: dict[str, Any] = {}
+    for layer in layers:
+        if layer.op == "conv":
+            weight = state[f"{layer.name}.weight"].transpose(0, 2, 3, 1)  # OIHW to OHWI
+            bias = np.zeros(layer.out_c, np.float32)
+            if layer.bn:
+                weight, bias = fold_batchnorm(weight, *_batchnorm(state, layer.bn))
+            else:
+                weight = weight.copy()
+            params[layer.name] = FloatParams(weight.reshape(layer.out_c, -1), bias)  # (N, K)
+        elif layer.op == "linear":
+            params[layer.name] = FloatParams(state["fc.weight"].copy(), state["fc.bias"].copy())
+        elif layer.op == "batchnorm":
+            params[layer.name] = _batchnorm(state, layer.name)
+    return {name: lock(p) for name, p in params.items()}
+
+
+def _batchnorm(state: Mapping[str, Array], name: str) -> tuple[Array, ...]:
+    return tuple(state[f"{name}.{field}"].copy() for field in BATCHNORM)
+
+
+def lock(p: Any) -> Any:
+    """Make the arrays of a layer's parameters read-only, where they are nobody else's."""
+    for part in p if isinstance(p, tuple) else ():
+        if isinstance(part, np.ndarray):
+            part.flags.writeable = False
+    return p
+
+
+def read_only(p: Any) -> Any:
+    """Make sure that nobody can write into a layer's parameters: copy the arrays that one can."""
+    if isinstance(p, tuple):
+        parts = [read_only(part) for part in p]
+        return type(p)(*parts) if hasattr(p, "_fields") else tuple(parts)
+    if isinstance(p, np.ndarray) and p.flags.writeable:
+        p = p.copy()
+        p.flags.writeable = False
+    return p
 
 
 def _shorten(names: list[str]) -> str:

@@ -21,10 +21,11 @@ from typing import Any
 from tqdm import tqdm
 
 from minires import api, download, options
+from minires.api import BACKENDS
 from minires.errors import ImageError, MiniresError
 from minires.evaluate import choose_networks, evaluate_networks, format_evaluation, read_labels
 from minires.layers import Array
-from minires.model import BACKENDS, resnet50_layers
+from minires.model import resnet50_layers
 from minires.options import Parser
 from minires.preprocess import find_images
 from minires.profiling import commands as measuring

@@ -4,6 +4,8 @@ They are ``ValueError``s, so that code which knows nothing of minires can catch 
 the command line prints their text and exits with status 1, without a traceback.
 """
 
+from collections.abc import Iterable
+
 
 class MiniresError(ValueError):
     """Something that was handed in cannot be used; the text says what and what to do."""
@@ -19,3 +21,10 @@ class WeightsError(MiniresError):
 
 class DownloadError(WeightsError):
     """Weights that could not be fetched, or that arrived with the wrong checksum."""
+
+
+def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:
+    """Refuse what is none of the known precisions or backends."""
+    known = tuple(known)
+    if chosen not in known:
+        raise MiniresError(f"there is no {what} {chosen!r}; there is {', '.join(known)}")

@@ -1,24 +1,27 @@
-"""What a layer is and what it does: a convolution is im2col, a GEMM and an epilogue.
+"""What a layer is, and what it computes in each precision: a row of phases.
 
-Activations are NHWC. Every operator takes the layer's description, its parameters and its
-inputs, and returns its output; model.py says which precision uses which operator.
+A convolution is im2col, a GEMM and an epilogue; `OPERATORS` at the end says which function does
+each of them, precision by precision. Activations are NHWC, weights (N, K), a row a channel.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from minires import reference as ref
-from minires.hooks import Hook, HookHandle
 from minires.reference import QParams
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-Operator = Callable[..., Array]
-Gemm = Callable[[Array, Array], Array]  # (M, K) by (K, N)
+# Told of steps that have run: the layers, the shape of the images that went through together
+# (NCHW), how many calls went before for the same batch, and when each step started and ended, in
+# seconds of time.perf_counter. Of a step that ran phase by phase, also its list of PhaseTime.
+Record = Callable[..., None]
+Hook = Callable[["Layer", tuple[Array, ...], Array], Array | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,40 +29,21 @@ class Layer:
     """One step of the network, as data.
 
     It cannot be changed, because compiled kernels are laid out for it: `dataclasses.replace` makes
-    another one. Hooks can be put on and taken off at any time.
-
-    Attributes
-    ----------
-    name : str
-        torchvision's name of the convolution, pool or linear layer.
-    op : str
-        input, conv, maxpool, avgpool or linear; taken apart, also batchnorm, add and relu.
-    inputs : tuple of str
-        The layers whose outputs it reads: x and, where one is added, the residual.
-    in_c, out_c : int
-        Channels read and written.
-    kernel, stride, padding : int
-        In pixels, the same along both axes.
-    bn : str
-        torchvision's name of the BatchNorm fused into a convolution.
-    relu : bool
-        Whether negative outputs become zero.
-    qparams : QParams or None
-        Scale and zero point of the output, where it is in eight bits.
+    another one, without hooks. Hooks can be put on and taken off at any time.
     """
 
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    in_c: int
-    out_c: int
-    kernel: int = 1
+    name: str  # torchvision's name of the convolution, pool or linear layer
+    op: str  # input, conv, maxpool, avgpool or linear; in unfuse.py also batchnorm, add and relu
+    inputs: tuple[str, ...]  # the layers it reads: x and, where one is added, the residual
+    in_c: int  # channels read
+    out_c: int  # channels written
+    kernel: int = 1  # pixels, the same along both axes, as are stride and padding
     stride: int = 1
     padding: int = 0
-    bn: str = ""
-    relu: bool = False
-    qparams: QParams | None = None
-    hooks: list[HookHandle] = field(default_factory=list, repr=False)
+    bn: str = ""  # torchvision's name of the BatchNorm fused into a convolution
+    relu: bool = False  # whether negative outputs become zero
+    qparams: QParams | None = None  # scale and zero point of the output, where it is in eight bits
+    hooks: list["HookHandle"] = field(default_factory=list, init=False, repr=False)
 
     def output_shape(self, x: Shape) -> Shape:
         """Tell the shape that comes out where one of shape `x` goes in."""
@@ -80,10 +64,32 @@ class Layer:
         per_channel = self.kernel**2 * self.in_c + (2 if self.bn else 1)
         return self.out_c * per_channel if has_weights else 0
 
-    def register_forward_hook(self, hook: Hook) -> HookHandle:
+    def register_forward_hook(self, hook: Hook) -> "HookHandle":
         """Have ``hook(layer, inputs, output)`` called after each run, as `HookHandle` tells."""
         self.hooks.append(HookHandle(self.hooks, hook))
         return self.hooks[-1]
+
+
+@dataclass(eq=False)
+class HookHandle:
+    """A hook that is on, as in torch: what `Layer.register_forward_hook` returns.
+
+    It comes off by ``remove()``, or at the end of a with statement. What the hook returns takes the
+    output's place, unless it is None.
+    """
+
+    hooks: list["HookHandle"] = field(repr=False)  # those of the same layer
+    hook: Hook
+
+    def remove(self) -> None:
+        """Take the hook off; a second time does nothing."""
+        self.hooks[:] = [other for other in self.hooks if other is not self]
+
+    def __enter__(self) -> "HookHandle":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
 
 
 class FloatParams(NamedTuple):
@@ -102,66 +108,80 @@ class Int8Params(NamedTuple):
     bias_s32: Array  # (N,) in steps of x.scale * w_scale, with x.zero_point folded in
     residual: QParams | None = None  # the residual's
 
+    @property
+    def weight(self) -> Array:
+        """The real numbers that the weights stand for, (N, K) float32."""
+        return self.w_s8 * self.w_scale[:, np.newaxis]
+
+    @property
+    def bias(self) -> Array:
+        """The real numbers that the bias stands for, (N,) float32."""
+        bias_s32 = self.bias_s32 + self.x.zero_point * self.w_s8.sum(axis=1, dtype=np.int32)
+        real: Array = (bias_s32 * (np.float64(self.x.scale) * self.w_scale)).astype(np.float32)
+        return real
+
     def dequantize(self) -> FloatParams:
         """Turn weights and bias back into the real numbers that they stand for."""
-        bias_s32 = self.bias_s32 + self.x.zero_point * self.w_s8.sum(axis=1, dtype=np.int32)
-        bias = bias_s32 * (np.float64(self.x.scale) * self.w_scale)
-        return FloatParams(self.w_s8 * self.w_scale[:, np.newaxis], bias.astype(np.float32))
+        return FloatParams(self.weight, self.bias)
 
 
-def read_only(p: Any) -> Any:
-    """Make sure that nobody can write into a layer's parameters: copy the arrays that one can."""
-    if isinstance(p, tuple):
-        parts = [read_only(part) for part in p]
-        return type(p)(*parts) if hasattr(p, "_fields") else tuple(parts)
-    if isinstance(p, np.ndarray) and p.flags.writeable:
-        p = p.copy()
-        p.flags.writeable = False
-    return p
+# FP32. Each phase takes the layer, its parameters and what the phase before it has computed. The
+# matrices are (M, K) by (K, N): M counts output pixels, N output channels, K what a sum is made of.
 
 
-def lock(p: Any) -> Any:
-    """Make the arrays of a layer's parameters read-only, where they are nobody else's."""
-    for part in p if isinstance(p, tuple) else ():
-        if isinstance(part, np.ndarray):
-            part.flags.writeable = False
-    return p
-
-
-# FP32: the definition. Each INT8 operator below it is a small difference of it.
-
-
-def input_f32(layer: Layer, _: None, x: Array) -> Array:
-    """Turn torchvision's NCHW into NHWC."""
+def to_nhwc(layer: Layer, _: None, x: Array) -> Array:
+    """Turn torchvision's NCHW into NHWC, where a pixel's channels lie side by side."""
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1))  # (batch, in_h, in_w, in_c)
 
 
-def conv_f32(layer: Layer, p: FloatParams, x: Array, residual: Array | None = None,
-             gemm: Gemm | None = None) -> Array:  # fmt: skip
-    """Convolve: im2col, a GEMM, and an epilogue of bias, residual and ReLU."""
-    columns = ref.im2col_ref(x, layer.kernel, layer.kernel, layer.stride, layer.padding)  # (M, K)
-    y = (gemm or ref.gemm_f32_ref)(columns, p.weight.T)  # (M, N)
+def im2col(layer: Layer, p: FloatParams, x: Array) -> Array:
+    """Copy the patch behind each output pixel into a row, (M, K); padding is zero."""
+    return ref.im2col_ref(x, layer.kernel, layer.kernel, layer.stride, layer.padding)
+
+
+def gemm_f32(layer: Layer, p: FloatParams | Int8Params, columns: Array) -> Array:
+    """Multiply each patch by each channel's weights, (M, N)."""
+    return ref.gemm_f32_ref(columns, p.weight.T)
+
+
+def epilogue_f32(
+    layer: Layer, p: FloatParams | Int8Params, y: Array, residual: Array | None = None
+) -> Array:
+    """Add the bias and the residual, and clip at zero, while the sums are at hand."""
     y += p.bias
     if residual is not None:
         y += residual.reshape(y.shape)  # (M, N)
     if layer.relu:
         np.maximum(y, 0, out=y)
-    return y.reshape(layer.output_shape(x.shape))  # (batch, out_h, out_w, out_c)
+    return y
 
 
 def maxpool(layer: Layer, _: None, x: Array) -> Array:
-    """Max-pool, the same for real numbers and for steps."""
+    """Max-pool, the same for real numbers and for steps: it compares, and computes nothing."""
     return ref.maxpool_ref(x, layer.kernel, layer.stride, layer.padding)
 
 
 def avgpool_f32(layer: Layer, _: None, x: Array) -> Array:
-    """Average over all pixels."""
-    return ref.global_avgpool_ref(x)  # (batch, in_c)
+    """Average over all pixels, (batch, in_c)."""
+    return ref.global_avgpool_ref(x)
 
 
-def linear_f32(layer: Layer, p: FloatParams, x: Array) -> Array:
-    """Classify: a GEMM without im2col."""
-    return ref.gemm_f32_ref(x, p.weight.T) + p.bias  # (batch, num_classes)
+# FP32 with fewer bits: operands are rounded, and what is computed with them stays float32.
+
+
+def bf16(layer: Layer, _: Any, y: Array) -> Array:
+    """Round what the next layer reads to bfloat16."""
+    return ref.round_bf16_ref(y)
+
+
+def gemm_bf16(layer: Layer, p: FloatParams, columns: Array) -> Array:
+    """Multiply by weights rounded to bfloat16; the columns are so already."""
+    return ref.gemm_f32_ref(columns, ref.round_bf16_ref(p.weight).T)
+
+
+def fake(layer: Layer, _: Any, y: Array) -> Array:
+    """Round what the next layer reads to eight bits, but keep it as a real number."""
+    return ref.fake_quantize_ref(y, *y_qparams(layer))
 
 
 # Real INT8: u8 activations, s8 weights, s32 accumulators, u8 out.
@@ -173,36 +193,110 @@ def y_qparams(layer: Layer) -> QParams:
     return layer.qparams
 
 
-def input_int8(layer: Layer, _: None, x: Array) -> Array:
-    """Turn NCHW into NHWC and quantize."""
-    return ref.quantize_ref(input_f32(layer, None, x), *y_qparams(layer))
+def quantize(layer: Layer, _: None, x: Array) -> Array:
+    """Bring the image into eight bits; from here on all activations are u8."""
+    return ref.quantize_ref(x, *y_qparams(layer))
 
 
-def conv_int8(layer: Layer, p: Int8Params, x: Array, residual: Array | None = None,
-              gemm: Gemm | None = None) -> Array:  # fmt: skip
-    """Convolve as in FP32, but in integers, with the requantization as the epilogue."""
-    kernel, y = layer.kernel, y_qparams(layer)
-    columns = ref.im2col_ref(x, kernel, kernel, layer.stride, layer.padding, p.x.zero_point)
-    acc_s32 = (gemm or ref.gemm_u8s8_ref)(columns, p.w_s8.T) + p.bias_s32  # (M, N)
-    m = p.x.scale * p.w_scale / y.scale
+def im2col_u8(layer: Layer, p: Int8Params, x_u8: Array) -> Array:
+    """Copy patches as in FP32; in the padding stands what means zero, the zero point."""
+    kernel = layer.kernel
+    return ref.im2col_ref(x_u8, kernel, kernel, layer.stride, layer.padding, p.x.zero_point)
+
+
+def gemm_u8s8(layer: Layer, p: Int8Params, columns_u8: Array) -> Array:
+    """Multiply in integers, which never round: the same sums in any order, (M, N) s32."""
+    return ref.gemm_u8s8_ref(columns_u8, p.w_s8.T)
+
+
+def requantize(
+    layer: Layer, p: Int8Params, acc_s32: Array, residual_u8: Array | None = None
+) -> Array:
+    """Bring the sums to the output's scale, add the residual, and round to eight bits, once.
+
+    A sum counts in steps of x.scale * w_scale, the residual in steps of its own, and the output in
+    steps of y.scale. So each is multiplied by its step over the output's: equations 7.1 and 8.1.
+    """
+    y = y_qparams(layer)
+    m = p.x.scale * p.w_scale / y.scale  # (N,) one for each channel, like w_scale
     shortcut = None
-    if residual is not None:
+    if residual_u8 is not None:
         assert p.residual is not None
-        steps = residual.reshape(acc_s32.shape).astype(np.int32) - p.residual.zero_point
-        shortcut = steps.astype(np.float32) * (p.residual.scale / y.scale)  # (M, N), equation 8.1
-    y_u8 = ref.requantize_ref(acc_s32, m, y.zero_point, shortcut)  # its clip is the ReLU
-    return y_u8.reshape(layer.output_shape(x.shape))  # (batch, out_h, out_w, out_c)
+        steps = residual_u8.reshape(acc_s32.shape).astype(np.int32) - p.residual.zero_point
+        shortcut = steps.astype(np.float32) * (p.residual.scale / y.scale)  # (M, N)
+    # The clip to 0 to 255 is the ReLU: after one the zero point is 0, and less cannot be written.
+    return ref.requantize_ref(acc_s32 + p.bias_s32, m, y.zero_point, shortcut)
 
 
-def avgpool_int8(layer: Layer, p: QParams, x: Array) -> Array:
+def avgpool_int8(layer: Layer, p: QParams, x_u8: Array) -> Array:
     """Sum over all pixels; the division by their number is part of the requantization."""
-    pixels, y = x.shape[1] * x.shape[2], y_qparams(layer)
-    acc_s32 = x.sum(axis=(1, 2), dtype=np.int32) - pixels * p.zero_point  # (batch, in_c)
+    pixels = x_u8.shape[1] * x_u8.shape[2]
+    y = y_qparams(layer)
+    acc_s32 = x_u8.sum(axis=(1, 2), dtype=np.int32) - pixels * p.zero_point  # (batch, in_c)
     m = p.scale / (y.scale * np.float32(pixels))
     return ref.requantize_ref(acc_s32, m, y.zero_point)
 
 
-def linear_int8(layer: Layer, p: Int8Params, x: Array) -> Array:
-    """Classify in integers; the logits leave as float32."""
-    acc_s32 = ref.gemm_u8s8_ref(x, p.w_s8.T) + p.bias_s32  # (batch, num_classes)
-    return acc_s32.astype(np.float32) * (p.x.scale * p.w_scale)
+def dequantize(layer: Layer, p: Int8Params, acc_s32: Array) -> Array:
+    """Turn the last sums into real numbers, the logits, by their step; nothing is rounded to u8."""
+    return (acc_s32 + p.bias_s32).astype(np.float32) * (p.x.scale * p.w_scale)
+
+
+TAKE_RESIDUAL = ("epilogue", "add")  # the phases that are handed it
+PhaseTime = tuple[str, float, float]  # a phase that has run: its name, its start and its end
+
+
+class Operator:
+    """Phases that run one after another, each on what the one before it has computed.
+
+    Their names are those by which a profile tells them apart.
+    """
+
+    def __init__(self, **phases: Callable[..., Array]) -> None:
+        self.phases = phases
+
+    def __call__(
+        self, layer: Layer, p: Any, x: Array, *residual: Array, times: list[PhaseTime] | None = None
+    ) -> Array:
+        """Compute a layer's output, and note in `times` when each phase ran."""
+        y = x
+        for name, phase in self.phases.items():
+            started = perf_counter()
+            y = phase(layer, p, y, *residual) if name in TAKE_RESIDUAL else phase(layer, p, y)
+            if times is not None:
+                times.append((name, started, perf_counter()))
+        # A GEMM has a row for each output pixel; outside, there are rows and columns of pixels.
+        return y.reshape(layer.output_shape(x.shape)) if layer.op == "conv" else y
+
+
+# Each precision is a table: an operator a line, a phase a column.
+OPERATORS: dict[str, dict[str, Operator]] = {
+    "fp32": {
+        "input": Operator(input=to_nhwc),
+        "conv": Operator(im2col=im2col, gemm=gemm_f32, epilogue=epilogue_f32),
+        "maxpool": Operator(maxpool=maxpool),
+        "avgpool": Operator(avgpool=avgpool_f32),
+        "linear": Operator(gemm=gemm_f32, epilogue=epilogue_f32),
+    },
+    "bf16": {
+        "input": Operator(input=to_nhwc, quantize=bf16),
+        "conv": Operator(im2col=im2col, gemm=gemm_bf16, epilogue=epilogue_f32, quantize=bf16),
+        "maxpool": Operator(maxpool=maxpool),
+        "avgpool": Operator(avgpool=avgpool_f32, quantize=bf16),
+        "linear": Operator(gemm=gemm_bf16, epilogue=epilogue_f32),
+    },
+    "int8-simulated": {
+        "input": Operator(input=to_nhwc, quantize=fake),
+        "conv": Operator(im2col=im2col, gemm=gemm_f32, epilogue=epilogue_f32, quantize=fake),
+        "maxpool": Operator(maxpool=maxpool),
+        "avgpool": Operator(avgpool=avgpool_f32, quantize=fake),
+        "linear": Operator(gemm=gemm_f32, epilogue=epilogue_f32),
+    },
+    "int8": {
+        "input": Operator(input=to_nhwc, quantize=quantize),
+        "conv": Operator(im2col=im2col_u8, gemm=gemm_u8s8, epilogue=requantize),
+        "maxpool": Operator(maxpool=maxpool),
+        "avgpool": Operator(avgpool=avgpool_int8),
+        "linear": Operator(gemm=gemm_u8s8, epilogue=dequantize),
+    },
+}

@@ -4,64 +4,46 @@ He et al., "Deep Residual Learning for Image Recognition" (2015), table 1; v1.5 
 block's stride from its first 1x1 to its 3x3 convolution, as torchvision does.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from time import perf_counter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-from minires import layers as ops
-from minires.apart import OPERATORS_APART, take_apart
-from minires.errors import MiniresError
-from minires.hooks import Record
-from minires.layers import Array, Layer, Operator, Shape, lock, read_only
-from minires.preprocess import check_input
-from minires.rounded import bfloat16, simulated
-from minires.state_dict import fp32_params
+from minires import preprocess
+from minires.checkpoint import fp32_params, lock, read_only
+from minires.errors import MiniresError, check_choice
+from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Record, Shape
 from minires.summary import format_edges, format_summary, summarize
 
-if TYPE_CHECKING:
-    from minires.kernels.engine import Engine
-
-# Which function computes an operator, precision by precision.
-FP32: dict[str, Operator] = {
-    "input": ops.input_f32,
-    "conv": ops.conv_f32,
-    "maxpool": ops.maxpool,
-    "avgpool": ops.avgpool_f32,
-    "linear": ops.linear_f32,
-}
-OPERATORS: dict[str, dict[str, Operator]] = {
-    "fp32": {**FP32, **OPERATORS_APART},
-    "bf16": {op: bfloat16(operator) for op, operator in FP32.items()},
-    "int8-simulated": {op: simulated(operator) for op, operator in FP32.items()},
-    "int8": {
-        "input": ops.input_int8,
-        "conv": ops.conv_int8,
-        "maxpool": ops.maxpool,
-        "avgpool": ops.avgpool_int8,
-        "linear": ops.linear_int8,
-    },
-}
-
-
 # Which precisions one set of parameters can run in: it holds either real numbers or INT8's.
-SAME_PARAMETERS = [("fp32", "bf16"), ("int8", "int8-simulated")]
-BACKENDS = ("numba", "numpy")
+SAME_PARAMETERS = [{"fp32", "bf16"}, {"int8", "int8-simulated"}]
+
+
+class Engine(Protocol):
+    """What runs a network in place of the definitions: compiled kernels, laid out for it."""
+
+    def __call__(self, x: Array, record: Record | None, started: float) -> Array:
+        """Run the whole network; `started` is when the caller began, for the record."""
+
+    def run(self, shape: Shape, layer: Layer, *inputs: Array) -> Array:
+        """Run one layer, of a network whose input has this shape."""
 
 
 def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
     """List the layers in the order they run."""
 
-    def conv(name: str, x: str, in_c: int, out_c: int, kernel: int, stride: int = 1,
-             relu: bool = True, residual: tuple[str, ...] = ()) -> Layer:  # fmt: skip
-        bn = name[:-1] + "1" if "downsample" in name else name.replace("conv", "bn")
-        return Layer(name, "conv", (x, *residual), in_c, out_c, kernel, stride, kernel // 2, bn,
-                     relu)  # fmt: skip
+    def conv(
+        name: str, inputs: tuple[str, ...], in_c: int, out_c: int, kernel: int, stride: int = 1
+    ) -> Layer:
+        shortcut = "downsample" in name  # its ReLU comes after the addition, in conv3
+        bn = name[:-1] + "1" if shortcut else name.replace("conv", "bn")
+        padding = kernel // 2
+        return Layer(name, "conv", inputs, in_c, out_c, kernel, stride, padding, bn, not shortcut)
 
     layers = [
         Layer("input", "input", (), 3, 3),
-        conv("conv1", "input", 3, 64, kernel=7, stride=2),
+        conv("conv1", ("input",), 3, 64, kernel=7, stride=2),
         Layer("maxpool", "maxpool", ("conv1",), 64, 64, kernel=3, stride=2, padding=1),
     ]
     x, in_c = "maxpool", 64
@@ -70,13 +52,13 @@ def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
             name, out_c = f"layer{stage}.{block}", 4 * width
             stride = 2 if block == 0 and stage > 1 else 1
             shortcut = x
-            layers.append(conv(f"{name}.conv1", x, in_c, width, kernel=1))
-            layers.append(conv(f"{name}.conv2", f"{name}.conv1", width, width, 3, stride))
+            layers.append(conv(f"{name}.conv1", (x,), in_c, width, kernel=1))
+            layers.append(conv(f"{name}.conv2", (f"{name}.conv1",), width, width, 3, stride))
             if block == 0:  # the shapes change: the shortcut needs a convolution too
                 shortcut = f"{name}.downsample.0"
-                layers.append(conv(shortcut, x, in_c, out_c, 1, stride, relu=False))
+                layers.append(conv(shortcut, (x,), in_c, out_c, 1, stride))
             x = f"{name}.conv3"
-            layers.append(conv(x, f"{name}.conv2", width, out_c, 1, residual=(shortcut,)))
+            layers.append(conv(x, (f"{name}.conv2", shortcut), width, out_c, 1))
             in_c = out_c
     layers.append(Layer("avgpool", "avgpool", (x,), in_c, in_c))
     layers.append(Layer("fc", "linear", ("avgpool",), in_c, num_classes))
@@ -123,73 +105,58 @@ class Step(NamedTuple):
 class ResNet50:
     """ResNet-50 that can be called, stepped through, hooked and printed.
 
-    Its layers and parameters are read-only, because compiled kernels keep a copy of the weights in
-    an order of their own, which an edit would not reach. So writing into a weight raises a
-    ValueError, with either backend. To run other weights, build another network: change a copy of
-    a state_dict and hand it to `from_state_dict`, or change a copy of ``params``::
+    Its layers and parameters are read-only: writing into a weight raises a ValueError. For compiled
+    kernels keep their own copy of the weights, which an edit would not reach. To run other weights,
+    build another network: from a changed state_dict by `from_state_dict`, or from other params::
 
         params = dict(model.params)
         params["fc"] = params["fc"]._replace(bias=params["fc"].bias + 1)
         other = ResNet50(model.layers, params, model.precision, model.meta)
 
-    A copy or a pickle has the layers, parameters, precision, backend and meta. What belongs to one
-    process or one measurement stays behind: compiled kernels are laid out anew at the first run,
-    and there are neither hooks nor a record.
+    A copy or a pickle has the layers, parameters, precision, backend and meta. It has no hooks and
+    no record, and its compiled kernels are laid out anew at its first run.
 
     Parameters
     ----------
     layers : iterable of Layer
         What runs, in order: `resnet50_layers`.
     params : mapping
-        Each layer's parameters, by its name, in the form its operators take. Arrays that can be
+        Each layer's parameters, by its name, in the form its phases take. Arrays that can be
         written to are copied.
     precision : str
         A key of `OPERATORS`.
     meta : mapping, optional
         What is known about the weights: name, categories, preset, accuracy, source, licence.
-
-    Attributes
-    ----------
-    record : callable or None
-        Told of the steps that have run, as a profile wants it: see `minires.hooks.Record`.
     """
 
-    def __init__(self, layers: Iterable[Layer], params: Mapping[str, Any], precision: str = "fp32",
-                 meta: Mapping[str, Any] | None = None) -> None:  # fmt: skip
-        check_choice("precision", precision, OPERATORS)
+    operators: ClassVar[Mapping[str, Mapping[str, Operator]]] = OPERATORS
+    # What makes an engine of layers, params and precision, by the name of its backend. api.py fills
+    # it in, so that nothing here depends on a compiler.
+    engines: ClassVar[dict[str, Callable[..., Engine]]] = {}
+
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        params: Mapping[str, Any],
+        precision: str = "fp32",
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_choice("precision", precision, self.operators)
         self._layers = tuple(layers)
         self._params = MappingProxyType({name: read_only(p) for name, p in params.items()})
         self._precision = precision
         self._backend = "numpy"
+        self._laid_out: dict[tuple[str, str], Engine] = {}  # by backend and precision
         self.meta = dict(meta or {})
-        self.record: Record | None = None
-        self.apart = take_apart(self._layers)
-        self.apart_params: Mapping[str, Any] = MappingProxyType({})
-        self._engines: dict[str, Engine] = {}
+        self.record: Record | None = None  # told of the steps that have run
 
     @classmethod
     def from_state_dict(
         cls, state: Mapping[str, Array], meta: Mapping[str, Any] | None = None
     ) -> "ResNet50":
-        """Build the float32 network.
-
-        Parameters
-        ----------
-        state : mapping
-            torchvision's state_dict as arrays: OIHW float32 under the keys that
-            `state_dict_shapes` names. The number of classes is that of ``fc.bias``.
-        meta : mapping, optional
-            As for the class.
-
-        Returns
-        -------
-        ResNet50
-            With precision "fp32".
-        """
+        """Build the float32 network of torchvision's state_dict: OIHW float32, any classes."""
         layers = resnet50_layers(num_classes=len(state["fc.bias"]))
-        model = cls(layers, fp32_params(layers, state), meta=meta)
-        model.apart_params = MappingProxyType(fp32_params(model.apart, state))
-        return model
+        return cls(layers, fp32_params(layers, state), meta=meta)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -208,8 +175,8 @@ class ResNet50:
 
     @precision.setter
     def precision(self, precision: str) -> None:
-        check_choice("precision", precision, OPERATORS)
-        if not any({precision, self._precision} <= {*same} for same in SAME_PARAMETERS):
+        check_choice("precision", precision, self.operators)
+        if not any({precision, self._precision} <= same for same in SAME_PARAMETERS):
             raise MiniresError(
                 f"weights in {self._precision} cannot run in {precision}; "
                 f'load a network that can: minires.resnet50(weights, precision="{precision}")'
@@ -218,72 +185,49 @@ class ResNet50:
 
     @property
     def backend(self) -> str:
-        """Which code computes: "numpy", the definitions, or "numba", compiled kernels."""
+        """What computes: "numpy", the definitions, or "numba", compiled kernels."""
         return self._backend
 
     @backend.setter
     def backend(self, backend: str) -> None:
-        check_choice("backend", backend, BACKENDS)
+        check_choice("backend", backend, ("numpy", *self.engines))
         self._backend = backend
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Tell copy and pickle what a copy is made of."""
-        layers = [replace(layer, hooks=[]) for layer in self.layers]
-        params = dict(self.params), dict(self.apart_params)
-        return _rebuild, (layers, *params, self.precision, self.backend, self.meta)
+    def preprocess(self, images: Any) -> Array:
+        """Turn images into a batch, as `minires.preprocess` does, in the way these weights want."""
+        if "preset" not in self.meta:
+            raise MiniresError("these weights name no preset; call minires.preprocess with one")
+        return preprocess.preprocess(images, self.meta["preset"])
 
-    def __call__(self, x: Array, fused: bool = True) -> Array:
-        """Classify a batch.
+    def __call__(self, x: Array) -> Array:
+        """Classify a batch: (N, 3, H, W) as `preprocess` makes it, to (N, num_classes) logits.
 
-        Parameters
-        ----------
-        x : ndarray
-            (N, 3, H, W) float32, normalized as `minires.preprocess` does; H and W at least 32.
-        fused : bool
-            False runs convolution, batchnorm, add and relu as layers of their own.
-
-        Returns
-        -------
-        ndarray
-            Logits, (N, num_classes) float32.
+        Both are float32; H and W are at least 32.
         """
-        if self.backend == "numba" and fused and not any(layer.hooks for layer in self.layers):
+        if self.backend != "numpy" and not any(layer.hooks for layer in self.layers):
             started = perf_counter()
-            check_input(x)
+            preprocess.check_input(x)
             return self._engine(x, self.record, started)
-        for step in self.steps(x, fused):
+        for step in self.steps(x):
             output = step.output
         return output
 
-    def steps(self, x: Array, fused: bool = True) -> Iterator[Step]:
-        """Walk through the network, stopping after each layer.
-
-        Parameters
-        ----------
-        x, fused
-            As in `__call__`.
-
-        Yields
-        ------
-        Step
-            The layer with its inputs and its output, NHWC; the last output is the logits.
-        """
-        check_input(x)
-        if not fused and not (self.apart_params and self.precision == "fp32"):
-            raise MiniresError(f"fused=False walks an fp32 network; this one is {self.precision}")
-        layers, params = (self.layers, self.params) if fused else (self.apart, self.apart_params)
-        operators = OPERATORS[self.precision]
-        last_reader = {name: layer for layer in layers for name in layer.inputs}
+    def steps(self, x: Array) -> Iterator[Step]:
+        """Walk through the network, stopping after each layer; the last output is the logits."""
+        preprocess.check_input(x)
+        last_reader = {name: layer for layer in self.layers for name in layer.inputs}
         outputs: dict[str, Array] = {}
-        for layer in layers:
+        for layer in self.layers:
             inputs = tuple(outputs[name] for name in layer.inputs) or (x,)
+            times: list[PhaseTime] = []
             started = perf_counter()
-            if self.backend == "numba" and fused:
-                output = self._engine.run(x.shape, layer, *inputs)
+            if self.backend == "numpy":
+                operator = self.operators[self.precision][layer.op]
+                output = operator(layer, self.params.get(layer.name), *inputs, times=times)
             else:
-                output = operators[layer.op](layer, params.get(layer.name), *inputs)
+                output = self._engine.run(x.shape, layer, *inputs)
             if self.record:
-                self.record([layer], x.shape, 0, [(started, perf_counter())])
+                self.record([layer], x.shape, 0, [(started, perf_counter())], times)
             for handle in list(layer.hooks):
                 replacement = handle.hook(layer, inputs, output)
                 output = output if replacement is None else replacement
@@ -294,21 +238,19 @@ class ResNet50:
             yield Step(layer, inputs, output)
 
     @property
-    def _engine(self) -> "Engine":
-        from minires.kernels.engine import Engine  # here, because Numba takes long to import
-
-        if self.precision not in self._engines:
-            made = Engine(list(self.layers), self.params, self.precision)
-            self._engines.setdefault(self.precision, made)
-        return self._engines[self.precision]
+    def _engine(self) -> Engine:
+        key = self.backend, self.precision
+        if key not in self._laid_out:
+            made = self.engines[self.backend](self.layers, self.params, self.precision)
+            self._laid_out.setdefault(key, made)  # another thread may have been quicker
+        return self._laid_out[key]
 
     def __getitem__(self, name: str) -> Layer:
-        """Find the layer to hook by its name: a fused one, else a part of one."""
-        parts = self.apart if self.apart_params else []  # those that never run take no hooks
-        layers = {layer.name: layer for layer in (*parts, *self.layers)}
-        if name not in layers:
-            raise KeyError(f"no layer is called {name!r}; print(model) lists them")
-        return layers[name]
+        """Find the layer to hook by its name."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(f"no layer is called {name!r}; print(model) lists them")
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
@@ -319,21 +261,17 @@ class ResNet50:
             return table
         return f"{table}\n\n{format_edges(self.layers, self.meta.get('saturated', {}))}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tell copy and pickle what a copy is made of."""
+        layers = [replace(layer) for layer in self.layers]  # without hooks
+        network = layers, dict(self.params), self.precision, self.meta, self.backend
+        return _rebuild, (type(self), *network)
 
-def _rebuild(layers: list[Layer], params: dict[str, Any], apart_params: dict[str, Any],
-             precision: str, backend: str, meta: dict[str, Any]) -> ResNet50:  # fmt: skip
+
+def _rebuild(
+    cls: type[ResNet50], layers: Any, params: Any, precision: str, meta: Any, backend: str
+) -> ResNet50:
     """Make a copy of a network. Its arrays are nobody else's, but can be written to until here."""
-    params, apart_params = (
-        {name: lock(p) for name, p in d.items()} for d in (params, apart_params)
-    )
-    model = ResNet50(layers, params, precision, meta)
-    model.apart_params = MappingProxyType(apart_params)
+    model = cls(layers, {name: lock(p) for name, p in params.items()}, precision, meta)
     model.backend = backend
     return model
-
-
-def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:
-    """Refuse what is none of the known precisions or backends."""
-    known = tuple(known)
-    if chosen not in known:
-        raise MiniresError(f"there is no {what} {chosen!r}; there is {', '.join(known)}")

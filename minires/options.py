@@ -13,7 +13,7 @@ from typing import Any
 
 from minires import download
 from minires.errors import MiniresError
-from minires.model import OPERATORS
+from minires.layers import OPERATORS
 
 PRECISIONS = tuple(OPERATORS)
 # int8-simulated shows INT8's numbers, not its speed: it computes in float32.

@@ -71,7 +71,7 @@ IMAGENET_V1 = Preset(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.
 IMAGENET_V2 = Preset(232, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def preprocess(images: ImageSource | Sequence[ImageSource], preset: Preset = IMAGENET_V2) -> Array:
+def preprocess(images: ImageSource | Sequence[ImageSource], preset: Preset) -> Array:
     """Make one image, or several, a batch for the network.
 
     Parameters
@@ -79,7 +79,7 @@ def preprocess(images: ImageSource | Sequence[ImageSource], preset: Preset = IMA
     images : image source, or list or tuple of them
         What `load_image` takes.
     preset : Preset
-        How the network wants its images.
+        How the network wants its images: its ``meta["preset"]``. `ResNet50.preprocess` takes it.
 
     Returns
     -------

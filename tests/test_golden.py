@@ -14,6 +14,7 @@ import pytest
 
 from minires.layers import Layer
 from minires.model import ResNet50
+from minires.unfuse import UnfusedResNet50, unfuse
 from tests.comparing import Array, assert_close, assert_same
 from tests.golden.make_golden import CASES, GOLDEN, digest
 from tests.seeded_weights import seeded_input, seeded_state_dict
@@ -34,13 +35,14 @@ def small_model() -> ResNet50:
     return ResNet50.from_state_dict(seeded_state_dict(SMALL.seed, SMALL.num_classes))
 
 
-def hold_to_golden(case_name: str, model: ResNet50, fused: bool = True) -> None:
+def hold_to_golden(case_name: str, model: ResNet50) -> None:
     """Compare the stem, every block and the logits with the golden file."""
     case = CASES[case_name]
+    fused = not isinstance(model, UnfusedResNet50)
     stem, block_end = ("conv1", ".conv3") if fused else ("relu1", ".relu3")
     wanted = {key.split("/")[1] for key in golden() if key.startswith(case_name)}
     assert len(wanted) == 18
-    for step in model.steps(seeded_input(case.shape, case.seed), fused):
+    for step in model.steps(seeded_input(case.shape, case.seed)):
         name = "relu" if step.name == stem else step.name.removesuffix(block_end)
         if name not in wanted:
             continue
@@ -55,12 +57,13 @@ def hold_to_golden(case_name: str, model: ResNet50, fused: bool = True) -> None:
     assert not wanted, f"the network never reached {wanted}"
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("build", [ResNet50.from_state_dict, unfuse])
 @pytest.mark.parametrize("case_name", CASES)
-def test_every_block_is_torchvisions(case_name: str, fused: bool) -> None:
+def test_every_block_is_torchvisions(
+    case_name: str, build: Callable[[dict[str, Array]], ResNet50]
+) -> None:
     case = CASES[case_name]
-    model = ResNet50.from_state_dict(seeded_state_dict(case.seed, case.num_classes))
-    hold_to_golden(case_name, model, fused)
+    hold_to_golden(case_name, build(seeded_state_dict(case.seed, case.num_classes)))
 
 
 def test_seeded_signal_neither_dies_nor_explodes() -> None:

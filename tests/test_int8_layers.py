@@ -10,9 +10,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 
-from minires import layers as ops
-from minires.layers import Int8Params, Layer
-from minires.model import OPERATORS, ResNet50, Step
+from minires.layers import OPERATORS, Int8Params, Layer
+from minires.model import ResNet50, Step
 from minires.preprocess import IMAGENET_V1, preprocess
 from minires.quantize.calibrate import calibrate
 from minires.quantize.convert import quantize_model
@@ -20,6 +19,8 @@ from minires.reference import QParams, dequantize_ref, im2col_ref, quantize_ref,
 from tests.comparing import EPS, assert_close, assert_same
 from tests.int8_oracle import ConvCase, conv_cases, exact_sums, requantize_exact
 from tests.seeded_weights import seeded_input, seeded_state_dict, uniform
+
+INT8 = OPERATORS["int8"]
 
 Array = npt.NDArray[Any]
 
@@ -37,7 +38,7 @@ def test_conv_is_the_integers_convolution(case: ConvCase) -> None:
     m = case.x_qparams.scale * case.w_scale / case.y_qparams.scale
     columns = [requantize_exact(acc[..., c], m[c], case.y_qparams.zero_point)
                for c in range(len(m))]  # fmt: skip
-    assert_same(ops.conv_int8(case.layer, case.params, case.x), np.stack(columns, axis=-1))
+    assert_same(INT8["conv"](case.layer, case.params, case.x), np.stack(columns, axis=-1))
 
 
 @given(conv_cases())
@@ -54,7 +55,7 @@ def test_conv_with_a_residual_rounds_once(case: ConvCase) -> None:
     expected = requantize_ref(acc, m, case.y_qparams.zero_point, shortcut)
     params = case.params._replace(residual=r_qparams)
     before = residual.copy()
-    assert_same(ops.conv_int8(case.layer, params, case.x, residual), expected)
+    assert_same(INT8["conv"](case.layer, params, case.x, residual), expected)
     assert_same(residual, before)
 
 
@@ -63,7 +64,7 @@ def test_conv_with_a_residual_rounds_once(case: ConvCase) -> None:
 def test_linear_dequantizes_the_exact_sums(case: ConvCase) -> None:
     acc = exact_sums(case.x, case.x_qparams.zero_point, case.weight, 1, 0)[:, 0, 0] + case.bias
     layer = Layer("fc", "linear", ("x",), case.weight.shape[-1], len(case.weight))
-    logits = ops.linear_int8(layer, case.params, case.x[:, 0, 0])
+    logits = INT8["linear"](layer, case.params, case.x[:, 0, 0])
     scale = case.x_qparams.scale.astype(np.float64) * case.w_scale
     assert_close(logits, acc * scale, 2 * EPS * np.abs(acc * scale))
 
@@ -77,7 +78,7 @@ def test_avgpool_rounds_the_exact_mean(zero_points: tuple[int, int], size: tuple
     layer = Layer("avgpool", "avgpool", ("x",), 300, 300, qparams=y_qparams)
     acc = x.sum(axis=(1, 2), dtype=np.int64) - size[0] * size[1] * zero_points[0]
     m = x_qparams.scale / (y_qparams.scale * np.float32(size[0] * size[1]))
-    y = ops.avgpool_int8(layer, x_qparams, x)
+    y = INT8["avgpool"](layer, x_qparams, x)
     assert_same(y, requantize_exact(acc, m, zero_points[1]))
     mean = acc * (np.float64(x_qparams.scale) / (np.float64(y_qparams.scale) * size[0] * size[1]))
     real = np.clip(mean, -zero_points[1], 255 - zero_points[1]) + zero_points[1]
@@ -87,7 +88,7 @@ def test_avgpool_rounds_the_exact_mean(zero_points: tuple[int, int], size: tuple
 def test_input_is_quantized_in_nhwc() -> None:
     x = uniform(-3, 3, (2, 3, 5, 4), 0)
     layer = Layer("input", "input", (), 3, 3, qparams=QParams(np.float32(0.02), 114))
-    y = ops.input_int8(layer, None, x)
+    y = INT8["input"](layer, None, x)
     expected = np.clip(np.rint(x / np.float32(0.02)) + 114, 0, 255).astype(np.uint8)
     assert_same(y, np.ascontiguousarray(expected.transpose(0, 2, 3, 1)))
     assert set(np.unique(y)) >= {0, 255}  # it saturates on both sides
@@ -99,7 +100,7 @@ def test_padding_stands_for_zero() -> None:
     params = Int8Params(QParams(np.float32(1), 99), np.ones((1, 9), np.int8),
                         np.ones(1, np.float32), np.array([-99 * 9], np.int32))  # fmt: skip
     layer = Layer("c", "conv", ("x",), 1, 1, 3, 1, 1, qparams=QParams(np.float32(1), 7))
-    assert_same(ops.conv_int8(layer, params, x), np.full((1, 4, 4, 1), 7, np.uint8))
+    assert_same(INT8["conv"](layer, params, x), np.full((1, 4, 4, 1), 7, np.uint8))
 
 
 def test_dequantized_parameters_are_the_real_numbers_meant() -> None:

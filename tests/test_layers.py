@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from minires import layers as ops
-from minires.layers import FloatParams, Layer
+from minires.layers import OPERATORS, FloatParams, Layer
 from tests import scipy_oracle
 from tests.comparing import Array, assert_close, assert_same, gemm_bound
 from tests.seeded_weights import uniform
+
+FP32 = OPERATORS["fp32"]
 
 
 def conv_layer(kernel: int, stride: int, relu: bool) -> Layer:
@@ -32,7 +33,7 @@ def test_conv_with_its_epilogue(
 
     inputs = (x, residual) if with_residual else (x,)
     before = [array.copy() for array in inputs]
-    y = ops.conv_f32(layer, FloatParams(weight.reshape(5, -1), bias), *inputs)
+    y = FP32["conv"](layer, FloatParams(weight.reshape(5, -1), bias), *inputs)
     assert_close(y, expected, gemm_bound(kernel**2 * 8, magnitude))
     for array, copy in zip(inputs, before, strict=True):
         assert_same(array, copy)
@@ -40,7 +41,7 @@ def test_conv_with_its_epilogue(
 
 def test_input_turns_nchw_into_nhwc() -> None:
     x = uniform(-1, 1, (2, 3, 5, 4), 0)
-    y = ops.input_f32(Layer("input", "input", (), 3, 3), None, x)
+    y = FP32["input"](Layer("input", "input", (), 3, 3), None, x)
     assert y.flags.c_contiguous
     assert y.shape == (2, 5, 4, 3)
     assert all(y[n, h, w, c] == x[n, c, h, w] for n, c, h, w in np.ndindex(*x.shape))
@@ -52,7 +53,7 @@ def test_linear_is_a_product_and_a_bias() -> None:
         uniform(-1, 1, (7, 40), 1),
         uniform(-1, 1, (7,), 2),
     )
-    y = ops.linear_f32(Layer("fc", "linear", ("x",), 40, 7), FloatParams(weight, bias), x)
+    y = FP32["linear"](Layer("fc", "linear", ("x",), 40, 7), FloatParams(weight, bias), x)
     magnitude = np.abs(x).astype(np.float64) @ np.abs(weight.T) + np.abs(bias)
     assert_close(y, x.astype(np.float64) @ weight.T + bias, gemm_bound(40, magnitude))
 

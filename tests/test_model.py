@@ -1,15 +1,16 @@
 import copy
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from minires.apart import take_apart
+from minires.checkpoint import state_dict_shapes
 from minires.errors import MiniresError
 from minires.layers import Layer
 from minires.model import ResNet50, Step, resnet50_layers
-from minires.state_dict import state_dict_shapes
+from minires.preprocess import IMAGENET_V1, preprocess
 from minires.summary import summarize
 from tests.comparing import Array, assert_close, assert_same
 from tests.seeded_weights import seeded_input, seeded_state_dict, torchvision_shapes, uniform
@@ -99,19 +100,6 @@ def test_blocks_end_in_the_addition_of_their_input(model: ResNet50) -> None:
     }
 
 
-def test_take_apart_follows_torchvisions_names() -> None:
-    names = [layer.name for layer in take_apart(resnet50_layers())]
-    assert names[:5] == ["input", "conv1", "bn1", "relu1", "maxpool"]
-    assert names[-2:] == ["avgpool", "fc"]
-    first = "conv1 bn1 relu1 conv2 bn2 relu2 downsample.0 downsample.1 conv3 bn3 add relu3"
-    other = "conv1 bn1 relu1 conv2 bn2 relu2 conv3 bn3 add relu3"
-    for block in BLOCKS:
-        parts = (first if block in FIRST_BLOCKS else other).split()
-        start = names.index(f"{block}.conv1")
-        assert names[start : start + len(parts)] == [f"{block}.{part}" for part in parts]
-    assert len(set(names)) == len(names) == 2 + 53 * 2 + 16 + 49 + 2
-
-
 def test_the_table_names_every_layer_and_the_totals(model: ResNet50) -> None:
     header, *rows, total = [line.split() for line in str(model).splitlines()]
     assert header == ["name", "operator", "output", "(NHWC)", "parameters", "MACs"]
@@ -125,10 +113,9 @@ def test_the_table_names_every_layer_and_the_totals(model: ResNet50) -> None:
 # The walk
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_steps_and_call_are_the_same_walk(model: ResNet50, x: Array, fused: bool) -> None:
-    *_, last = model.steps(x, fused)
-    assert_same(model(x, fused), last.output)
+def test_steps_and_call_are_the_same_walk(model: ResNet50, x: Array) -> None:
+    *_, last = model.steps(x)
+    assert_same(model(x), last.output)
 
 
 def test_stopping_early_is_harmless(model: ResNet50, x: Array) -> None:
@@ -145,15 +132,6 @@ def test_two_walks_can_be_interleaved(model: ResNet50, x: Array) -> None:
         last = one.output, other.output
     assert_same(last[0], expected[0])
     assert_same(last[1], expected[1])
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (2, 3, 97, 65), (3, 3, 33, 50)])
-def test_fused_and_unfused_agree(model: ResNet50, shape: tuple[int, ...]) -> None:
-    batch = seeded_input(shape)
-    fused, unfused = model(batch), model(batch, fused=False)
-    # Measured: 8e-7 of the largest logit. The margin is 12 times.
-    assert_close(fused, unfused, 1e-5 * float(np.abs(unfused).max()))
-    assert np.ptp(unfused) > 1
 
 
 @pytest.mark.parametrize("num_classes", [1, 10, 1000])
@@ -262,31 +240,9 @@ def test_a_hook_may_remove_itself(model: ResNet50, x: Array) -> None:
     assert calls == ["once", "other", "other"]
 
 
-def test_a_part_of_a_step_can_be_hooked(model: ResNet50, x: Array) -> None:
-    expected = next(step for step in model.steps(x, fused=False) if step.name == "layer1.0.bn1")
-    seen = []
-    with model["layer1.0.bn1"].register_forward_hook(lambda layer, inputs, y: seen.append(y)):
-        model(x)
-        assert seen == []  # the fused walk has no such step
-        model(x, fused=False)
-    assert_same(seen.pop(), expected.output)
-    assert seen == []
-
-
-def test_a_convolution_keeps_its_hooks_when_taken_apart(model: ResNet50, x: Array) -> None:
-    smallest = []
-    with model["conv1"].register_forward_hook(lambda layer, inputs, y: smallest.append(y.min())):
-        model(x)
-        model(x, fused=False)
-    assert smallest[0] == 0  # after its ReLU
-    assert smallest[1] < 0
-
-
-def test_every_step_and_part_is_found_by_its_name(model: ResNet50) -> None:
+def test_every_step_is_found_by_its_name(model: ResNet50) -> None:
     for layer in model:
         assert model[layer.name] is layer
-    for part in take_apart(model.layers):
-        assert model[part.name].name == part.name
 
 
 def test_an_unknown_name_is_a_key_error(model: ResNet50) -> None:
@@ -357,8 +313,17 @@ def test_what_is_no_precision_and_no_backend_is_refused(model: ResNet50) -> None
     with pytest.raises(MiniresError, match="no precision 'int7'; there is fp32, bf16"):
         ResNet50(model.layers, model.params, "int7")
     for name in ("nump", "cuda", None, ["numpy"]):
-        with pytest.raises(MiniresError, match=r"no backend .*; there is numba, numpy$"):
+        with pytest.raises(MiniresError, match=r"no backend .*; there is numpy, numba$"):
             model.backend = name  # type: ignore[assignment]
+
+
+def test_preprocess_takes_the_preset_of_the_weights(model: ResNet50) -> None:
+    preset = replace(IMAGENET_V1, crop=64)
+    image = np.arange(300, dtype=np.uint8).repeat(30).reshape(50, 60, 3)
+    with_preset = ResNet50(model.layers, model.params, meta={"preset": preset})
+    assert_same(with_preset.preprocess(image), preprocess(image, preset))
+    with pytest.raises(MiniresError, match=r"name no preset; call minires\.preprocess with one"):
+        model.preprocess(image)
 
 
 # Bad input
@@ -385,17 +350,7 @@ GOOD = uniform(-3, 3, (1, 3, 32, 32), 0)
         (np.where(GOOD > 2.9, np.float32(np.nan), GOOD), "x holds values up to nan"),
     ],
 )
-@pytest.mark.parametrize("fused", [True, False])
-def test_bad_input_is_named(model: ResNet50, bad: Any, message: str, fused: bool) -> None:
-    next(model.steps(GOOD, fused))
+def test_bad_input_is_named(model: ResNet50, bad: Any, message: str) -> None:
+    next(model.steps(GOOD))
     with pytest.raises(MiniresError, match=f"^{message}"):
-        model(bad, fused)
-
-
-def test_only_fp32_can_be_taken_apart(model: ResNet50, x: Array) -> None:
-    without_state = ResNet50(model.layers, model.params, precision="int8-simulated")
-    in_bf16 = ResNet50.from_state_dict(seeded_state_dict())
-    in_bf16.precision = "bf16"
-    for other in (without_state, in_bf16):
-        with pytest.raises(MiniresError, match=f"this one is {other.precision}"):
-            other(x, fused=False)
+        model(bad)

@@ -18,11 +18,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from minires import layers as ops
-from minires.layers import Layer
+from minires.layers import OPERATORS, Layer
 from minires.reference import dequantize_ref, maxpool_ref, quantize_ref
 from tests.comparing import assert_same
 from tests.int8_oracle import ConvCase, conv_cases, scales, seeds, zero_points
+
+INT8 = OPERATORS["int8"]
 
 Array = npt.NDArray[Any]
 LONG = bool(os.environ.get("MINIRES_LONG_TESTS"))
@@ -117,7 +118,7 @@ def qlinearconv(case: ConvCase) -> Array:
 @sweep(short=150, long=10_000)
 def test_conv_is_qlinearconv(largest_weight: int, data: st.DataObject) -> None:
     case = data.draw(conv_cases(largest_weight))
-    assert_same(ops.conv_int8(case.layer, case.params, case.x), qlinearconv(case))
+    assert_same(INT8["conv"](case.layer, case.params, case.x), qlinearconv(case))
 
 
 @largest_weights
@@ -126,7 +127,7 @@ def test_conv_is_qlinearconv(largest_weight: int, data: st.DataObject) -> None:
 def test_linear_is_a_1x1_qlinearconv(largest_weight: int, data: st.DataObject) -> None:
     """The requantized form is a QLinearConv; the logits are its sums, dequantized."""
     case = data.draw(conv_cases(largest_weight, linear=True))
-    assert_same(ops.conv_int8(case.layer, case.params, case.x), qlinearconv(case))
+    assert_same(INT8["conv"](case.layer, case.params, case.x), qlinearconv(case))
 
     x = case.x.reshape(len(case.x), -1)  # (batch, K)
     constants = {
@@ -142,7 +143,8 @@ def test_linear_is_a_1x1_qlinearconv(largest_weight: int, data: st.DataObject) -
     ]
     layer = Layer("fc", "linear", ("x",), x.shape[1], len(case.weight))
     assert_same(
-        ops.linear_int8(layer, case.params, x), run(nodes, constants, TensorProto.FLOAT, x=x)
+        INT8["linear"](layer, case.params, x),
+        run(nodes, constants, TensorProto.FLOAT, x=x),
     )
 
 

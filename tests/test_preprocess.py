@@ -314,12 +314,12 @@ def test_what_was_given_is_not_changed() -> None:
 
 def test_preprocess_makes_a_batch() -> None:
     images = [CAT, random_image(300, 200), np.zeros((20, 30), np.uint8)]
-    x = preprocess(images)
+    x = preprocess(images, IMAGENET_V2)
     assert x.shape == (3, 3, 224, 224)
     assert x.flags.c_contiguous
     for image, expected in zip(images, x, strict=True):
         assert_same(preprocess(image, IMAGENET_V2), expected[np.newaxis])
-        assert_same(preprocess((image,)), expected[np.newaxis])
+        assert_same(preprocess((image,), IMAGENET_V2), expected[np.newaxis])
 
 
 # Errors
@@ -412,9 +412,9 @@ def test_what_is_no_image_is_told(source: Any, named: str) -> None:
 def test_a_bad_image_among_good_ones_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"")
     with pytest.raises(ImageError, match=r"bad\.jpg"):
-        preprocess([CAT, tmp_path / "bad.jpg", CAT])
+        preprocess([CAT, tmp_path / "bad.jpg", CAT], IMAGENET_V2)
     with pytest.raises(ImageError, match="empty"):
-        preprocess([])
+        preprocess([], IMAGENET_V2)
 
 
 def test_a_transparent_grey_of_16_bits_becomes_white(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minires.layers import Layer
-from minires.model import OPERATORS, ResNet50
-from minires.state_dict import state_dict_shapes
+from minires.checkpoint import state_dict_shapes
+from minires.layers import OPERATORS, Layer
+from minires.model import ResNet50
+from minires.unfuse import unfuse
 from tests.comparing import EPS, Array, assert_close, assert_same, gemm_bound
 from tests.seeded_weights import seeded_input, seeded_state_dict, torchvision_shapes
 from tests.torch_oracle import load_torchvision
@@ -102,16 +103,21 @@ def model() -> ResNet50:
     return ResNet50.from_state_dict(seeded_state_dict())
 
 
+@pytest.fixture(scope="module")
+def unfused() -> ResNet50:
+    return unfuse(seeded_state_dict())
+
+
 @pytest.fixture(scope="module", params=SHAPES, ids=str)
 def expected(request: pytest.FixtureRequest, network: Any) -> dict[str, Array]:
     return torchvision_outputs(network, seeded_input(request.param))
 
 
 @pytest.fixture(scope="module")
-def magnitudes(model: ResNet50, expected: dict[str, Array]) -> dict[str, Array]:
+def magnitudes(unfused: ResNet50, expected: dict[str, Array]) -> dict[str, Array]:
     """|x| conv |w| of every convolution, with torchvision's x."""
     return {layer.name: convolve_magnitudes(expected[layer.inputs[0]], layer)
-            for layer in model.apart if layer.op == "conv"}  # fmt: skip
+            for layer in unfused if layer.op == "conv"}  # fmt: skip
 
 
 def batchnorm_terms(layer_bn: str) -> tuple[Array, Array]:
@@ -163,11 +169,11 @@ def test_every_fused_layer_given_torchvisions_input(
 
 
 def test_every_part_given_torchvisions_input(
-    model: ResNet50, expected: dict[str, Array], magnitudes: dict[str, Array]
+    unfused: ResNet50, expected: dict[str, Array], magnitudes: dict[str, Array]
 ) -> None:
-    for layer in model.apart[1:]:
+    for layer in unfused.layers[1:]:
         inputs = tuple(expected[name] for name in layer.inputs)
-        y = OPERATORS["fp32"][layer.op](layer, model.apart_params.get(layer.name), *inputs)
+        y = unfused.operators["fp32"][layer.op](layer, unfused.params.get(layer.name), *inputs)
         wanted = expected[layer.name]
         if layer.op == "conv":
             K = layer.kernel**2 * layer.in_c
@@ -193,13 +199,15 @@ def hold_simple_layer(layer: Layer, inputs: tuple[Array, ...], y: Array, wanted:
         assert_same(y, wanted)
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 224, 224)], ids=str)
-def test_end_to_end(network: Any, model: ResNet50, shape: tuple[int, ...], fused: bool) -> None:
+def test_end_to_end(
+    network: Any, model: ResNet50, unfused: ResNet50, shape: tuple[int, ...]
+) -> None:
     x = seeded_input(shape, seed=1)
     expected = run(network, x)
     # Measured: 9.4e-7 of the largest logit. The margin is 10 times.
-    assert_close(model(x, fused), expected, 1e-5 * float(np.abs(expected).max()))
+    for ours in (model, unfused):
+        assert_close(ours(x), expected, 1e-5 * float(np.abs(expected).max()))
 
 
 def test_end_to_end_with_one_class() -> None:

@@ -1,1 +1,1 @@
-"""The same operators as reference/, compiled: microkernels, and the engine around them."""
+"""The same operators as in reference.py, compiled: microkernels, and the engine around them."""

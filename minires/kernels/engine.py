@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires.errors import MiniresError
-from minires.hooks import Record
 from minires.kernels.cpu import get_num_threads, room_in
 from minires.kernels.isa import ISA, available_isas, choose_isa
 from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
 from minires.kernels.pack import aligned, prepack
 from minires.kernels.plan import LOGITS, Buffer, Division, Plan, Step, Tiling, divide, lay_out
-from minires.layers import Array, Int8Params, Layer, Shape
+from minires.layers import Array, Int8Params, Layer, Record, Shape
 from minires.reference import QParams, round_bf16_ref
 
 PLANS = 4  # shapes of input whose buffers are kept

@@ -22,8 +22,7 @@ from minires.kernels.engine import Engine
 from minires.kernels.isa import ISA, ISAS, choose_isa
 from minires.kernels.peak import OPERANDS, best_instruction, measure_peak
 from minires.kernels.plan import Tiling
-from minires.layers import Array, FloatParams, Int8Params, Layer
-from minires.model import OPERATORS
+from minires.layers import OPERATORS, Array, FloatParams, Int8Params, Layer, Operator
 from minires.reference import QParams, im2col_ref, round_bf16_ref
 from minires.trust import (
     doubt_pair,
@@ -88,12 +87,12 @@ def _with_gemm(
         b = np.pad(weight, ((0, 0), (0, missing)))
         b = b if order == "NK" else np.ascontiguousarray(b.T)
 
-        def multiply(a: Array, _: Array) -> Array:
+        def multiply(_: Layer, __: Any, a: Array) -> Array:
             rows = -len(a) % ladder_f32.ROWS
             padded = np.pad(a, ((0, rows), (0, missing))) if rows or missing else a
             return product(np.ascontiguousarray(padded), b)[: len(a)]
 
-        return functools.partial(conv, layer, p, gemm=multiply)
+        return functools.partial(Operator(**{**conv.phases, "gemm": multiply}), layer, p)
 
     return prepare
 

@@ -3,17 +3,13 @@
 import json
 import math
 import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minires import plots
-from minires import reference as ref
 from minires.errors import MiniresError
-from minires.hooks import Record
-from minires.layers import Array, Layer, Shape
+from minires.layers import Array, Layer, PhaseTime, Record, Shape
 from minires.model import ResNet50
 from minires.profiling.groups import GROUPS, SORTS, kind_of
 from minires.profiling.machine import Roofs, describe_machine, known_roofs
@@ -29,19 +25,8 @@ from minires.trust import (
     verdict,
 )
 
-# A NumPy convolution's phases are calls of these definitions, as layers.py makes them. What
-# remains of it, the additions and the ReLU, is its epilogue.
-PHASES = {
-    "im2col_ref": "im2col",
-    "gemm_f32_ref": "gemm",
-    "gemm_u8s8_ref": "gemm",
-    "requantize_ref": "requantize",
-    "quantize_ref": "quantize",
-    "fake_quantize_ref": "quantize",
-    "round_bf16_ref": "round",
-}
 SHORT = 20e-6  # seconds of a call: what is shorter is told as a time, not as a speed
-FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's one phase; what remains of a NumPy one
+FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's one phase; a NumPy one's last
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int8-simulated": 4}  # of an activation or a weight
 
 
@@ -53,17 +38,22 @@ class Event(NamedTuple):
     call: int  # where an engine takes a batch in several: the first is 0
     started: float  # seconds, as time.perf_counter counts them
     ended: float
-    phases: tuple[tuple[str, float, float], ...]  # name, start and end of those that were timed
+    phases: tuple[PhaseTime, ...]  # none where a compiled step is one piece
 
     @property
     def seconds(self) -> dict[str, float]:
-        """The time of each phase, the remaining one included; they add up to the step's."""
+        """The time of each phase; they add up to the step's.
+
+        The microseconds between phases count as the last one's.
+        """
         found: dict[str, float] = {}
         for name, started, ended in self.phases:
             found[name] = found.get(name, 0.0) + ended - started
         gemm = self.layer.op in ("conv", "linear")
         rest = (EPILOGUE if self.phases else FUSED) if gemm else self.layer.op
-        return found | {rest: self.ended - self.started - math.fsum(found.values())}
+        between = self.ended - self.started - math.fsum(found.values())
+        found[rest] = found.get(rest, 0.0) + between
+        return found
 
 
 class Work(NamedTuple):
@@ -141,37 +131,6 @@ class Row(NamedTuple):
         return self.roofs
 
 
-_LISTENING: list["Profile"] = []
-_DEFINITIONS: dict[str, Callable[..., Any]] = {}  # what stands where the timed ones are
-
-
-def _listen(prof: "Profile") -> None:
-    """Have the definitions tell when they run, as long as anybody listens."""
-    _LISTENING.append(prof)
-    for name, phase in PHASES.items() if not _DEFINITIONS else ():
-        _DEFINITIONS[name] = definition = getattr(ref, name)
-        setattr(ref, name, _timed(definition, phase))
-
-
-def _stop_listening(prof: "Profile") -> None:
-    _LISTENING.remove(prof)
-    while _DEFINITIONS and not _LISTENING:
-        setattr(ref, *_DEFINITIONS.popitem())
-
-
-def _timed(definition: Callable[..., Any], phase: str) -> Callable[..., Any]:
-    def run(*arguments: Any, **more: Any) -> Any:
-        started = time.perf_counter()
-        result = definition(*arguments, **more)
-        ended, thread = time.perf_counter(), threading.get_ident()
-        for prof in _LISTENING:
-            if prof._thread == thread:
-                prof._phases.append((phase, started, ended))
-        return result
-
-    return run
-
-
 class Profile:
     """What `profile` returns. It listens while its with statement lasts, and tells afterwards."""
 
@@ -181,28 +140,30 @@ class Profile:
         self._events: list[Event] = []
         self._told: list[tuple[Any, ...]] = []  # what makes further ones
         self._before: Record | None = None
-        self._phases: list[tuple[str, float, float]] = []
-        self._thread = 0
+        self._on = False
 
     def __enter__(self) -> "Profile":
-        if self in _LISTENING:
+        if self._on:
             raise MiniresError("this profile is on already; profile(model) makes another")
-        self._thread = threading.get_ident()
+        self._on = True
         self._before, self.model.record = self.model.record, self._record
-        _listen(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.model.record = self._before
-        _stop_listening(self)
+        self._on = False
 
     def _record(
-        self, layers: Sequence[Layer], shape: Shape, call: int, times: Iterable[Iterable[float]]
+        self,
+        layers: Sequence[Layer],
+        shape: Shape,
+        call: int,
+        times: Iterable[Iterable[float]],
+        phases: Sequence[PhaseTime] = (),
     ) -> None:
         if self._before:
-            self._before(layers, shape, call, times)
-        self._told.append((layers, shape, call, times, tuple(self._phases)))
-        self._phases.clear()
+            self._before(layers, shape, call, times, phases)
+        self._told.append((layers, shape, call, times, tuple(phases)))
         if self.callback:
             for event in self.events[-len(layers) :]:
                 self.callback(event)
@@ -210,10 +171,8 @@ class Profile:
     @property
     def events(self) -> list[Event]:
         """All steps, in the order they ran. They are made when asked for, not during a run."""
-        for layers, shape, call, times, timed in self._told:
+        for layers, shape, call, times, phases in self._told:
             for layer, (started, ended) in zip(layers, times, strict=True):
-                # A definition that a user calls between two steps is no part of either.
-                phases = tuple(p for p in timed if started <= p[1] and p[2] <= ended)
                 step = Event(layer, shape, call, float(started), float(ended), phases)
                 self._events.append(step)
         self._told.clear()
@@ -288,8 +247,7 @@ class Profile:
 
     def _work(self, layer: Layer, shape: Shape) -> Work:
         """Count what a step computes, and what each phase of it reads and writes."""
-        layers = self.model.layers if layer in self.model.layers else self.model.apart
-        rows = summarize(layers, shape[2], shape[3], shape[0])
+        rows = summarize(self.model.layers, shape[2], shape[3], shape[0])
         shapes = {row.name: row.output_shape for row in rows}
         size = BYTES[self.precision]
         if self.backend == "numpy" and self.precision == "bf16":
@@ -306,10 +264,8 @@ class Profile:
             FUSED: size * (read + w + residual) + y_size * y,
             "im2col": size * (read + columns),
             "gemm": size * (columns + w) + acc,
-            EPILOGUE: 2 * acc + size * residual,
-            "requantize": acc + y_size * y,
+            EPILOGUE: acc + size * residual + y_size * y,
             "quantize": acc + size * y,
-            "round": 8 * w * bool(macs) + 2 * acc * (layer.op != "linear"),  # weights too
             layer.op: x_size * x + size * residual + y_size * y,
         }
         return Work(macs, moved, size * w if macs else 0)
@@ -447,8 +403,8 @@ def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) ->
     Parameters
     ----------
     model : ResNet50
-        Any precision, either backend; from fused=False come the parts of the steps. Hooks on its
-        layers have a compiled network copy each activation in and out, which counts as the step's.
+        Any precision, either backend; `unfuse` makes one whose steps are apart. Hooks on its layers
+        have a compiled network copy each activation in and out, which counts as the step's.
     callback : callable, optional
         Called as ``callback(event)`` after each step, whose time it does not change; of a compiled
         network's steps when all have run. It must not run a compiled network: the one that runs

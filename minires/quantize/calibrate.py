@@ -8,6 +8,8 @@ from minires.layers import Array, Layer
 from minires.model import ResNet50
 from minires.quantize.observers import OBSERVERS
 
+STORED_CALIBRATION = "stored_calibration"  # in a float network's meta, where its file had one
+
 
 @dataclass(frozen=True)
 class Calibration:

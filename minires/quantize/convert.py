@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from minires.layers import Array, FloatParams, Int8Params, lock
+from minires.checkpoint import lock
+from minires.layers import Array, FloatParams, Int8Params
 from minires.model import ResNet50
-from minires.quantize.calibrate import Calibration
+from minires.quantize.calibrate import STORED_CALIBRATION, Calibration
 from minires.quantize.observers import qparams_of_range
 from minires.reference import QParams
 
@@ -61,7 +62,7 @@ def quantize_model(model: ResNet50, calibration: Calibration) -> ResNet50:
     """
     qparams = {name: qparams_of_range(*limits) for name, limits in calibration.ranges.items()}
     qparams["maxpool"] = qparams["conv1"]  # the largest of some steps is one of these steps
-    layers = [replace(layer, qparams=qparams.get(layer.name), hooks=[]) for layer in model.layers]
+    layers = [replace(layer, qparams=qparams.get(layer.name)) for layer in model.layers]
     params: dict[str, Any] = {}
     for layer in layers:
         inputs = [qparams[name] for name in layer.inputs]
@@ -73,4 +74,5 @@ def quantize_model(model: ResNet50, calibration: Calibration) -> ResNet50:
     recipe = {"observer": calibration.observer, "images": calibration.images}
     meta = {**model.meta, "calibration": recipe, "saturated": calibration.saturated}
     meta.pop("accuracy", None)  # it was measured in fp32
+    meta.pop(STORED_CALIBRATION, None)  # "calibration" tells of the one that was used
     return ResNet50(layers, params, "int8", meta)

@@ -18,13 +18,17 @@ from minires.errors import WeightsError
 from minires.layers import Array
 from minires.model import ResNet50
 from minires.preprocess import Preset, load_image, preprocess
-from minires.quantize.calibrate import Calibration, calibrate, quantized_edges
+from minires.quantize.calibrate import (
+    STORED_CALIBRATION,
+    Calibration,
+    calibrate,
+    quantized_edges,
+)
 from minires.quantize.convert import quantize_model
 from minires.quantize.int8_file import load_int8, save_int8
 
 OBSERVER = "mse"
 RECIPE = f"{OBSERVER}-crops-1"  # a part of the cached file's name: change it with the recipe
-STORED_CALIBRATION = "calibration"  # in a network's meta, where its file came with one
 
 
 def calibration_photographs() -> list[Path]:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 
-from minires import layers as ops
 from minires.errors import MiniresError
 from minires.kernels import engine as engine_module
 from minires.kernels import pack as pack_module
@@ -26,14 +25,17 @@ from minires.kernels.isa import choose_isa
 from minires.kernels.operators import run_share
 from minires.kernels.pack import ALIGNMENT, SLACK
 from minires.kernels.plan import Division, in_runs
-from minires.layers import FloatParams, Layer
-from minires.model import OPERATORS, ResNet50
+from minires.layers import OPERATORS, FloatParams, Layer
+from minires.model import ResNet50
 from minires.quantize.calibrate import calibrate
 from minires.quantize.convert import quantize_model
 from minires.reference import QParams, im2col_ref, round_bf16_ref
 from tests.comparing import EPS, assert_close, assert_same, gemm_bound
 from tests.int8_oracle import ConvCase, conv_cases
 from tests.seeded_weights import seeded_input, seeded_state_dict, uniform
+
+FP32 = OPERATORS["fp32"]
+INT8 = OPERATORS["int8"]
 
 Array = npt.NDArray[Any]
 
@@ -58,13 +60,13 @@ def run_conv(precision: str, layers: list[Layer], params: Any, *inputs: Array) -
 @settings(derandomize=True, deadline=None, max_examples=150)
 def test_int8_conv_has_the_definitions_bits(case: ConvCase) -> None:
     y = run_conv("int8", [image(case), case.layer], case.params, case.x)
-    assert_same(y, ops.conv_int8(case.layer, case.params, case.x))
+    assert_same(y, INT8["conv"](case.layer, case.params, case.x))
 
 
 @given(conv_cases())
 @settings(derandomize=True, deadline=None, max_examples=50)
 def test_int8_residual_has_the_definitions_bits(case: ConvCase) -> None:
-    expected = ops.conv_int8(case.layer, case.params, case.x)
+    expected = INT8["conv"](case.layer, case.params, case.x)
     random = np.random.RandomState(case.x.sum() % 2**32)
     residual = random.randint(0, 256, expected.shape).astype(np.uint8)
     r_qparams = QParams(case.y_qparams.scale * np.float32(0.7), 77)
@@ -75,7 +77,7 @@ def test_int8_residual_has_the_definitions_bits(case: ConvCase) -> None:
     engine = Engine([image(case), shortcut, layer], {"r": params, "conv": params}, "int8")
     batch, height, width, channels = case.x.shape
     y = engine.run((batch, channels, height, width), layer, case.x, residual)
-    assert_same(y, ops.conv_int8(layer, params, case.x, residual))
+    assert_same(y, INT8["conv"](layer, params, case.x, residual))
 
 
 def float_case(case: ConvCase, residual: bool) -> tuple[Layer, FloatParams, Array, Array | None]:
@@ -101,7 +103,7 @@ def test_fp32_conv_is_within_its_bound(case: ConvCase) -> None:
     layer, p, x, _ = float_case(case, residual=False)
     y = run_conv("fp32", [image(case), layer], p, x)
     K = p.weight.shape[1]
-    assert_close(y, ops.conv_f32(layer, p, x), gemm_bound(K + 4, magnitude(layer, p, x)))
+    assert_close(y, FP32["conv"](layer, p, x), gemm_bound(K + 4, magnitude(layer, p, x)))
 
 
 @given(conv_cases())
@@ -115,7 +117,7 @@ def test_fp32_residual_is_within_its_bound(case: ConvCase) -> None:
     batch, height, width, channels = x.shape
     y = engine.run((batch, channels, height, width), layer, x, residual)
     bound = gemm_bound(p.weight.shape[1] + 4, magnitude(layer, p, x) + np.abs(residual))
-    assert_close(y, ops.conv_f32(layer, p, x, residual), bound)
+    assert_close(y, FP32["conv"](layer, p, x, residual), bound)
 
 
 @given(conv_cases())
@@ -127,7 +129,7 @@ def test_bf16_conv_is_within_its_bound(case: ConvCase) -> None:
     p, x = FloatParams(round_bf16_ref(p.weight), p.bias), round_bf16_ref(x)
     y = run_conv("bf16", [image(case), layer], p, x)
     sums = gemm_bound(p.weight.shape[1] + 4, magnitude(layer, p, x))
-    expected = ops.conv_f32(layer, p, x)
+    expected = FP32["conv"](layer, p, x)
     assert_same(y, round_bf16_ref(y))
     assert_close(y, expected, sums + 2.0**-8 * np.abs(expected) + 2.0**-100)
 
@@ -457,7 +459,7 @@ def test_kernels_from_the_cache_are_told_apart(tmp_path: Path) -> None:
         from minires.kernels.ladder import LAYER, _with_engine, check, problem
         from minires.kernels.operators import compile_network
         from minires.kernels.isa import ISAS
-        from minires.model import OPERATORS
+        from minires.layers import OPERATORS
         for precision in sys.argv[1:]:
             compile_network(precision, "generic")
         if "fp32" in sys.argv:

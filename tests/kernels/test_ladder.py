@@ -13,8 +13,7 @@ from minires.cli import main
 from minires.errors import MiniresError
 from minires.kernels import ladder
 from minires.kernels.ladder import LAYER, Result, check, climb, format_table, problem, rungs
-from minires.layers import Layer
-from minires.model import OPERATORS
+from minires.layers import OPERATORS, Layer
 
 Array = npt.NDArray[Any]
 PRECISIONS = ["fp32", "int8", "bf16"]

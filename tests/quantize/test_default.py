@@ -18,10 +18,9 @@ from minires.errors import WeightsError
 from minires.model import ResNet50
 from minires.preprocess import IMAGENET_V2, Preset, load_image, preprocess
 from minires.quantize import default
-from minires.quantize.calibrate import calibrate
+from minires.quantize.calibrate import STORED_CALIBRATION, calibrate
 from minires.quantize.convert import quantize_model
 from minires.quantize.default import (
-    STORED_CALIBRATION,
     calibration_photographs,
     default_batches,
     default_int8,
@@ -279,7 +278,7 @@ def test_the_calibration_is_found_in_the_files_metadata(
     monkeypatch.setenv("MINIRES_CACHE", str(tmp_path / "cache"))
     own, preset = tmp_path / "own.safetensors", replace(SMALL, enlarge=64)
     names = [f"name {i}" for i in range(1000)]
-    told = {"categories": names, "preset": asdict(preset), STORED_CALIBRATION: calibration}
+    told = {"categories": names, "preset": asdict(preset), "calibration": calibration}
     metadata = {key: json.dumps(value) for key, value in told.items()}
     save_file(seeded_state_dict(), own, metadata={"format": FORMAT, **metadata})
     model = resnet50(own, "int8")

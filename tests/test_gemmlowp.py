@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from minires.reference import (
+from examples.gemmlowp import (
     quantize_multiplier,
     requantize_integer_ref,
-    requantize_ref,
     rounding_divide_by_power_of_two,
     rounding_doubling_high_multiply,
 )
+from minires.reference import requantize_ref
 from tests.comparing import assert_same
 
 Array = npt.NDArray[Any]

@@ -1,0 +1,94 @@
+"""ResNet-50 with its fused steps taken apart: convolution, batchnorm, add, relu.
+
+FP32 and NumPy only: to see that fusing and folding change nothing but the rounding.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from minires import reference as ref
+from minires.checkpoint import check_state_dict, fp32_params, state_dict_shapes
+from minires.layers import OPERATORS, Array, Layer, Operator
+from minires.model import Engine, ResNet50, resnet50_layers
+
+
+def unfuse(state: Mapping[str, Array], meta: Mapping[str, Any] | None = None) -> "UnfusedResNet50":
+    """Build the float32 network whose BatchNorms, additions and ReLUs are layers of their own.
+
+    Parameters
+    ----------
+    state : mapping
+        torchvision's state_dict, as `minires.checkpoint.read_checkpoint` returns it: float32 or
+        float16.
+    meta : mapping, optional
+        As for `ResNet50`.
+
+    Returns
+    -------
+    UnfusedResNet50
+        Called, stepped through and hooked like any other; it runs in fp32 with backend "numpy".
+
+    Raises
+    ------
+    WeightsError
+        For tensors that are not a ResNet-50's.
+    """
+    classes = len(state["fc.bias"]) if "fc.bias" in state else 1000
+    layers = resnet50_layers(classes)
+    state = check_state_dict(state, state_dict_shapes(layers))
+    parts = unfused_layers(layers)
+    return UnfusedResNet50(parts, fp32_params(parts, state), meta=meta)
+
+
+def unfused_layers(layers: Iterable[Layer]) -> list[Layer]:
+    """Split each convolution from the BatchNorm, the addition and the ReLU fused into it.
+
+    A convolution keeps its name; torchvision's names of the others, bn1, add and relu1, follow it.
+    """
+    parts: list[Layer] = []
+    ends: dict[str, str] = {}  # a fused layer's name -> the part that has its output
+    for layer in layers:
+        x, residual = layer.inputs[:1], layer.inputs[1:]
+        parts.append(replace(layer, inputs=tuple(ends[name] for name in x), bn="", relu=False))
+
+        def then(op: str, name: str, *inputs: str, channels: int = layer.out_c) -> None:
+            parts.append(Layer(name, op, (parts[-1].name, *inputs), channels, channels))
+
+        if layer.bn:
+            then("batchnorm", layer.bn)
+        if residual:
+            then("add", layer.name.replace("conv3", "add"), ends[residual[0]])
+        if layer.relu:
+            then("relu", layer.name.replace("conv", "relu"))
+        ends[layer.name] = parts[-1].name
+    return parts
+
+
+def batchnorm_f32(layer: Layer, p: tuple[Array, ...], x: Array) -> Array:
+    """Normalize by gamma, beta, mean and var, in this order."""
+    return ref.batchnorm_ref(x, *p)
+
+
+def add_f32(layer: Layer, _: None, x: Array, residual: Array) -> Array:
+    """Add the block's input to its output."""
+    return x + residual
+
+
+def relu_f32(layer: Layer, _: None, x: Array) -> Array:
+    """Clip at zero."""
+    return ref.relu_ref(x)
+
+
+class UnfusedResNet50(ResNet50):
+    """What `unfuse` makes: a network in fp32 that runs layer by layer."""
+
+    operators: ClassVar[Mapping[str, Mapping[str, Operator]]] = {
+        "fp32": {
+            **OPERATORS["fp32"],
+            "batchnorm": Operator(batchnorm=batchnorm_f32),
+            "add": Operator(add=add_f32),
+            "relu": Operator(relu=relu_f32),
+        }
+    }
+    engines: ClassVar[dict[str, Callable[..., Engine]]] = {}  # kernels run fused steps alone
