@@ -30,6 +30,12 @@ def real_state_dict(test_data: Path) -> dict[str, Any]:
     return {key: np.ascontiguousarray(value) for key, value in unpack["state_dict"]().items()}
 
 
+@pytest.fixture(scope="session")
+def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of minires's that begins empty: in it the real network is made INT8 only once."""
+    return tmp_path_factory.mktemp("real-cache")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compiled() -> None:
     """Compile what most tests need before the first one, which would else be told of it.

@@ -68,11 +68,11 @@ def test_a_cat_is_called_a_cat_by_what_comes_with_the_package(
 def test_a_cat_is_called_a_cat(
     precision: str,
     tmp_path_factory: pytest.TempPathFactory,
-    tmp_path: Path,
+    real_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     real_state_dict: dict[str, Any],
 ) -> None:
-    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path))
+    monkeypatch.setenv("MINIRES_CACHE", str(real_cache))
     weights = save_once(tmp_path_factory, "imagenet.safetensors", lambda: real_state_dict)
     process = run(CAT, "--weights", str(weights), "--precision", precision)
     assert (process.returncode, process.stderr) == (0, "")

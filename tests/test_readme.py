@@ -155,8 +155,10 @@ def test_pasted_output_is_the_output(
         real: dict[str, Any] = request.getfixturevalue("real_state_dict")
         weights = save_once(tmp_path_factory, "imagenet.safetensors", lambda: real)
         (folder / "imagenet.safetensors").symlink_to(weights)
-    for variable in "MINIRES_CACHE", "TORCH_HOME":
-        monkeypatch.setenv(variable, str(tmp_path / "cache"))
+        monkeypatch.setenv("MINIRES_CACHE", str(request.getfixturevalue("real_cache")))
+    else:
+        monkeypatch.setenv("MINIRES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     words = shlex.split(command)
     words[:1] = [sys.executable, *(["-m", "minires"] if words[0] == "minires" else [])]
