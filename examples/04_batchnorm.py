@@ -3,8 +3,7 @@ r"""
 =======================
 
 In training, a BatchNorm after each convolution keeps the numbers in range. At inference its four
-vectors are constants, and constants can be multiplied into the weights: the network loses 53
-layers.
+vectors are constants, and can be multiplied into the weights: the network loses 53 layers.
 """
 
 import matplotlib.pyplot as plt
@@ -48,10 +47,8 @@ assert np.allclose(apart, together, atol=1e-5)
 # own. The answers differ by float32's rounding and by nothing else.
 
 model = minires.resnet50("CIFAR10", backend="numpy")
-apart = unfuse(read_checkpoint("weights/resnet50_cifar10.safetensors"))
 x = model.preprocess("examples/images/cat.jpg")
-print(f"{len(model.layers)} layers, or {len(apart.layers)} apart")
-fused, unfused = model(x), apart(x)
+fused, unfused = model(x), unfuse(read_checkpoint("weights/resnet50_cifar10.safetensors"))(x)
 print(f"logits up to {np.abs(fused).max():.1f}, apart by {np.abs(fused - unfused).max():.1e}")
 assert np.abs(fused - unfused).max() < 1e-3
 
@@ -77,8 +74,7 @@ weight = model.params["layer1.0.conv1"].weight  # (N, K), BatchNorm folded in
 largest = np.sort(np.abs(weight).max(axis=1))
 plt.figure(figsize=(7, 3), layout="constrained")
 plt.bar(range(len(largest)), largest)
-plt.xlabel("output channels of layer1.0.conv1, sorted")
-plt.ylabel("largest weight")
+plt.gca().set(xlabel="output channels of layer1.0.conv1, sorted", ylabel="largest weight")
 plt.show()
 
 # %%

@@ -3,13 +3,12 @@ r"""
 =============================================
 
 A sum of products is a large integer in units of ``x_scale * w_scale``; the next layer wants eight
-bits in units of ``y_scale``. Getting from one to the other is requantization, and most of the
-disagreements by one between INT8 engines come from here.
+bits in units of ``y_scale``. Most disagreements by one between INT8 engines arise on the way.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
-from gemmlowp import quantize_multiplier, requantize_integer_ref  # the file beside this one
+from gemmlowp import quantize_multiplier, requantize_integer_ref  # examples/gemmlowp.py
 
 from minires.reference import requantize_ref
 
@@ -63,7 +62,7 @@ assert abs(even.mean()) < abs(up.mean())
 #
 # and rounds twice (gemmlowp, TFLite): first to units of 2^-shift, then to whole ones. Where the
 # first rounding makes a half, the second may go the wrong way: off by one in 2^-(shift + 1) of the
-# sums. ``examples/gemmlowp.py`` has the code.
+# sums.
 
 random = np.random.default_rng(0)
 shares, multipliers = [], np.exp(random.uniform(np.log(2**-12), np.log(0.5), 60))
