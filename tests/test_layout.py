@@ -107,35 +107,6 @@ def lines(*names: str) -> int:
     return sum(len(FILES[name].read_text(encoding="utf-8").splitlines()) for name in names)
 
 
-def lines_of_code(source: str) -> int:
-    """Count lines that hold more than a comment, outside of docstrings."""
-    documented: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        documentable = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if documentable and ast.get_docstring(node):
-            documented |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-    numbered = enumerate(map(str.strip, source.splitlines()), start=1)
-    return sum(bool(text) and text[0] != "#" and i not in documented for i, text in numbered)
-
-
-def test_lines_of_code_are_told_from_others() -> None:
-    source = """
-'''A module.
-
-Documented.
-'''
-x = 1  # counts
-# does not
-
-def f():
-    'Nor does this.'
-    return '''
-    but a string does
-    '''
-"""
-    assert lines_of_code(source) == 5
-
-
 def test_one_forward_pass_can_be_read_in_one_sitting() -> None:
     """Straight down: the network, what a layer does, and the definitions it does it with."""
     assert lines(*FORWARD_PASS) <= 800
@@ -145,28 +116,35 @@ def functions(source: str) -> Iterator[ast.FunctionDef]:
     return (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef))
 
 
-@pytest.mark.parametrize("name", READING_PATH)
+# A tile is described by its addresses and counts, one by one: compiled code has no other way.
+TAKES_ADDRESSES = {"microkernel", "write_tile", "_sum_in_vectors", "sum_in_registers"}
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_functions_are_short_and_take_little(name: str) -> None:
-    found = list(functions(FILES[name].read_text(encoding="utf-8")))
-    assert found or name == "errors.py"
-    for function in found:
+    for function in functions(FILES[name].read_text(encoding="utf-8")):
+        assert (function.end_lineno or 0) - function.lineno <= LONGEST, function.name
         parameters = [*function.args.args, *function.args.kwonlyargs]
-        assert (function.end_lineno or 0) - function.lineno < LONGEST, function.name
-        assert len(parameters) <= MOST_PARAMETERS, function.name
+        assert (len(parameters) > MOST_PARAMETERS) == (function.name in TAKES_ADDRESSES)
 
 
-MEASURING = ("profiling/", "plots.py", "trust.py", "kernels/peak.py", "kernels/ladder")
+# Files over 400 lines, and what they may have until somebody finds the second idea in them.
+LONG = {"download.py": 480, "profiling/profiler.py": 500}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_can_be_read_in_one_go(name: str) -> None:
+    limit = 200 if name.startswith("kernels/isa/") else LONG.get(name, 400)
+    assert lines(name) <= limit
+    assert name not in LONG or lines(name) > 400, "it needs no exception any more"
 
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
-    """4,500 lines were the plan, of everything. Docstrings in numpydoc's form, a parameter to a
-    line, have turned out to be two lines in five: so it is code that is counted, and less of it.
-    What measures the network is counted by itself: nothing in the network needs it, and whoever
-    reads it comes with another question. A sixth is the guard against busy machines."""
-    counts = {name: lines_of_code(path.read_text("utf-8")) for name, path in FILES.items()}
-    measuring = sum(count for name, count in counts.items() if name.startswith(MEASURING))
-    assert 0 < measuring <= 1750
-    assert sum(counts.values()) - measuring <= 3800
+    """What comes in pushes something out, or asks for room with a reason."""
+    assert lines(*FILES) <= 10_200
+
+
+MEASURING = ("profiling/", "plots.py", "trust.py", "kernels/peak.py", "kernels/ladder")
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(MEASURING)])

@@ -280,11 +280,7 @@ def peak(precision: str) -> Peak:
 def peak_of(operands: str) -> Peak:
     """Measure the peak of the instruction that the kernels use, once in a process.
 
-    Parameters
-    ----------
-    operands : str
-        A key of `ISA.instructions`. Without VNNI that of u8s8 is an exact way, and slower than
-        `peak` has it.
+    Without VNNI that of u8s8 is an exact way, and slower than `peak` has it.
     """
     isa = choose_isa()
     return _peak_once(isa.instructions[operands], isa.name, get_num_threads())
