@@ -78,21 +78,7 @@ def _finish(product: Product, acc: Array) -> Array:
 def _rung(
     precision: str, isa: ISA, prepare: Prepare, threads: int = 1, sums: bool = False
 ) -> Callable[..., Conv]:
-    """Write the im2col matrix for a rung that multiplies one.
-
-    Parameters
-    ----------
-    precision : str
-        As for `rungs`.
-    isa : ISA
-        What the rung may use.
-    prepare : callable
-        The rung's.
-    threads : int
-        How many it may use.
-    sums : bool
-        Whether it returns sums, which an epilogue in NumPy finishes.
-    """
+    """Write the im2col matrix for a rung, and finish its sums in NumPy where it returns sums."""
 
     def of_layer(layer: Layer, p: Any) -> Conv:
         product = product_of(layer, p, precision, isa, threads)
@@ -142,7 +128,7 @@ def _engine(precision: str, isa: ISA, threads: int = 1) -> Callable[..., Conv]:
 def vector_isa(operands: str) -> ISA:
     """Choose the instruction set of all rungs but the engine's: the best that has vectors for it.
 
-    A matrix instruction has registers of its own, which the rungs' tiles know nothing of.
+    A matrix instruction has registers of its own, and the rungs' tiles are in vectors.
     """
     chosen = choose_isa()
     if chosen.instructions[operands].rows == 1:

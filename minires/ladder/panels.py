@@ -70,7 +70,7 @@ def prepare(
 
     def multiply(a: Array) -> Array:
         M, N = len(a), len(product.weight)
-        a = fill_up(a, rows if rows > M else 1, group)
+        a = fill_up(a, rows if rows > M else 1, group)  # a tile has at least its rows
         c = np.empty((len(a), panels * columns), product.sums)
         compiled(a, w, c)
         return c[:M, :N]

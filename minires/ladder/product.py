@@ -22,7 +22,7 @@ from minires.reference import round_bf16_ref
 SCALARS = types.Tuple(
     [types.float32, types.int32, types.float32, types.float32, types.int32, types.float32]
 )
-_compiled: dict[str, Callable[..., None]] = {}  # since linking the same code twice is a risk
+_compiled: dict[str, Callable[..., None]] = {}  # by name, so that no code is linked twice
 
 
 class Product(NamedTuple):
