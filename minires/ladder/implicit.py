@@ -30,7 +30,7 @@ def prepare(product: Product) -> Callable[[Array], Array]:
     panels, groups = len(words) // columns, words.shape[1] // taps
     w = aligned((panels, taps * groups, columns), np.uint32)
     w[...] = words.reshape(panels, columns, -1).transpose(0, 2, 1)
-    block = max(1, room_in(2) // 4 // (4 * groups * taps * rows)) * rows
+    block = max(1, room_in(2) // 2 // (4 * groups * taps * rows)) * rows
     epilogue, threads = product.epilogue(columns), product.threads
 
     def gemm(
@@ -48,6 +48,7 @@ def prepare(product: Product) -> Callable[[Array], Array]:
                 for row in range(top, min(top + block, end), rows):
                     x_offsets = offsets[0, row:].ctypes.data
                     y_offsets = offsets[1, row:].ctypes.data
+                    # There is nothing to fetch for later, and no residual.
                     microkernel(
                         name, x.ctypes.data, x_offsets, w_at, taps, groups, tap_stride, w_at, 0,
                         bias_at, m_at, 0, y_at, y_offsets, scalars,

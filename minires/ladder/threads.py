@@ -26,7 +26,7 @@ def prepare(product: Product) -> Callable[[Array], Array]:
     panels, groups = len(words) // columns, words.shape[1]
     w = aligned((panels, groups, columns), np.uint32)
     w[...] = words.reshape(panels, columns, groups).transpose(0, 2, 1)
-    block = max(1, room_in(2) // 4 // (4 * groups * rows)) * rows  # in a core's second cache
+    block = max(1, room_in(2) // 2 // (4 * groups * rows)) * rows  # in a core's second cache
     epilogue, threads = product.epilogue(columns), product.threads
 
     def gemm(
@@ -44,6 +44,7 @@ def prepare(product: Product) -> Callable[[Array], Array]:
                 for row in range(top, min(top + block, end), rows):
                     a_offsets = offsets[0, row:].ctypes.data
                     y_offsets = offsets[1, row:].ctypes.data
+                    # K is one run of groups. There is nothing to fetch for later, and no residual.
                     microkernel(
                         name, a.ctypes.data, a_offsets, w_at, 1, w.shape[1], 0, w_at, 0,
                         bias_at, m_at, 0, y_at, y_offsets, scalars,
