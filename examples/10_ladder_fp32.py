@@ -9,8 +9,8 @@ rung is checked against the definition before it is timed: a fast wrong answer i
 import matplotlib.pyplot as plt
 
 from minires.kernels.isa import choose_isa
-from minires.kernels.ladder import climb, doubts_about, problem, rungs
 from minires.kernels.microkernel import Microkernel, assembly
+from minires.ladder.climb import climb, doubts_about, problem, rungs
 from minires.layers import OPERATORS
 from minires.trust import percent, verdict
 
@@ -19,7 +19,7 @@ from minires.trust import percent, verdict
 # ---------
 #
 # One convolution of ResNet-50, 3x3 on 28 x 28 pixels with 128 channels in and out: as a matrix
-# product, M = 784, N = 128, K = 1152. These are the rungs that this machine can climb:
+# product, M = 784, N = 128, K = 1152. Here are its rungs, each a file in ``minires/ladder/``:
 
 layer, params, x = problem("fp32")
 for rung in rungs("fp32"):
@@ -58,13 +58,13 @@ plt.show()
 # * **loops**: each product waits for the sum before it, and floats may not be added in another
 #   order. **ordered** adds to N sums side by side, so the compiler can make vectors of them.
 # * **tiled**: every value that is loaded is used four times. Loads, not products, were the limit.
-# * **panels**: the weights are laid out beforehand in the order in which they are read, and the
-#   sums of a tile stay in registers for all of K. But its vectors have the four lanes of any CPU,
-#   no FMA; the compiler made *tiled* for this one. So it need not be faster by itself.
-# * the rung named after a **vector instruction** (``fma``, say) uses all lanes that this CPU has.
-# * **blocks**: rows of tiles come in blocks whose activations stay in the cache.
-# * **threads**: each core takes a share of the tiles.
+# * **panels**: the weights are laid out beforehand in the order in which they are read. The sums of
+#   a tile are vectors, which stay in registers for all of K. It multiplies, then adds.
+# * the rung named after a **vector instruction** (``fma``, say) does both at once.
+# * **fused**: the epilogue takes the sums from registers, so that no matrix of sums is written.
+# * **blocks**: rows come in blocks that stay in the cache. **threads**: each core takes a share.
 # * **implicit**: the im2col matrix is not written. Its rows are addresses.
+# * **engine**: what runs whole networks. It also fetches the next panel while it multiplies.
 #
 # The inner loop
 # --------------

@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minires.kernels.isa import choose_isa
-from minires.kernels.ladder import climb, doubts_about
 from minires.kernels.peak import best_instruction, measure_peak
+from minires.ladder.climb import climb, doubts_about
 from minires.reference import gemm_u8s8_ref
 from minires.trust import percent, verdict
 

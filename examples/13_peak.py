@@ -11,8 +11,8 @@ from functools import partial
 
 import matplotlib.pyplot as plt
 
-from minires.kernels.ladder import problem, rungs
 from minires.kernels.peak import peak
+from minires.ladder.climb import problem, rungs
 from minires.profiling.machine import format_machine, measure_machine
 from minires.trust import doubt_share, time_steadily, verdict
 

@@ -144,13 +144,32 @@ def test_the_package_can_be_read_in_one_afternoon() -> None:
     assert lines(*FILES) <= 10_200
 
 
-MEASURING = ("profiling/", "plots.py", "trust.py", "kernels/peak.py", "kernels/ladder")
+RUNGS = sorted(
+    name
+    for name in FILES
+    if name.startswith("ladder/")
+    and name not in ("ladder/__init__.py", "ladder/climb.py", "ladder/product.py")
+)
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_a_rung_is_short_and_can_be_read_without_the_others(name: str) -> None:
+    """It has at most 60 lines, from its first function on; above that it says what it needs."""
+    assert {"ladder/loops.py", "ladder/panels.py", "ladder/implicit.py"} <= set(RUNGS)
+    source = FILES[name].read_text(encoding="utf-8")
+    first = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+    assert 10 < len(source.splitlines()) - first.lineno + 1 <= 60
+    others = [f"minires.{other.removesuffix('.py').replace('/', '.')}" for other in RUNGS]
+    assert [module for module in imported_by(name) if is_part_of(module, *others)] == []
+
+
+MEASURING = ("profiling/", "plots.py", "trust.py", "kernels/peak.py", "ladder/")
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(MEASURING)])
 def test_the_network_needs_nothing_that_measures_it(name: str) -> None:
     tools = ("minires.profiling", "minires.plots", "minires.trust", "minires.kernels.peak",
-             "minires.kernels.ladder")  # fmt: skip
+             "minires.ladder")  # fmt: skip
     entrances = ("__init__.py", "cli.py")
     found = [module for module in imported_by(name) if is_part_of(module, *tools)]
     assert name in entrances or found == []

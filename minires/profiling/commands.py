@@ -32,7 +32,7 @@ def add_ladder(parser: Parser) -> None:
 
 def ladder(arguments: Namespace) -> int:
     """Climb from a convolution's definition to the engine: check each rung, then time it."""
-    from minires.kernels import ladder as rungs
+    from minires.ladder import climb as rungs
     from minires.profiling.text import around
 
     if arguments.plot:

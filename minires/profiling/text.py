@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def around(path: Path, mark: str) -> tuple[str, str]:
 
 
 def to_json(measured: Any) -> str:
-    """Write measurements as JSON: named tuples as objects, arrays as lists.
+    """Write measurements as JSON: named tuples and data classes as objects, arrays as lists.
 
     Parameters
     ----------
@@ -78,8 +79,10 @@ def to_json(measured: Any) -> str:
 def _plain(value: Any) -> Any:
     if hasattr(value, "_asdict"):
         return _plain(value._asdict())
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, dict):  # functions, such as how an instruction is written, are left out
+        return {key: _plain(inner) for key, inner in value.items() if not callable(inner)}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

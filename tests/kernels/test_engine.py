@@ -456,7 +456,7 @@ def test_kernels_from_the_cache_are_told_apart(tmp_path: Path) -> None:
     """Each was the first that its process compiled, so that Numba counted both as number one."""
     program = """if True:
         import sys
-        from minires.kernels.ladder import LAYER, _with_engine, check, problem
+        from minires.ladder.climb import LAYER, _engine, check, problem
         from minires.kernels.operators import compile_network
         from minires.kernels.isa import ISAS
         from minires.layers import OPERATORS
@@ -464,7 +464,7 @@ def test_kernels_from_the_cache_are_told_apart(tmp_path: Path) -> None:
             compile_network(precision, "generic")
         if "fp32" in sys.argv:
             layer, p, x = problem("fp32", LAYER, (1, 6, 6, 128))
-            y = _with_engine("fp32", ISAS["generic"])(layer, p)(x)
+            y = _engine("fp32", ISAS["generic"])(layer, p)(x)
             check(y, OPERATORS["fp32"]["conv"](layer, p, x), layer, "fp32")
     """
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}

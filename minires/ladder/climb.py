@@ -11,19 +11,19 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
 
 from minires import plots
 from minires.errors import MiniresError
-from minires.kernels import ladder_f32, ladder_u8s8
-from minires.kernels.compile import compile_for
 from minires.kernels.cpu import get_num_threads
 from minires.kernels.engine import Engine
-from minires.kernels.isa import ISA, ISAS, choose_isa
+from minires.kernels.isa import ISA, ISAS, available_isas, choose_isa
+from minires.kernels.isa.generic import GENERIC
 from minires.kernels.peak import OPERANDS, best_instruction, measure_peak
-from minires.kernels.plan import Tiling
-from minires.layers import OPERATORS, Array, FloatParams, Int8Params, Layer, Operator
-from minires.reference import QParams, im2col_ref, round_bf16_ref
+from minires.ladder import blocks, fused, implicit, loops, ordered, panels, tiled
+from minires.ladder import threads as of_threads
+from minires.ladder.product import Product, from_memory, in_memory, product_of
+from minires.layers import OPERATORS, Array, FloatParams, Int8Params, Layer
+from minires.reference import QParams, im2col_ref, requantize_ref, round_bf16_ref
 from minires.trust import (
     doubt_pair,
     doubt_share,
@@ -36,14 +36,11 @@ from minires.trust import (
 )
 
 Conv = Callable[[Array], Array]
+Prepare = Callable[[Product], Callable[[Array], Array]]
 LAYER = Layer("layer2.1.conv2", "conv", ("input",), 128, 128, 3, 1, 1, relu=True)
 SHAPE = (1, 28, 28, 128)  # what comes in; 231 million operations
 PAUSE = 0.1  # seconds: threads of the rung before, NumPy's BLAS above all, wait awake for a while
 WARM_UP = 0.03  # seconds: a thread that wakes may share a core until the scheduler looks
-SIGNATURES = {  # a, b and c of a matrix product
-    "fp32": (types.float32, types.float32, types.float32),
-    "int8": (types.uint8, types.int8, types.int32),
-}
 EPS = float(np.finfo(np.float32).eps)
 
 
@@ -67,117 +64,138 @@ class Result(NamedTuple):
     doubts: tuple[str, ...] = ()  # what speaks against these figures; see `minires.trust`
 
 
-@functools.cache
-def _compiled(precision: str, isa: str, gemm: Callable[..., Array]) -> Callable[..., Array]:
-    """Compile a matrix product that is written down in Python, once in a process."""
-    a, b, c = SIGNATURES[precision]
-    signature = c[:, ::1](a[:, ::1], b[:, ::1])
-    return compile_for(ISAS[isa], gemm, signature, precision)
+def _finish(product: Product, acc: Array) -> Array:
+    """Do to the sums what the definition's epilogue does, in NumPy."""
+    t = acc + product.bias  # (M, N)
+    if product.precision == "int8":
+        assert product.layer.qparams is not None
+        return requantize_ref(t, product.m, product.layer.qparams.zero_point)
+    y = np.maximum(t, 0) if product.layer.relu else t
+    return round_bf16_ref(y) if product.precision == "bf16" else y
 
 
-def _with_gemm(
-    precision: str, isa: ISA, gemm: Callable[..., Array], order: str
+def _rung(
+    precision: str, isa: ISA, prepare: Prepare, threads: int = 1, sums: bool = False
 ) -> Callable[..., Conv]:
-    """Have the definition use another GEMM, and pad for its tiles."""
-    conv, product = OPERATORS[precision]["conv"], _compiled(precision, isa.name, gemm)
+    """Write the im2col matrix for a rung, and finish its sums in NumPy where it returns sums."""
 
-    def prepare(layer: Layer, p: Any) -> Conv:
-        weight = p.w_s8 if isinstance(p, Int8Params) else p.weight  # (N, K)
-        missing = -weight.shape[1] % ladder_f32.STEPS
-        b = np.pad(weight, ((0, 0), (0, missing)))
-        b = b if order == "NK" else np.ascontiguousarray(b.T)
-
-        def multiply(_: Layer, __: Any, a: Array) -> Array:
-            rows = -len(a) % ladder_f32.ROWS
-            padded = np.pad(a, ((0, rows), (0, missing))) if rows or missing else a
-            return product(np.ascontiguousarray(padded), b)[: len(a)]
-
-        return functools.partial(Operator(**{**conv.phases, "gemm": multiply}), layer, p)
-
-    return prepare
-
-
-class _OneBlock(Engine):
-    """The engine without cache blocking: each panel meets all rows before the next does."""
-
-    def _tiling(self) -> Tiling:
-        return replace(super()._tiling(), near=2**60, far=2**60)
-
-
-def _with_engine(
-    precision: str,
-    isa: ISA,
-    engine_type: type[Engine] = Engine,
-    explicit: bool = False,
-    threads: int = 1,
-) -> Callable[..., Conv]:
-    """Have the engine compute the layer, or the product of its im2col matrix, a 1x1 convolution."""
-
-    def prepare(layer: Layer, p: Any) -> Conv:
-        image = Layer("input", "input", (), layer.in_c, layer.in_c)
-        inner = layer
-        if explicit:
-            K = layer.kernel**2 * layer.in_c
-            image = replace(image, in_c=K, out_c=K)
-            inner = replace(layer, in_c=K, kernel=1, stride=1, padding=0)
-        if isinstance(p, Int8Params):
-            image = replace(image, qparams=p.x)
-        inner = replace(inner, inputs=("input",))
-        engine = engine_type([image, inner], {layer.name: p}, precision, isa, threads)
-        zero_point = p.x.zero_point if isinstance(p, Int8Params) else 0
+    def of_layer(layer: Layer, p: Any) -> Conv:
+        product = product_of(layer, p, precision, isa, threads)
+        multiply = prepare(product)
 
         def run(x: Array) -> Array:
-            shape = layer.output_shape(x.shape)
-            if explicit:
-                k, s, padding = layer.kernel, layer.stride, layer.padding
-                x = im2col_ref(x, k, k, s, padding, zero_point)[None, None]  # (1, 1, M, K)
-            y = engine.run((x.shape[0], x.shape[3], x.shape[1], x.shape[2]), inner, x)
-            return y.reshape(shape)
+            k, s, padding = layer.kernel, layer.stride, layer.padding
+            a = im2col_ref(in_memory(x, precision), k, k, s, padding, product.zero_point)  # (M, K)
+            c = multiply(a)  # (M, N)
+            y = _finish(product, c) if sums else from_memory(c, precision)
+            return y.reshape(layer.output_shape(x.shape))
 
         return run
 
-    return prepare
+    return of_layer
+
+
+def _implicit(precision: str, isa: ISA, threads: int) -> Callable[..., Conv]:
+    """Hand a rung the input itself."""
+
+    def of_layer(layer: Layer, p: Any) -> Conv:
+        convolve = implicit.prepare(product_of(layer, p, precision, isa, threads))
+        return lambda x: from_memory(convolve(in_memory(x, precision)), precision)
+
+    return of_layer
+
+
+def _engine(precision: str, isa: ISA, threads: int = 1) -> Callable[..., Conv]:
+    """Have the engine compute the layer, as a network of one."""
+
+    def of_layer(layer: Layer, p: Any) -> Conv:
+        image = Layer("input", "input", (), layer.in_c, layer.in_c)
+        if isinstance(p, Int8Params):
+            image = replace(image, qparams=p.x)
+        inner = replace(layer, inputs=("input",))
+        engine = Engine([image, inner], {layer.name: p}, precision, isa, threads)
+
+        def run(x: Array) -> Array:
+            batch, height, width, channels = x.shape
+            return engine.run((batch, channels, height, width), inner, x)
+
+        return run
+
+    return of_layer
+
+
+def vector_isa(operands: str) -> ISA:
+    """Choose the instruction set of all rungs but the engine's: the best that has vectors for it.
+
+    A matrix instruction has registers of its own, and the rungs' tiles are in vectors.
+    """
+    chosen = choose_isa()
+    if chosen.instructions[operands].rows == 1:
+        return chosen
+    return next(isa for isa in available_isas() if isa.instructions[operands].rows == 1)
 
 
 def rungs(precision: str) -> list[Rung]:
     """List the rungs that this machine can climb, from the definition up.
+
+    All are compiled for the same instruction set, so that none is slower for its set's sake.
 
     Parameters
     ----------
     precision : str
         "fp32", "int8" or "bf16", whose ladder is short.
     """
-    isa, threads = choose_isa(), get_num_threads()
-    operands = OPERANDS[precision]
-    numpy, kernels = OPERATORS[precision]["conv"], functools.partial(_with_engine, precision)
-    matrix = functools.partial(kernels, engine_type=_OneBlock, explicit=True)
+    threads, operands = get_num_threads(), OPERANDS[precision]
+    isa, numpy = vector_isa(operands), OPERATORS[precision]["conv"]
+    rung = functools.partial(_rung, precision, isa)
     climbed = [
-        Rung("numpy", "the definition: im2col, NumPy's matrix product, an epilogue",
-             lambda layer, p: functools.partial(numpy, layer, p), threads),
-    ]  # fmt: skip
+        Rung(
+            "numpy",
+            "the definition: im2col, NumPy's matrix product, an epilogue",
+            lambda layer, p: functools.partial(numpy, layer, p),
+            threads,
+        )
+    ]
     if precision != "bf16":
-        module = ladder_f32 if precision == "fp32" else ladder_u8s8
-        for gemm, order, idea in [
-            (module.loops, "NK", "the three loops of a matrix product, compiled"),
-            (module.ordered, "KN", "the loops in an order that sums side by side, not one by one"),
-            (module.tiled, "KN", "a tile of 4 rows by 4 steps in registers"),
-        ]:
-            climbed.append(Rung(gemm.__name__, idea, _with_gemm(precision, isa, gemm, order)))
+        idea = "the three loops of a matrix product, compiled"
+        climbed.append(Rung("loops", idea, rung(loops.prepare, sums=True)))
+        idea = "the loops in an order that sums side by side, not one by one"
+        climbed.append(Rung("ordered", idea, rung(ordered.prepare, sums=True)))
+        idea = "a tile of 4 rows by 4 steps in registers"
+        climbed.append(Rung("tiled", idea, rung(tiled.prepare, sums=True)))
     idea = "prepacked panels: a microkernel keeps its sums in registers"
-    climbed.append(Rung("panels", idea, matrix(ISAS["generic"])))
-    names = [f"{'avx512' if isa.lanes == 16 else 'avx2'}, vpmaddubsw"] if operands == "u8s8" else []
-    names += ["avx512bf16"] if isa.instructions[operands].rows > 1 else []
-    for name in dict.fromkeys([*names, isa.name]) if isa.name != "generic" else []:
-        instruction = ISAS[name].instructions[operands]
+    climbed.append(Rung("panels", idea, rung(_with(GENERIC, operands), sums=True)))
+    for better in _better_isas(isa, operands):
+        instruction = better.instructions[operands]
         title = instruction.name.partition(",")[0]
-        climbed.append(Rung(title, instruction.idea, matrix(ISAS[name])))
+        climbed.append(Rung(title, instruction.idea, rung(_with(better, operands), sums=True)))
+    idea = "the epilogue on sums that are still in registers"
+    climbed.append(Rung("fused", idea, rung(fused.prepare)))
     idea = "blocks of rows that stay in the cache"
-    climbed.append(Rung("blocks", idea, kernels(isa, explicit=True)))
+    climbed.append(Rung("blocks", idea, rung(blocks.prepare)))
     idea = f"work shared out to {threads} threads"
-    climbed.append(Rung("threads", idea, kernels(isa, explicit=True, threads=threads), threads))
+    climbed.append(Rung("threads", idea, rung(of_threads.prepare, threads), threads))
     idea = "no im2col matrix: its rows are addresses"
-    climbed.append(Rung("implicit", idea, kernels(isa, threads=threads), threads))
+    climbed.append(Rung("implicit", idea, _implicit(precision, isa, threads), threads))
+    best = choose_isa()
+    idea = f"the engine itself, with {best.instructions[operands].name}"
+    climbed.append(Rung("engine", idea, _engine(precision, best, threads), threads))
     return climbed
+
+
+def _with(isa: ISA, operands: str) -> Prepare:
+    """Have rung `panels` multiply as an instruction set does, and with its tile."""
+    instruction, tile = isa.instructions[operands], isa.tiles[operands]
+    return functools.partial(panels.prepare, instruction=instruction, tile=tile)
+
+
+def _better_isas(isa: ISA, operands: str) -> list[ISA]:
+    """List what rung `panels` is climbed with again: what was there before VNNI, and the set."""
+    if isa.name == GENERIC.name:
+        return []
+    name = f"{'avx512' if isa.lanes == 16 else 'avx2'}, vpmaddubsw"
+    before = [ISAS[name]] if operands == "u8s8" and ISAS[name].features <= isa.features else []
+    return list(dict.fromkeys([*before, isa]))
 
 
 def problem(precision: str, layer: Layer = LAYER, x: tuple[int, ...] = SHAPE) -> tuple[Any, ...]:

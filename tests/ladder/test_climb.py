@@ -11,8 +11,18 @@ import pytest
 
 from minires.cli import main
 from minires.errors import MiniresError
-from minires.kernels import ladder
-from minires.kernels.ladder import LAYER, Result, check, climb, format_table, problem, rungs
+from minires.kernels.isa import ISAS
+from minires.ladder import climb as climb_module
+from minires.ladder.climb import (
+    LAYER,
+    Result,
+    check,
+    climb,
+    format_table,
+    problem,
+    rungs,
+    vector_isa,
+)
 from minires.layers import OPERATORS, Layer
 
 Array = npt.NDArray[Any]
@@ -64,17 +74,42 @@ def test_the_same_rungs_in_both_precisions() -> None:
     """But for the instruction, and what came before it."""
     names = [[rung.name for rung in rungs(precision)] for precision in ("fp32", "int8")]
     assert [name for name in names[0] if name in names[1]][:5] == names[0][:5]
-    assert names[0][-3:] == names[1][-3:] == ["blocks", "threads", "implicit"]
+    last = ["fused", "blocks", "threads", "implicit", "engine"]
+    assert names[0][-5:] == names[1][-5:] == last
+
+
+def test_matrix_registers_leave_the_rungs_to_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's rung is AMX's; those below it use the best set that has vectors for it."""
+    monkeypatch.setattr(climb_module, "choose_isa", lambda: ISAS["amx"])
+    monkeypatch.setattr(climb_module, "available_isas", lambda: list(ISAS.values()))
+    assert vector_isa("u8s8") is vector_isa("bf16") is ISAS["avx512bf16"]
+    assert vector_isa("f32") is ISAS["amx"], "whose float32 is in vectors"
+    climbed = {rung.name: rung.idea for rung in rungs("int8")}
+    assert "vpdpbusd" in climbed
+    assert "vpmaddubsw" in climbed
+    assert climbed["engine"].endswith("tdpbusd")
+
+
+def test_a_machine_without_vectors_of_its_own_climbs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIRES_ISA", "generic")
+    layer = Layer("conv", "conv", ("input",), 5, 19, 3, 2, 1, relu=True)
+    layer, p, x = problem("int8", layer, (1, 5, 7, 5))
+    expected = OPERATORS["int8"]["conv"](layer, p, x)
+    climbed = rungs("int8")
+    names = [rung.name for rung in climbed]
+    assert names[4:] == ["panels", "fused", "blocks", "threads", "implicit", "engine"]
+    for rung in climbed[:-1]:  # the engine has tests of its own
+        check(rung.prepare(layer, p)(x), expected, layer, "int8")
 
 
 def test_climbing_checks_and_times_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ladder, "problem", lambda precision: problem(
+    monkeypatch.setattr(climb_module, "problem", lambda precision: problem(
         precision, replace(LAYER, in_c=16, out_c=16), (1, 6, 6, 16)))  # fmt: skip
     results = list(climb("int8", rounds=3))
     assert [r.rung.name for r in results] == [rung.name for rung in rungs("int8")]
     assert all(r.seconds > 0 and r.gops > 0 and r.share > 0 for r in results)
     table = format_table({"int8": results})
-    told = 2 * bool(ladder.doubts_about(results))  # an empty line, and one that says why
+    told = 2 * bool(climb_module.doubts_about(results))  # an empty line, and one that says why
     assert len(table.splitlines()) == 2 + len(results) + told
     assert all(r.rung.idea in table for r in results)
 
@@ -96,25 +131,27 @@ def test_a_busy_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(rungs("fp32")[0]._replace(name=name, threads=1), lambda x: x) for name in names]
     seconds = {"steady": [1.0, 1.0, 1.0], "disturbed": [1.0, 2.0, 3.0], "too fast": [0.1] * 3}
     turns = iter(names * 2)
-    monkeypatch.setattr(ladder, "_times_in_turn", lambda run, x: seconds[next(turns)])
+    monkeypatch.setattr(climb_module, "_times_in_turn", lambda run, x: seconds[next(turns)])
     peaks = iter([100.0, 100.0, 100.0, 50.0])
-    monkeypatch.setattr(ladder, "measure_peak", lambda *_, **__: SimpleNamespace(gops=next(peaks)))
+    monkeypatch.setattr(
+        climb_module, "measure_peak", lambda *_, **__: SimpleNamespace(gops=next(peaks))
+    )
     x = np.zeros(1)
-    results = ladder._time_all("fp32", found, x, operations=50 * 10**9, rounds=1)
+    results = climb_module._time_all("fp32", found, x, operations=50 * 10**9, rounds=1)
     assert [result.share for result in results] == pytest.approx([0.5, 0.25, 5.0])
     assert [result.doubts for result in results] == [
         (),
         ("runs of disturbed differ by 50%",),
         ("too fast seems faster than its limit",),
     ]
-    results = ladder._time_all("fp32", found, x, operations=50 * 10**9, rounds=1)
+    results = climb_module._time_all("fp32", found, x, operations=50 * 10**9, rounds=1)
     assert all("two measures of the peak disagree" in result.doubts[0] for result in results)
 
 
 def test_a_wrong_rung_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = rungs("fp32")
     wrong = right[1]._replace(prepare=lambda layer, p: lambda x: np.zeros((1, 28, 28, 128), "f4"))
-    monkeypatch.setattr(ladder, "rungs", lambda precision: [right[0], wrong])
+    monkeypatch.setattr(climb_module, "rungs", lambda precision: [right[0], wrong])
     with pytest.raises(MiniresError, match="wrong"):
         list(climb("fp32", rounds=1))
 
@@ -126,7 +163,7 @@ def test_the_plot_is_a_picture(tmp_path: Any) -> None:
         "fp32": [Result(rung, 0.01, 0.1, 50.0, 0.5)],
         "int8": [Result(rung, 0.01, 0, 90.0, 0.4)],
     }
-    ladder.plot(results, str(tmp_path / "ladder.png"))
+    climb_module.plot(results, str(tmp_path / "ladder.png"))
     assert (tmp_path / "ladder.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -147,7 +184,7 @@ def test_the_command_updates_a_file_between_its_marks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = Result(rungs("fp32")[0], 0.01, 0.1, 50.0, 0.5)
-    monkeypatch.setattr(ladder, "climb", lambda precision: iter([result]))
+    monkeypatch.setattr(climb_module, "climb", lambda precision: iter([result]))
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- ladder -->\nold\n<!-- /ladder -->\nafter\n")
     assert main(["ladder", "--precisions", "fp32", "--update", str(page)]) == 0

@@ -1,0 +1,131 @@
+"""What every rung is handed: a convolution as a matrix product, and the means to compile.
+
+A convolution is c = a * b, where a is the im2col matrix, (M, K), and b the weights. What is the
+same in all rungs is here, so that a rung's file has its idea and nothing else.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import from_dtype, types
+
+from minires.kernels.compile import compile_for
+from minires.kernels.isa import ISA
+from minires.kernels.operators import FORMATS, Format
+from minires.layers import Array, Int8Params, Layer
+from minires.reference import round_bf16_ref
+
+# The types of an epilogue's scalars, in the order of `minires.kernels.epilogue.SCALARS`.
+SCALARS = types.Tuple(
+    [types.float32, types.int32, types.float32, types.float32, types.int32, types.float32]
+)
+_compiled: dict[str, Callable[..., None]] = {}  # by name, so that no code is linked twice
+
+
+class Product(NamedTuple):
+    """A convolution's parameters as a rung reads them."""
+
+    layer: Layer
+    precision: str
+    isa: ISA  # the instructions that a rung may use
+    threads: int
+    weight: Array  # (N, K) float32, s8, or the bits of bfloat16
+    bias: Array  # (N,), of the sums' type
+    m: Array  # (N,) float32: from the sums to the output's steps
+    zero_point: int  # of what comes in: the padding's value
+    scalars: tuple[Any, ...]  # of the epilogue
+
+    @property
+    def form(self) -> Format:
+        """How this precision keeps its tensors."""
+        return FORMATS[self.precision]
+
+    @property
+    def sums(self) -> Any:
+        """What products are added up in."""
+        return np.int32 if self.precision == "int8" else np.float32
+
+    @property
+    def matrices(self) -> Any:
+        """The signature of a rung that is handed a, b and c."""
+        a, b, c = (from_dtype(np.dtype(t)) for t in self._dtypes)
+        return types.void(a[:, ::1], b[:, ::1], c[:, ::1])
+
+    @property
+    def packed(self) -> Any:
+        """The signature of a rung that is handed b as panels of 32 bits a column."""
+        a, _, c = (from_dtype(np.dtype(t)) for t in self._dtypes)
+        return types.void(a[:, ::1], types.uint32[:, :, ::1], c[:, ::1])
+
+    def blocked(self, *more: Any) -> Any:
+        """Tell the signature of a rung around the engine's microkernel: see `fused`."""
+        a, bias = from_dtype(np.dtype(self.form.activation)), from_dtype(np.dtype(self.sums))
+        epilogue = types.Tuple([bias[::1], types.float32[::1], SCALARS])
+        offsets, w = types.int32[:, ::1], types.uint32[:, :, ::1]
+        return types.void(a[:, ::1], offsets, w, epilogue, a[:, ::1], *more)
+
+    def epilogue(self, columns: int) -> tuple[Any, ...]:
+        """Give what an epilogue needs: bias and m, filled up to whole panels, and scalars."""
+        bias, m = (fill_up(values[None], 1, columns)[0] for values in (self.bias, self.m))
+        return bias, m, self.scalars
+
+    @property
+    def _dtypes(self) -> tuple[Any, Any, Any]:
+        return self.form.activation, self.weight.dtype, self.sums
+
+
+def product_of(layer: Layer, p: Any, precision: str, isa: ISA, threads: int) -> Product:
+    """Bring a layer's parameters into the form that rungs read."""
+    if isinstance(p, Int8Params):
+        assert layer.qparams is not None
+        scale, zero_point = layer.qparams
+        m = p.x.scale * p.w_scale / scale
+        low, high = float(-zero_point), float(255 - zero_point)
+        weight, bias, padding = p.w_s8, p.bias_s32, p.x.zero_point
+    else:
+        weight, bias = p
+        weight, m, padding = in_memory(weight, precision), bias, 0
+        low, high = 0.0 if layer.relu else -np.inf, np.inf
+        scale, zero_point = np.float32(1), 0
+    f32, i32 = np.float32, np.int32
+    # No residual is added, so its scale and zero point mean nothing.
+    scalars = f32(0), i32(0), f32(low), f32(high), i32(zero_point), f32(scale)
+    return Product(layer, precision, isa, threads, weight, bias, m, padding, scalars)
+
+
+def in_memory(x: Array, precision: str) -> Array:
+    """Tell what lies in memory for these numbers: of bfloat16 the upper half of a float32."""
+    if precision != "bf16":
+        return x
+    return (round_bf16_ref(x).view(np.int32) >> 16).astype(np.int16)
+
+
+def from_memory(y: Array, precision: str) -> Array:
+    """Undo `in_memory`."""
+    return (y.astype(np.int32) << 16).view(np.float32) if precision == "bf16" else y
+
+
+def fill_up(matrix: Array, rows: int, columns: int) -> Array:
+    """Add zeros below and to the right, up to a multiple of `rows` and of `columns`."""
+    missing = [(0, -matrix.shape[0] % rows), (0, -matrix.shape[1] % columns)]
+    return np.pad(matrix, missing) if any(map(any, missing)) else np.ascontiguousarray(matrix)
+
+
+def compile_rung(
+    product: Product, function: Callable[..., None], signature: Any, what: str = ""
+) -> Callable[..., None]:
+    """Compile a rung's loops for the rung's instruction set.
+
+    Code is kept on the disk by the text of the rung's file, which may have changed, and by `what`,
+    which has to tell apart what the function refers to in its surroundings.
+    """
+    file = Path(function.__code__.co_filename)
+    text = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    what = f"{file.stem}/{product.precision}/{what}/{text}"
+    key = f"{what}/{product.isa.name}"
+    if key not in _compiled:
+        _compiled[key] = compile_for(product.isa, function, signature, what)
+    return _compiled[key]

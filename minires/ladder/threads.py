@@ -1,0 +1,67 @@
+"""Rung `threads`: each thread takes a share of the rows, and cuts it into blocks of its own.
+
+Compiled code lets go of Python's lock, so Python's threads run it side by side. They write to
+different rows, and wait for each other once, at the end.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from minires.kernels.cpu import room_in
+from minires.kernels.microkernel import Microkernel, microkernel
+from minires.kernels.pack import aligned
+from minires.kernels.threads import WORKERS
+from minires.ladder.product import Product, compile_rung, fill_up
+from minires.layers import Array
+
+
+def prepare(product: Product) -> Callable[[Array], Array]:
+    """Pack the weights, choose a block, and compile a thread's loops around the microkernel."""
+    kernel = Microkernel.of(product.isa, product.form.operands, product.form.epilogue)
+    name, rows, columns = kernel.name, kernel.rows, kernel.columns
+    words = fill_up(product.weight, columns, product.form.group).view(np.uint32)  # (N, groups)
+    panels, groups = len(words) // columns, words.shape[1]
+    w = aligned((panels, groups, columns), np.uint32)
+    w[...] = words.reshape(panels, columns, groups).transpose(0, 2, 1)
+    block = max(1, room_in(2) // 2 // (4 * groups * rows)) * rows  # in a core's second cache
+    epilogue, threads = product.epilogue(columns), product.threads
+
+    def gemm(
+        a: Array, offsets: Array, w: Array, epilogue: Any, y: Array, block: int, threads: int,
+        thread: int,
+    ) -> None:  # fmt: skip
+        bias, m, scalars = epilogue
+        tiles = (offsets.shape[1] - 1) // rows
+        begin, end = tiles * thread // threads * rows, tiles * (thread + 1) // threads * rows
+        for top in range(begin, end, block):
+            for panel in range(len(w)):
+                column = panel * columns
+                w_at, y_at = w[panel].ctypes.data, y[0, column:].ctypes.data
+                bias_at, m_at = bias[column:].ctypes.data, m[column:].ctypes.data
+                for row in range(top, min(top + block, end), rows):
+                    a_offsets = offsets[0, row:].ctypes.data
+                    y_offsets = offsets[1, row:].ctypes.data
+                    # K is one run of groups. There is nothing to fetch for later, and no residual.
+                    microkernel(
+                        name, a.ctypes.data, a_offsets, w_at, 1, w.shape[1], 0, w_at, 0,
+                        bias_at, m_at, 0, y_at, y_offsets, scalars,
+                    )  # fmt: skip
+
+    compiled = compile_rung(product, gemm, product.blocked(*[types.int64] * 3))
+
+    def multiply(a: Array) -> Array:
+        M, N = len(a), len(product.weight)
+        a = fill_up(a, 1, product.form.group)
+        y = np.empty((M + 1, panels * columns), product.form.activation)
+        # Rows that the last tile lacks are the last row again, written behind the output.
+        row = np.arange(-(-M // rows) * rows + 1)
+        from_bytes = np.minimum(row, M - 1) * a.strides[0]
+        to_values = np.minimum(row, M) * y.shape[1]
+        offsets = np.array([from_bytes, to_values], np.int32)
+        WORKERS.all(compiled, threads, a, offsets, w, epilogue, y, block, threads)
+        return y[:M, :N]
+
+    return multiply
