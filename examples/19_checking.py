@@ -84,4 +84,4 @@ plt.show()
 # multiple of this machine's tile? *Answer.* M = 7 x 9 = 63, odd, and a tile has an even number of
 # rows.
 
-assert expected[0, :, :, 0].size % Engine([IMAGE], {}, "int8").rows != 0
+assert expected[0, :, :, 0].size % Engine([IMAGE], {}, "int8").tiling.rows != 0

@@ -36,7 +36,7 @@ class Answers:
         simulated = ResNet50(int8.layers, int8.params, "int8-simulated", int8.meta)
         few = list(logits_of([int8], folder, files[:24]))
         self.int8_by_numpy = np.concatenate([logits for (logits,) in few])
-        for model in (shipped, int8, simulated):
+        for model in (fp32, shipped, int8, simulated):
             model.backend = "numba"
         logits = zip(*logits_of([fp32, shipped, int8], folder, files), strict=True)
         self.fp32, self.shipped, self.int8 = map(np.concatenate, logits)
@@ -51,7 +51,6 @@ def answers(
     test_data: Path, real_state_dict: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Answers:
     fp32 = ResNet50.from_state_dict(real_state_dict, {"preset": IMAGENET_V1})
-    fp32.backend = "numba"  # calibrating is three times as fast by the kernels
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIRES_CACHE", str(tmp_path_factory.mktemp("cache")))
         shipped = default_int8(lambda: fp32, "real weights", progress=False)

@@ -27,7 +27,7 @@ from llvmlite.binding import ffi
 from numba import njit
 from numba.core import serialize
 from numba.core.caching import NullCache
-from numba.core.codegen import JITCPUCodegen
+from numba.core.codegen import JITCPUCodegen, get_host_cpu_features
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
@@ -35,25 +35,33 @@ from numba.core.registry import cpu_target
 from minires.cache import cache_dir
 from minires.kernels.isa import ISA
 
-# What every CPU of a family has, by LLVM's name for such a CPU. Of other families nothing is known
-# here: there Numba's own choice stands.
-BASELINE = {"x86_64": "x86-64", "AMD64": "x86-64", "aarch64": "generic", "arm64": "generic"}
+ON_X86 = platform.machine() in ("x86_64", "AMD64")
+# Of other families nothing is known here: there Numba's own choice stands.
+KNOWN = ON_X86 or platform.machine() in ("aarch64", "arm64")
+X86_64 = ("64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2")  # what every one has, as LLVM says
 CHECKSUM = hashlib.sha256().digest_size  # bytes of it, at the beginning of a file
 KEPT = 64  # files of compiled code: when there are more, the oldest go
 
 
 class _Codegen(JITCPUCodegen):
-    """Numba's code generator, which takes an instruction set for all that the CPU has."""
+    """Numba's code generator, which takes an instruction set for all that the CPU has.
+
+    On x86 LLVM still knows which CPU it is: in what order instructions are best put is a matter of
+    its pipelines. But of what it can do, everything is taken away, and the set given back.
+    """
 
     def __init__(self, isa: ISA) -> None:
         self._isa = isa
         super().__init__("minires." + isa.name)
 
     def _get_host_cpu_name(self) -> str:
-        return BASELINE[platform.machine()]
+        # LLVM does not list all that an ARM's name implies, so it could not be taken away.
+        return str(super()._get_host_cpu_name()) if ON_X86 else "generic"
 
     def _get_host_cpu_features(self) -> str:
-        return ",".join(f"+{feature}" for feature in sorted(self._isa.features))
+        known = [word[1:] for word in get_host_cpu_features().split(",")] if ON_X86 else []
+        kept = [*(X86_64 if ON_X86 else ()), *sorted(self._isa.features)]
+        return ",".join([*(f"-{name}" for name in known), *(f"+{name}" for name in kept)])
 
 
 _codegens: dict[str, _Codegen] = {}  # by the instruction set's name
@@ -87,7 +95,7 @@ def _held_to(isa: ISA) -> Iterator[None]:
         context = cpu_target.target_context
         context.refresh()  # Numba's own functions are compiled for the CPU as it is
         host = context._internal_codegen
-        if platform.machine() in BASELINE:
+        if KNOWN:
             if isa.name not in _codegens:
                 _codegens[isa.name] = _Codegen(isa)
             context._internal_codegen = _codegens[isa.name]

@@ -17,7 +17,6 @@ from minires.kernels import operators
 from minires.kernels.compile import compile_for
 from minires.kernels.isa import ISA, ISAS, available_isas, choose_isa
 
-X86 = module.BASELINE.get(module.platform.machine()) == "x86-64"
 # What the GNU assembler calls an extension, where it is not LLVM's word without the hyphen.
 GNU = {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16", "avxvnni": "avx_vnni"}
 
@@ -25,7 +24,7 @@ GNU = {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16", "avxvnni": "avx
 @pytest.fixture
 def assembler() -> str:
     found = shutil.which("as")
-    if not found or not X86:
+    if not found or not module.ON_X86:
         pytest.skip("there is no GNU assembler for x86 here")
     return found
 
@@ -64,6 +63,19 @@ def test_a_network_has_no_instruction_beyond_its_set(
     # And it has those that make it what it is.
     (mnemonic, *_) = isa.instructions["u8s8"].mnemonics
     assert len(re.findall(rf"\t{mnemonic}", text)) >= 4
+
+
+@pytest.mark.parametrize("cpu", ["znver4", "sapphirerapids"])
+@pytest.mark.parametrize("name", ["avx2", "avx512"])
+def test_nor_on_a_cpu_that_has_more(
+    name: str, cpu: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, assembler: str
+) -> None:
+    """LLVM knows that these have VNNI, and would make vpdpwssd of a vpmaddwd and a vpaddd."""
+    monkeypatch.setattr(module, "_codegens", {})
+    monkeypatch.setattr(module._Codegen, "_get_host_cpu_name", lambda _: cpu)
+    text = listing(ISAS[name], "int8", monkeypatch, tmp_path)
+    assert assemble(text, ISAS[name], assembler, tmp_path) == ""
+    assert "vpmaddwd" in text
 
 
 def test_the_assembler_notices_what_is_beyond_a_set(tmp_path: Path, assembler: str) -> None:
