@@ -22,9 +22,9 @@ import numpy as np
 
 import minires
 from minires.kernels.isa import available_isas
-from minires.kernels.peak import peak
+from minires.measure.peak import peak
+from minires.measure.text import around
 from minires.model import resnet50_layers
-from minires.profiling.text import around
 from minires.quantize import calibrate, quantize_model, save_int8
 from minires.summary import summarize
 

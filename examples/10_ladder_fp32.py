@@ -12,7 +12,7 @@ from minires.kernels.isa import choose_isa
 from minires.kernels.microkernel import Microkernel, assembly
 from minires.ladder.climb import climb, doubts_about, problem, rungs
 from minires.layers import OPERATORS
-from minires.trust import percent, verdict
+from minires.measure.trust import percent, verdict
 
 # %%
 # The layer

@@ -13,10 +13,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from minires.kernels.isa import choose_isa
-from minires.kernels.peak import best_instruction, measure_peak
 from minires.ladder.climb import climb, doubts_about
+from minires.measure.peak import best_instruction, measure_peak
+from minires.measure.trust import percent, verdict
 from minires.reference import gemm_u8s8_ref
-from minires.trust import percent, verdict
 
 # %%
 # What the machine has

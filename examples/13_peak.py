@@ -11,10 +11,10 @@ from functools import partial
 
 import matplotlib.pyplot as plt
 
-from minires.kernels.peak import peak
 from minires.ladder.climb import problem, rungs
-from minires.profiling.machine import format_machine, measure_machine
-from minires.trust import doubt_share, time_steadily, verdict
+from minires.measure.machine import format_machine, measure_machine
+from minires.measure.peak import peak
+from minires.measure.trust import doubt_share, time_steadily, verdict
 
 # %%
 # Measuring it

@@ -10,9 +10,9 @@ time.
 import matplotlib.pyplot as plt
 
 import minires
-from minires.profiling import measure_roofs
-from minires.profiling.profiler import profile_in_turns
-from minires.profiling.waterfall import format_waterfall, measure_waterfall
+from minires.measure import measure_roofs
+from minires.measure.profiler import profile_in_turns
+from minires.measure.waterfall import format_waterfall, measure_waterfall
 
 # %%
 # Where the time goes

@@ -12,9 +12,9 @@ import numpy as np
 
 import minires
 from minires.kernels.isa import choose_isa
-from minires.profiling.profiler import profile_in_turns
+from minires.measure.profiler import profile_in_turns
+from minires.measure.trust import mark, verdict
 from minires.reference import fake_quantize_ref, round_bf16_ref
-from minires.trust import mark, verdict
 
 # %%
 # Half a float

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minires
-from minires.profiling.latency import format_latency, measure_latency
+from minires.measure.latency import format_latency, measure_latency
 
 # %%
 # Single images

@@ -3,8 +3,8 @@
 import numpy as np
 from machines import BYTES, Claim, Machine
 
+from minires.measure.text import format_columns
 from minires.model import resnet50_layers
-from minires.profiling.text import format_columns
 from minires.summary import summarize
 
 GOP = 2 * sum(row.macs for row in summarize(resnet50_layers())) / 1e9  # of one image of 224 x 224

@@ -9,7 +9,7 @@ from minires.kernels.cpu import get_num_threads, set_num_threads
 from minires.preprocess import Preset, load_image, preprocess
 
 if TYPE_CHECKING:
-    from minires.profiling.profiler import profile
+    from minires.measure.profiler import profile
 
 __all__ = [
     "DownloadError",
@@ -33,7 +33,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "profile":  # imported where it is used, because it takes Numba along
-        from minires.profiling.profiler import profile
+        from minires.measure.profiler import profile
 
         return profile
     raise AttributeError(f"module 'minires' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """The command line: ``minires COMMAND``, or ``python -m minires COMMAND``.
 
 A command is two functions: `add_classify` says what ``minires classify`` takes, and `classify` runs
-it. Commands that measure stand in profiling/commands.py. Answers go to stdout, and everything else
+it. Commands that measure stand in measure/commands.py. Answers go to stdout, and everything else
 to stderr. The exit status is 0 where all was answered, 1 where an image or the weights could not be
 used, and 2 for a command line that makes no sense.
 """
@@ -25,10 +25,10 @@ from minires.api import BACKENDS
 from minires.errors import ImageError, MiniresError
 from minires.evaluate import choose_networks, evaluate_networks, format_evaluation, read_labels
 from minires.layers import Array
+from minires.measure import commands as measuring
 from minires.model import resnet50_layers
 from minires.options import Parser
 from minires.preprocess import find_images
-from minires.profiling import commands as measuring
 from minires.quantize import OBSERVERS, calibrate, quantize_model, save_int8
 from minires.quantize.default import OBSERVER, default_batches, stored_calibration
 from minires.quantize.photographs import ENOUGH, Photographs, choose_photographs

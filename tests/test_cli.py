@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 
 from minires import api
 from minires.cli import build_parser, main
+from minires.measure import machine
 from minires.preprocess import Preset
-from minires.profiling import machine
 from minires.quantize import calibrate, quantize_model, save_int8
 from tests.making_files import BAD_IMAGES, save_once, save_photograph
 from tests.seeded_weights import seeded_state_dict

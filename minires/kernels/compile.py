@@ -157,9 +157,9 @@ def name_apart(function: Callable[..., Any], what: str) -> Callable[..., Any]:
 
 
 @functools.cache
-def source_hash() -> str:
+def source_hash(folder: Path = Path(__file__).parent) -> str:
     """Hash the files of this folder: whatever changes in one may change the code."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    files = sorted(folder.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

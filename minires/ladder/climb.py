@@ -12,19 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires import plots
 from minires.errors import MiniresError
 from minires.kernels.cpu import get_num_threads
 from minires.kernels.engine import Engine
 from minires.kernels.isa import ISA, ISAS, available_isas, choose_isa
 from minires.kernels.isa.generic import GENERIC
-from minires.kernels.peak import OPERANDS, best_instruction, measure_peak
 from minires.ladder import blocks, fused, implicit, loops, ordered, panels, tiled
 from minires.ladder import threads as of_threads
 from minires.ladder.product import Product, from_memory, in_memory, product_of
 from minires.layers import OPERATORS, Array, FloatParams, Int8Params, Layer
-from minires.reference import QParams, im2col_ref, requantize_ref, round_bf16_ref
-from minires.trust import (
+from minires.measure import plots
+from minires.measure.peak import OPERANDS, best_instruction, measure_peak
+from minires.measure.trust import (
     doubt_pair,
     doubt_share,
     doubt_spread,
@@ -34,6 +33,7 @@ from minires.trust import (
     spread_of,
     verdict,
 )
+from minires.reference import QParams, im2col_ref, requantize_ref, round_bf16_ref
 
 Conv = Callable[[Array], Array]
 Prepare = Callable[[Product], Callable[[Array], Array]]
@@ -61,7 +61,7 @@ class Result(NamedTuple):
     spread: float  # third quartile less first, as a share of the median
     gops: float  # 10^9 multiplications and additions a second
     share: float  # of the peak of as many threads as it uses
-    doubts: tuple[str, ...] = ()  # what speaks against these figures; see `minires.trust`
+    doubts: tuple[str, ...] = ()  # what speaks against these figures; see `minires.measure.trust`
 
 
 def _finish(product: Product, acc: Array) -> Array:
@@ -328,7 +328,7 @@ def doubts_about(results: Iterable[Result]) -> list[str]:
     Returns
     -------
     list of str
-        For `minires.trust.verdict`.
+        For `minires.measure.trust.verdict`.
     """
     return list(dict.fromkeys(doubt for result in results for doubt in result.doubts))
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from minires.measure.roofline import format_layers, measure_layers, plot_layers
 from minires.model import ResNet50
-from minires.profiling.roofline import format_layers, measure_layers, plot_layers
 from tests.seeded_weights import seeded_input
 
 

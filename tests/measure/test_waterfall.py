@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from minires.kernels.engine import Engine
-from minires.model import ResNet50
-from minires.profiling import waterfall
-from minires.profiling.waterfall import (
+from minires.measure import waterfall
+from minires.measure.waterfall import (
     REST,
     Part,
     Waterfall,
@@ -20,6 +19,7 @@ from minires.profiling.waterfall import (
     measure_waterfall,
     plot_waterfall,
 )
+from minires.model import ResNet50
 from minires.summary import summarize
 from tests.seeded_weights import seeded_input
 

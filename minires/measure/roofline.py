@@ -9,13 +9,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from minires import plots
 from minires.layers import Array
-from minires.model import ResNet50
-from minires.profiling.machine import measure_roofs
-from minires.profiling.profiler import Profile, Row, profile_in_turns
-from minires.profiling.text import format_columns
-from minires.trust import (
+from minires.measure import plots
+from minires.measure.machine import measure_roofs
+from minires.measure.profiler import Profile, Row, profile_in_turns
+from minires.measure.text import format_columns
+from minires.measure.trust import (
     doubt_share,
     doubt_spread,
     measure_until_steady,
@@ -23,6 +22,7 @@ from minires.trust import (
     spread_of,
     verdict,
 )
+from minires.model import ResNet50
 
 
 def measure_layers(

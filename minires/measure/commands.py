@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minires import api, options, plots
+from minires import api, options
 from minires.errors import MiniresError
+from minires.measure import plots
+from minires.measure.groups import GROUPS, SORTS
 from minires.options import Parser
 from minires.preprocess import load_image, preprocess
-from minires.profiling.groups import GROUPS, SORTS
 
 if TYPE_CHECKING:
-    from minires.kernels.peak import Peak
+    from minires.measure.peak import Peak
     from minires.model import ResNet50
 
 
@@ -33,7 +34,7 @@ def add_ladder(parser: Parser) -> None:
 def ladder(arguments: Namespace) -> int:
     """Climb from a convolution's definition to the engine: check each rung, then time it."""
     from minires.ladder import climb as rungs
-    from minires.profiling.text import around
+    from minires.measure.text import around
 
     if arguments.plot:
         plots.check(arguments.plot)
@@ -90,9 +91,9 @@ def profile(arguments: Namespace) -> int:
 
 
 def _tell_latency(models: "dict[str, ResNet50]", data: bytes, arguments: Namespace) -> None:
-    from minires.kernels.peak import peak
-    from minires.profiling import latency
-    from minires.profiling.text import to_json
+    from minires.measure import latency
+    from minires.measure.peak import peak
+    from minires.measure.text import to_json
 
     found = latency.measure_latency(models, data, arguments.runs or 200)
     _warn([peak(precision) for precision in models])
@@ -105,8 +106,8 @@ def _tell_latency(models: "dict[str, ResNet50]", data: bytes, arguments: Namespa
 
 
 def _tell_profiles(models: "dict[str, ResNet50]", data: bytes, arguments: Namespace) -> None:
-    from minires.profiling import machine, profiler, waterfall
-    from minires.profiling.text import to_json
+    from minires.measure import machine, profiler, waterfall
+    from minires.measure.text import to_json
 
     runs = arguments.runs or 30
     first = next(iter(models.values()))
@@ -140,8 +141,8 @@ def add_peak(parser: Parser) -> None:
 
 def peak(arguments: Namespace) -> int:
     """Measure this machine: each multiplying instruction, one core and all, and the memory."""
-    from minires.profiling import machine
-    from minires.profiling.text import to_json
+    from minires.measure import machine
+    from minires.measure.text import to_json
 
     peaks, memory = machine.measure_machine()
     _warn(peaks)
@@ -164,9 +165,9 @@ def add_roofline(parser: Parser) -> None:
 
 def roofline(arguments: Namespace) -> int:
     """Put every layer on this machine's roofline."""
-    from minires.kernels.peak import peak
-    from minires.profiling import machine
-    from minires.profiling import roofline as roofs
+    from minires.measure import machine
+    from minires.measure import roofline as roofs
+    from minires.measure.peak import peak
 
     if arguments.plot:
         plots.check(arguments.plot)
@@ -186,7 +187,7 @@ def roofline(arguments: Namespace) -> int:
 
 def _warn(peaks: "list[Peak]") -> None:
     """Say on stderr what makes figures of this machine doubtful."""
-    from minires.profiling.machine import warnings_about
+    from minires.measure.machine import warnings_about
 
     for text in warnings_about(peaks):
         print(f"minires: {text}", file=sys.stderr)

@@ -15,9 +15,8 @@ from minires import reference
 from minires.errors import MiniresError
 from minires.kernels.engine import Engine
 from minires.kernels.plan import Division
-from minires.model import ResNet50
-from minires.profiling import profiler
-from minires.profiling.profiler import (
+from minires.measure import profiler
+from minires.measure.profiler import (
     GROUPS,
     SORTS,
     Event,
@@ -28,10 +27,11 @@ from minires.profiling.profiler import (
     profile_in_turns,
     write_chrome_trace,
 )
+from minires.model import ResNet50
 from minires.summary import summarize
 from minires.unfuse import unfuse
 from tests.comparing import assert_same
-from tests.profiling.conftest import ROOFS
+from tests.measure.conftest import ROOFS
 from tests.seeded_weights import seeded_input, seeded_state_dict
 
 X = seeded_input((1, 3, 64, 64))
@@ -285,7 +285,7 @@ def test_without_roofs_there_are_no_shares_and_nothing_is_measured(
     monkeypatch.setattr(profiler, "known_roofs", lambda _: None)
     for name in ("peak", "bandwidths"):  # these took 11 s
         monkeypatch.setattr(
-            f"minires.profiling.machine.{name}", lambda *_, **__: pytest.fail("measured")
+            f"minires.measure.machine.{name}", lambda *_, **__: pytest.fail("measured")
         )
     with profile(models["fp32"]) as prof:
         models["fp32"](X)

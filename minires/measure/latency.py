@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minires import plots
 from minires.layers import Array
+from minires.measure import plots
+from minires.measure.machine import describe_machine
+from minires.measure.text import format_columns
+from minires.measure.trust import doubt_spread, mark, measure_until_steady, spread_of, verdict
 from minires.model import ResNet50
 from minires.preprocess import Preset, load_image, normalize, resize_and_crop
-from minires.profiling.machine import describe_machine
-from minires.profiling.text import format_columns
 from minires.reference import softmax_ref
-from minires.trust import doubt_spread, mark, measure_until_steady, spread_of, verdict
 
 PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "maximum": 100}
 
@@ -32,7 +32,7 @@ class Latency(NamedTuple):
 
     @property
     def doubts(self) -> list[str]:
-        """What speaks against its figures; see `minires.trust`."""
+        """What speaks against its figures; see `minires.measure.trust`."""
         found = doubt_spread(f"an image in {self.precision}", spread_of(self.seconds["whole"]))
         for batch, _, spread in self.throughput:
             found += doubt_spread(f"batches of {batch} in {self.precision}", spread)

@@ -7,7 +7,7 @@ import pytest
 
 from minires.kernels.cpu import caches
 from minires.kernels.isa import INSTRUCTIONS, ISA, ISAS, Instruction, available_isas
-from minires.kernels.peak import (
+from minires.measure.peak import (
     Bandwidth,
     Peak,
     best_instruction,

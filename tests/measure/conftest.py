@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from minires.kernels.peak import Bandwidth
+from minires.measure import profiler, roofline
+from minires.measure.machine import Roofs
+from minires.measure.peak import Bandwidth
 from minires.model import ResNet50
 from minires.preprocess import Preset
-from minires.profiling import profiler, roofline
-from minires.profiling.machine import Roofs
 from minires.quantize.calibrate import calibrate
 from minires.quantize.convert import quantize_model
 from tests.making_files import save_photograph

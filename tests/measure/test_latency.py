@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minires.model import ResNet50
-from minires.preprocess import preprocess
-from minires.profiling.latency import (
+from minires.measure.latency import (
     PREPROCESSING,
     Latency,
     format_latency,
@@ -16,8 +14,10 @@ from minires.profiling.latency import (
     plot_latency,
     time_preprocessing,
 )
+from minires.model import ResNet50
+from minires.preprocess import preprocess
 from tests.comparing import assert_same
-from tests.profiling.conftest import PRESET
+from tests.measure.conftest import PRESET
 
 
 def test_the_parts_make_the_whole(

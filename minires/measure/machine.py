@@ -14,7 +14,7 @@ from minires.kernels.cpu import get_num_threads
 from minires.kernels.isa import INSTRUCTIONS, ISAS, choose_isa
 from minires.kernels.microkernel import Microkernel, assembly
 from minires.kernels.operators import FORMATS
-from minires.kernels.peak import (
+from minires.measure.peak import (
     PRECISIONS,
     ROUNDS,
     Bandwidth,
@@ -26,8 +26,8 @@ from minires.kernels.peak import (
     measure_peak,
     peak,
 )
-from minires.profiling.text import format_columns
-from minires.trust import mark, verdict
+from minires.measure.text import format_columns
+from minires.measure.trust import mark, verdict
 
 CGROUP = Path("/sys/fs/cgroup")
 CPU_QUOTA = [  # quota and period of a Linux container, in either version of control groups
@@ -50,7 +50,7 @@ class Roofs(NamedTuple):
     peak: float  # 10^9 operations a second, on all threads
     memory: list[Bandwidth]  # from the fastest level to the slowest
     weights: int = 0  # bytes of all the network's: where they lie, each layer's come from
-    doubts: tuple[str, ...] = ()  # what speaks against them; see `minires.trust`
+    doubts: tuple[str, ...] = ()  # what speaks against them; see `minires.measure.trust`
 
     def level(self, size: float) -> Bandwidth:
         """Find the first level of the memory that holds so many bytes; each was read by halves."""
@@ -106,7 +106,8 @@ def known_roofs(precision: str) -> Roofs | None:
 
 def _key(precision: str) -> str:
     """Name what roofs depend on: the CPU, the instruction set, the threads, and what measures."""
-    return f"{precision}, {describe_machine()}, kernels {source_hash()}"
+    sources = f"{source_hash()} {source_hash(Path(__file__).parent)}"
+    return f"{precision}, {describe_machine()}, sources {sources}"
 
 
 def _kept_roofs() -> dict[str, Any]:

@@ -19,9 +19,9 @@ from numba import types
 from minires.kernels.compile import compile_for
 from minires.kernels.cpu import caches, get_num_threads
 from minires.kernels.isa import ISA, ISAS, Instruction, available_isas, choose_isa
-from minires.kernels.spin import CHAIN, CLOCK, spin
 from minires.kernels.threads import WORKERS
-from minires.trust import HIGHEST, doubt_others, doubt_spread, measure_until_steady
+from minires.measure.spin import CHAIN, CLOCK, spin
+from minires.measure.trust import HIGHEST, doubt_others, doubt_spread, measure_until_steady
 
 # One core's window is shorter than the slice of time that a scheduler gives a thread: so even on a
 # busy machine some windows pass undisturbed. That of all threads is longer, since they take up to
@@ -68,7 +68,7 @@ class Peak(NamedTuple):
 
     @property
     def doubts(self) -> list[str]:
-        """What speaks against this measurement; see `minires.trust`."""
+        """What speaks against this measurement; see `minires.measure.trust`."""
         name = self.instruction.name
         found = [*doubt_spread(name, self.spread), *doubt_others(name, self.others)]
         if self.all_gops > HIGHEST * self.threads * self.gops:
@@ -91,7 +91,7 @@ class Bandwidth(NamedTuple):
 
 
 def doubts_about(memory: list[Bandwidth]) -> list[str]:
-    """List what speaks against bandwidths that were measured; see `minires.trust`.
+    """List what speaks against bandwidths that were measured; see `minires.measure.trust`.
 
     Parameters
     ----------
@@ -333,7 +333,7 @@ def _reader() -> Callable[..., None]:
     integer = types.int64
     signature = types.void(integer[:, ::1], integer, integer[::1], integer)
     # By the widest vectors there are, whatever set was chosen: this is about the memory.
-    return compile_for(available_isas()[0], read, signature)
+    return compile_for(available_isas()[0], read, signature, keep=False)
 
 
 def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from minires.kernels.isa import INSTRUCTIONS
-from minires.kernels.peak import Bandwidth, Peak
-from minires.profiling import machine
-from tests.profiling.conftest import ROOFS
+from minires.measure import machine
+from minires.measure.peak import Bandwidth, Peak
+from tests.measure.conftest import ROOFS
 
 FMA = INSTRUCTIONS["fma"]
 

@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minires import plots
 from minires.errors import MiniresError
 from minires.layers import Array, Layer, PhaseTime, Record, Shape
-from minires.model import ResNet50
-from minires.profiling.groups import GROUPS, SORTS, kind_of
-from minires.profiling.machine import Roofs, describe_machine, known_roofs
-from minires.profiling.text import format_columns, to_json
-from minires.summary import summarize
-from minires.trust import (
+from minires.measure import plots
+from minires.measure.groups import GROUPS, SORTS, kind_of
+from minires.measure.machine import Roofs, describe_machine, known_roofs
+from minires.measure.text import format_columns, to_json
+from minires.measure.trust import (
     doubt_share,
     doubt_spread,
     mark,
@@ -24,6 +22,8 @@ from minires.trust import (
     spread_of,
     verdict,
 )
+from minires.model import ResNet50
+from minires.summary import summarize
 
 SHORT = 20e-6  # seconds of a call: what is shorter is told as a time, not as a speed
 FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's one phase; a NumPy one's last
@@ -125,7 +125,7 @@ class Row(NamedTuple):
     def _measured_roofs(self) -> Roofs:
         if self.roofs is None:
             raise MiniresError(
-                "this machine's roofs are not measured yet; minires.profiling.measure_roofs "
+                "this machine's roofs are not measured yet; minires.measure.measure_roofs "
                 "measures them, and rows(roofs=...) takes them"
             )
         return self.roofs

@@ -14,19 +14,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires import plots
 from minires.errors import MiniresError
 from minires.kernels.engine import Engine
 from minires.kernels.operators import compile_network
-from minires.kernels.peak import peak_of
 from minires.layers import Array
+from minires.measure import plots
+from minires.measure.latency import PREPROCESSING, time_preprocessing
+from minires.measure.machine import describe_machine
+from minires.measure.peak import peak_of
+from minires.measure.profiler import SHORT, Profile, profile
+from minires.measure.text import format_columns
+from minires.measure.trust import (
+    doubt_pair,
+    doubt_spread,
+    mark,
+    measure_until_steady,
+    spread_of,
+    verdict,
+)
 from minires.model import ResNet50
-from minires.profiling.latency import PREPROCESSING, time_preprocessing
-from minires.profiling.machine import describe_machine
-from minires.profiling.profiler import SHORT, Profile, profile
-from minires.profiling.text import format_columns
 from minires.summary import summarize
-from minires.trust import doubt_pair, doubt_spread, mark, measure_until_steady, spread_of, verdict
 
 REST = "rest, unexplained"  # of the whole: what its parts do not add up to
 
@@ -55,7 +62,7 @@ class Waterfall(NamedTuple):
     ablation: list[tuple[str, float]]  # seconds of their excess, by cause
     preprocessing: dict[str, float]  # seconds: decode, resize, normalize
     others: dict[str, float]  # seconds of the whole in other precisions
-    doubts: list[str]  # what speaks against these figures; see `minires.trust`
+    doubts: list[str]  # what speaks against these figures; see `minires.measure.trust`
 
 
 class _Times(NamedTuple):

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from minires import trust
-from minires.trust import (
+from minires.measure import trust
+from minires.measure.trust import (
     TRIES,
     doubt_others,
     doubt_pair,
