@@ -17,7 +17,7 @@ from minires.quantize.default import default_batches
 from minires.quantize.observers import HistogramObserver
 from minires.reference import fake_quantize_ref
 
-model = minires.resnet50("CIFAR10", backend="numpy")
+model = minires.resnet50("CIFAR10")
 batches = list(default_batches(model.meta["preset"]))  # crops of photographs that come along
 values = {"conv1": [], "layer2.1.conv2": [], "layer3.2.conv3": []}
 for x in batches:

@@ -5,6 +5,13 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+# Tests that run beside each other have a core each. Else the threads of one would wait for cores
+# that the other's are on. It comes before NumPy, which counts cores when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    _worker = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    os.sched_setaffinity(0, {_cores[_worker % len(_cores)]})
+
 import numpy as np
 import pytest
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from minires import api
 from minires.cli import build_parser, main
-from minires.measure import machine
+from minires.measure import latency, machine, trust
 from minires.preprocess import Preset
 from minires.quantize import calibrate, quantize_model, save_int8
 from tests.making_files import BAD_IMAGES, save_once, save_photograph
@@ -673,6 +673,8 @@ def test_a_profile_is_tables_and_a_trace(
     photographs: Path, model: api.ResNet50, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.backend = "numba"
+    monkeypatch.setattr(trust, "TRIES", 1)
+    monkeypatch.setattr(latency, "_throughput", lambda *_: (1.0, 0.0))  # batches of 32 take long
     trace = photographs / "trace.json"
     image = str(photographs / "b.png")
     assert main(["profile", image, "--precisions", "fp32", "--runs", "1", "--trace", str(trace),
@@ -691,7 +693,8 @@ def test_a_profile_is_tables_and_a_trace(
     assert "quota allows 0.5" in told.err
 
 
-def test_the_peak_is_told(capsys: Capture) -> None:
+def test_the_peak_is_told(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "TRIES", 1)
     assert main(["peak"]) == 0
     out = capsys.readouterr().out
     assert "arithmetic" in out

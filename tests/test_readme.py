@@ -26,7 +26,7 @@ COMMANDS += re.findall(r"`(minires [^`]+)`", README)
 COMMANDS += re.findall(r"^    (minires .+)$", README, re.MULTILINE)
 SET_UP = """
     pip install -e . && python examples/classify.py examples/images/cat.jpg
-    pip install -e ".[test]" && pytest
+    pip install -e ".[test]" && pytest -n auto
 """
 
 

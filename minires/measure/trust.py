@@ -105,7 +105,9 @@ def doubt_others(name: str, share: float) -> list[str]:
 
 
 def measure_until_steady(
-    measure: Callable[[], Found], doubts_about: Callable[[Found], list[str]], tries: int = TRIES
+    measure: Callable[[], Found],
+    doubts_about: Callable[[Found], list[str]],
+    tries: int | None = None,
 ) -> tuple[Found, list[str]]:
     """Measure, and measure again while something is in doubt.
 
@@ -116,7 +118,7 @@ def measure_until_steady(
     doubts_about : callable
         It takes that, and lists what is doubtful about it.
     tries : int
-        How often to measure at most.
+        How often to measure at most: `TRIES` unless given.
 
     Returns
     -------
@@ -127,7 +129,7 @@ def measure_until_steady(
     """
     found = measure()
     doubts = doubts_about(found)
-    for _ in range(tries - 1):
+    for _ in range((tries or TRIES) - 1):
         if not doubts:
             break
         again = measure()

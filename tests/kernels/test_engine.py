@@ -34,6 +34,8 @@ from tests.comparing import EPS, assert_close, assert_same, gemm_bound
 from tests.int8_oracle import ConvCase, conv_cases
 from tests.seeded_weights import seeded_input, seeded_state_dict, uniform
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 FP32 = OPERATORS["fp32"]
 INT8 = OPERATORS["int8"]
 

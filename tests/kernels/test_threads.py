@@ -13,6 +13,8 @@ from minires.model import ResNet50
 from tests.comparing import assert_same
 from tests.seeded_weights import seeded_input, seeded_state_dict
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "_chosen", None)
