@@ -116,6 +116,9 @@ def test_the_engines_figures_are_each_others() -> None:
             apart = float(minires) / fp32[where.partition(",")[2]]
             assert of_turns == pytest.approx(apart, rel=0.15)  # minutes lie between the two
         assert ratio == pytest.approx(float(minires) / max(float(o) for o in others if o), rel=0.07)
+        if where.endswith(", batch 1"):  # the first screen has them, too
+            line = rf"^\| {where.partition(',')[0]} \| .* \| {minires} \| {ratio:.2f}x \|$"
+            assert re.search(line, README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("minires ")])
