@@ -11,9 +11,10 @@ import numpy as np
 
 from minires import checkpoint, download
 from minires.errors import ImageError, MiniresError, WeightsError, check_choice
+from minires.images import ImageSource
 from minires.layers import OPERATORS, Array, Layer
 from minires.model import Engine, ResNet50, resnet50_layers
-from minires.preprocess import IMAGENET_V1, ImageSource, Preset, preprocess, read_preset
+from minires.preprocess import IMAGENET_V1, Preset, preprocess, read_preset
 from minires.quantize.calibrate import STORED_CALIBRATION
 from minires.quantize.default import default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
@@ -217,7 +218,7 @@ def classify_files(
     model : ResNet50
         From `resnet50`.
     files : sequence of Path
-        The photographs, such as `minires.preprocess.find_images` finds them.
+        The photographs, such as `minires.images.find_images` finds them.
     top : int
         How many labels each gets.
     batch_size : int

@@ -24,10 +24,10 @@ from minires import api, download, options
 from minires.api import BACKENDS
 from minires.errors import ImageError, MiniresError
 from minires.evaluate import choose_networks, evaluate_networks, format_evaluation, read_labels
+from minires.images import find_images
 from minires.layers import Array
 from minires.model import resnet50_layers
 from minires.options import Parser
-from minires.preprocess import find_images
 from minires.profiling import commands as measuring
 from minires.quantize import OBSERVERS, calibrate, quantize_model, save_int8
 from minires.quantize.default import OBSERVER, default_batches, stored_calibration

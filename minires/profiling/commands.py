@@ -13,8 +13,9 @@ import numpy as np
 
 from minires import api, options, plots
 from minires.errors import MiniresError
+from minires.images import load_image
 from minires.options import Parser
-from minires.preprocess import load_image, preprocess
+from minires.preprocess import preprocess
 from minires.profiling.groups import GROUPS, SORTS
 
 if TYPE_CHECKING:

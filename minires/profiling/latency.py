@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minires import plots
+from minires.images import load_image
 from minires.layers import Array
 from minires.model import ResNet50
-from minires.preprocess import Preset, load_image, normalize, resize_and_crop
+from minires.preprocess import Preset, normalize, resize_and_crop
 from minires.profiling.machine import describe_machine
 from minires.profiling.text import format_columns
 from minires.reference import softmax_ref

@@ -15,9 +15,10 @@ import numpy as np
 from minires.cache import cache_dir
 from minires.download import weights_dir
 from minires.errors import WeightsError
+from minires.images import load_image
 from minires.layers import Array
 from minires.model import ResNet50
-from minires.preprocess import Preset, load_image, preprocess
+from minires.preprocess import Preset, preprocess
 from minires.quantize.calibrate import (
     STORED_CALIBRATION,
     Calibration,
