@@ -2,6 +2,7 @@
 
 import functools
 import json
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -167,11 +168,14 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
     MiniresError
         For an input or a top that cannot be, and for logits that are not finite.
     """
-    if not isinstance(top, int) or top < 1:
+    if not hasattr(top, "__index__") or operator.index(top) < 1:
         raise MiniresError(f"top is {top!r}; wanted a whole number of at least 1")
     categories = model.meta["categories"]
     answers = []
-    logits = model(x)
+    try:
+        logits = model(x)
+    except MemoryError as error:
+        raise MiniresError(f"there is not enough memory for an input of {x.shape}") from error
     if not np.isfinite(logits).all():
         raise MiniresError("the network computed NaN or infinity; its weights must be broken")
     for probabilities in softmax_ref(logits):
