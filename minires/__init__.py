@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 from minires.api import Prediction, classify, predict, resnet50
 from minires.download import available_weights, get_weights
 from minires.errors import DownloadError, ImageError, MiniresError, WeightsError
+from minires.images import load_image
 from minires.kernels.cpu import get_num_threads, set_num_threads
-from minires.preprocess import Preset, load_image, preprocess
+from minires.preprocess import Preset, preprocess
 
 if TYPE_CHECKING:
     from minires.measure.profiler import profile

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 
 from minires import checkpoint, download
 from minires.errors import ImageError, MiniresError, WeightsError, check_choice
+from minires.images import ImageSource
 from minires.layers import OPERATORS, Array, Layer
 from minires.model import Engine, ResNet50, resnet50_layers
-from minires.preprocess import IMAGENET_V1, ImageSource, Preset, preprocess, read_preset
+from minires.preprocess import IMAGENET_V1, Preset, preprocess, read_preset
 from minires.quantize.calibrate import STORED_CALIBRATION
 from minires.quantize.default import default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
@@ -166,11 +168,14 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
     MiniresError
         For an input or a top that cannot be, and for logits that are not finite.
     """
-    if not isinstance(top, int) or top < 1:
+    if not hasattr(top, "__index__") or operator.index(top) < 1:
         raise MiniresError(f"top is {top!r}; wanted a whole number of at least 1")
     categories = model.meta["categories"]
     answers = []
-    logits = model(x)
+    try:
+        logits = model(x)
+    except MemoryError as error:
+        raise MiniresError(f"there is not enough memory for an input of {x.shape}") from error
     if not np.isfinite(logits).all():
         raise MiniresError("the network computed NaN or infinity; its weights must be broken")
     for probabilities in softmax_ref(logits):
@@ -217,7 +222,7 @@ def classify_files(
     model : ResNet50
         From `resnet50`.
     files : sequence of Path
-        The photographs, such as `minires.preprocess.find_images` finds them.
+        The photographs, such as `minires.images.find_images` finds them.
     top : int
         How many labels each gets.
     batch_size : int

@@ -24,11 +24,12 @@ from minires import api, download, options
 from minires.api import BACKENDS
 from minires.errors import ImageError, MiniresError
 from minires.evaluate import choose_networks, evaluate_networks, format_evaluation, read_labels
+from minires.images import find_images
 from minires.layers import Array
 from minires.measure import commands as measuring
 from minires.model import resnet50_layers
+from minires.notice import bar_hidden, tell
 from minires.options import Parser
-from minires.preprocess import find_images
 from minires.quantize import OBSERVERS, calibrate, quantize_model, save_int8
 from minires.quantize.default import OBSERVER, default_batches, stored_calibration
 from minires.quantize.photographs import ENOUGH, Photographs, choose_photographs
@@ -58,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     offline = download.offline(getattr(arguments, "offline", False))
     try:
         with warnings.catch_warnings(), offline:
-            warnings.showwarning = lambda message, *_: print(f"minires: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_: tell(f"minires: {message}")
             status: int = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return CTRL_C
     except BrokenPipeError:  # whoever read the answers has gone, as head does
@@ -80,14 +82,14 @@ def _complain(error: Exception, arguments: Namespace) -> None:
     if isinstance(error, OSError) and error.filename and error.strerror:  # a full disk, say
         text = f"{error.filename}: {error.strerror}"
     if arguments.debug:
-        traceback.print_exception(error)
-    print(f"minires: {' '.join(text.split())}", file=sys.stderr)
+        tell("".join(traceback.format_exception(error)).rstrip())
+    tell(f"minires: {' '.join(text.split())}")
 
 
 def add_classify(parser: Parser) -> None:
     """Say what `classify` takes."""
     text = "photographs, or folders of them"
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER", help=text)
+    parser.add_argument("images", nargs="+", type=options.path, metavar="IMAGE|FOLDER", help=text)
     options.weights(parser)
     options.offline(parser)
     options.precision(parser)
@@ -108,7 +110,7 @@ def classify(arguments: Namespace) -> int:
     told: list[dict[str, Any]] = []
     try:
         # A short run shows no bar, nor does one whose stderr is not a terminal.
-        with tqdm(total=len(files), delay=2, leave=False, disable=None) as bar:
+        with tqdm(total=len(files), delay=2, leave=False, disable=bar_hidden()) as bar:
             for file, answer in answers:
                 bar.clear()
                 told.append(_tell_answer(file, answer, arguments))
@@ -140,13 +142,15 @@ def add_quantize(parser: Parser) -> None:
     options.weights(parser)
     options.offline(parser)
     text = "photographs like those to come; those of the weights or the package unless given"
-    parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help=text)
+    parser.add_argument("--calibrate", type=options.path, metavar="FOLDER", help=text)
     text = "how a range is chosen: as classify does it unless given"
     parser.add_argument("--observer", choices=tuple(OBSERVERS), help=text)
     text = f"how many of the folder, evenly spread over it: {ENOUGH} unless given"
     parser.add_argument("--images", type=options.at_least(1), metavar="N", help=text)
     text = "the .safetensors file to write"
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=text)
+    parser.add_argument(
+        "-o", "--output", type=options.path, required=True, metavar="FILE", help=text
+    )
 
 
 def quantize(arguments: Namespace) -> int:
@@ -164,7 +168,7 @@ def quantize(arguments: Namespace) -> int:
 
     def batches(text: str) -> Iterable[Array]:
         source = photographs if arguments.calibrate else default_batches(preset)
-        bar: Iterable[Array] = tqdm(source, text, leave=False, disable=None)
+        bar: Iterable[Array] = tqdm(source, text, leave=False, disable=bar_hidden())
         return bar
 
     calibration = None
@@ -185,9 +189,9 @@ def quantize(arguments: Namespace) -> int:
 
 def add_evaluate(parser: Parser) -> None:
     """Say what `evaluate` takes."""
-    parser.add_argument("folder", type=Path, help="where the photographs lie")
+    parser.add_argument("folder", type=options.path, help="where the photographs lie")
     text = "with the columns file and label, labels being class numbers"
-    parser.add_argument("--labels", type=Path, required=True, metavar="CSV", help=text)
+    parser.add_argument("--labels", type=options.path, required=True, metavar="CSV", help=text)
     options.weights(parser)
     options.offline(parser)
     options.precision(parser)
@@ -211,7 +215,7 @@ def evaluate(arguments: Namespace) -> int:
         arguments.folder,
         rows,
         tell=lambda error: _complain(error, arguments),
-        progress=functools.partial(tqdm, desc="evaluating", leave=False, disable=None),
+        progress=functools.partial(tqdm, desc="evaluating", leave=False, disable=bar_hidden()),
     )
     print(json.dumps(result, indent=2) if arguments.json else format_evaluation(result))
     return int(result["unusable"] > 0)

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import stat
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 from minires.cache import cache_dir
 from minires.errors import DownloadError, WeightsError
+from minires.notice import bar_hidden, tell
 from minires.preprocess import Preset, read_preset
 
 DEFAULT = "IMAGENET1K_V2"
@@ -205,19 +205,13 @@ def default_weights(progress: bool = True) -> Weights:
     except WeightsError as error:
         if _find(fallback) is None:
             raise WeightsError(f"{error}, nor is {FALLBACK} here: {fallback.remedy}") from error
-        _tell(
-            f"{error}; {FALLBACK} answers, with {len(fallback.meta['categories'])} "
+        tell(
+            f"minires: {error}; {FALLBACK} answers, with {len(fallback.meta['categories'])} "
             f"classes; for {len(wanted.meta['categories'])} run minires weights fetch where there "
             "is a network, or give --weights PATH"
         )
         return fallback
     return wanted
-
-
-def _tell(text: str) -> None:
-    """Print a line on stderr, if there is one."""
-    if sys.stderr is not None:  # which print would take for stdout
-        print(f"minires: {text}", file=sys.stderr)
 
 
 def locate(name: str) -> Path | None:
@@ -381,8 +375,8 @@ def _download(file: WeightsFile, target: Path, progress: bool, hurry: bool) -> P
                 shutil.rmtree(old)
     if progress:
         size = f", {file.size / 1e6:.0f} MB" if file.size else ""
-        _tell(f"downloading {file.url}{size}")
-    bar = progress and sys.stderr is not None and sys.stderr.isatty()
+        tell(f"minires: downloading {file.url}{size}")
+    bar = progress and not bar_hidden()
     arrival = _Arrival()
     failures: list[Exception] = []
 

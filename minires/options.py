@@ -70,6 +70,13 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return number
 
 
+def path(word: str) -> Path:
+    """Make a path of an option; an empty one, of a variable that is not set, would be a folder."""
+    if not word:
+        raise argparse.ArgumentTypeError("a name is empty; . is the current folder")
+    return Path(word)
+
+
 # Each of these adds options that several commands take.
 
 

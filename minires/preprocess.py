@@ -5,27 +5,16 @@ equals torchvision's in every byte. Making an image upright and RGB comes before
 enlarging the crop at last, for networks that were trained on enlarged images.
 """
 
-import contextlib
-import io
-import os
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from minires.errors import ImageError, MiniresError
+from minires.images import Decoded, ImageSource, open_image
 from minires.layers import Array
-
-ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Array
-
-# What is white in Pillow's deep modes: the first of these that no value exceeds. I and I;16 are
-# what files of 16 bits are read into; floats come on either scale.
-WHITES = {"I": (65535,), "F": (1, 255)}
-MAX_ASPECT_RATIO = 1000  # such an image takes 215 MB when its short side is resized to 232
 
 
 @dataclass(frozen=True)
@@ -96,148 +85,21 @@ def preprocess(images: ImageSource | Sequence[ImageSource], preset: Preset) -> A
     sources: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
     if not sources:
         raise ImageError("the list of images is empty; wanted at least one")
-    crops = (resize_and_crop(load_image(source), preset) for source in sources)
-    return np.stack([normalize(crop_u8, preset) for crop_u8 in crops])
+    return np.stack([_preprocess_one(source, preset) for source in sources])
 
 
-def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the image files that are named, and those that lie in the folders that are named.
-
-    Parameters
-    ----------
-    sources : iterable of path-like
-        Files and folders.
-
-    Returns
-    -------
-    list of Path
-        In place of a folder its images, by name. What is no folder, or a folder without an image,
-        stays as it is: whoever opens it says what is wrong.
-    """
-    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = []
-    for source in map(Path, sources):
-        inside: list[Path] = []
-        with contextlib.suppress(OSError):  # it is a file, or may not be looked into
-            inside = sorted(source.iterdir())
-        # A name that begins with a dot is hidden: macOS leaves such files beside images.
-        visible = [path for path in inside if path.name[0] != "." and path.is_file()]
-        images = [path for path in visible if path.suffix.lower() in suffixes]
-        files += images or [source]
-    return files
+def _preprocess_one(source: ImageSource, preset: Preset) -> Array:
+    with open_image(source) as image:
+        return normalize(resize_and_crop(image, preset), preset)
 
 
-def load_image(source: ImageSource) -> Image.Image:
-    """Decode an image, turn it upright and make it RGB.
-
-    What is transparent becomes white, the paper that drawings and cut-outs are made for: the
-    colour stored beneath is arbitrary. Of an animation this is the first frame.
-
-    Parameters
-    ----------
-    source : path-like, bytes, binary file, PIL image or ndarray
-        An array is (H, W, 3) or (H, W) uint8. More than 8 bits are scaled to 8: white is 65535,
-        for floats 1 or 255; values beyond that are stretched from the least to the greatest.
-
-    Returns
-    -------
-    PIL.Image.Image
-        RGB, turned as its EXIF orientation says.
-
-    Raises
-    ------
-    ImageError
-        For what cannot be opened, is no image, is incomplete, has more pixels than
-        ``PIL.Image.MAX_IMAGE_PIXELS`` or is over 1000 times as long as it is wide.
-    """
-    name = _name(source)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # mostly of odd metadata; the pixels are checked
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _open(source) as opened:
-                image = _to_upright_rgb(opened)
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: empty, or not an image; wanted a JPEG or PNG, say") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name}: refused unless made smaller ({error})") from error
-    except Exception as error:  # Pillow lets nearly anything out where a file is damaged
-        if isinstance(error, OSError) and error.strerror:
-            raise ImageError(f"{name}: cannot be opened ({error.strerror})") from error
-        raise ImageError(
-            f"{name}: damaged, incomplete or of an unusual kind ({str(error) or repr(error)}); "
-            "if another program shows it, save it from there as JPEG or PNG"
-        ) from error
-    if not 0 < max(image.size) <= MAX_ASPECT_RATIO * min(image.size):
-        raise ImageError(
-            f"{name}: {image.width} x {image.height} pixels; wanted at least 1 x 1, and at most "
-            f"{MAX_ASPECT_RATIO} times as many one way as the other"
-        )
-    return image
-
-
-def _name(source: ImageSource) -> str:
-    if isinstance(source, str | os.PathLike):
-        return str(source)
-    path = getattr(source, "filename", None) or getattr(source, "name", None)
-    return str(path or f"the {type(source).__name__} given")
-
-
-def _open(source: ImageSource) -> contextlib.AbstractContextManager[Image.Image]:
-    if isinstance(source, Image.Image):
-        return contextlib.nullcontext(source)
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or not (source.ndim == 2 or source.shape[2:] == (3,)):
-            raise ImageError(
-                f"an image given as an array is {source.dtype} of shape {source.shape}; "
-                "wanted uint8 and (H, W, 3) or (H, W)"
-            )
-        return contextlib.nullcontext(Image.fromarray(source))
-    if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source))
-    if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
-        return Image.open(source)
-    raise ImageError(
-        f"a {type(source).__name__} given as an image; "
-        "wanted a path, bytes, a binary file, a PIL image or an array"
-    )
-
-
-def _to_upright_rgb(image: Image.Image) -> Image.Image:
-    image.load()  # all of it: here an incomplete file is noticed
-    with contextlib.suppress(Exception):  # broken EXIF data says nothing of the pixels
-        image = ImageOps.exif_transpose(image)
-    if image.mode[0] in WHITES:
-        image = _to_8_bits(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    paper = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale where Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinity")
-    black, white = values.min(), values.max()
-    if black >= 0 and white <= WHITES[image.mode[0]][-1]:
-        black, white = 0, next(known for known in WHITES[image.mode[0]] if white <= known)
-    scaled = (values - black) * (255 / (white - black or 1))  # 1: all are the same
-    if "transparency" in image.info:  # the one grey through which the paper shows
-        scaled[values == image.info["transparency"]] = 255
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
-
-
-def resize_and_crop(image: Image.Image, preset: Preset) -> Array:
+def resize_and_crop(image: Image.Image | Decoded, preset: Preset) -> Array:
     """Bring the short side to a length, keeping the proportions, and cut out the centre.
 
     Parameters
     ----------
-    image : PIL.Image.Image
-        RGB, as `load_image` returns it.
+    image : PIL.Image.Image or Decoded
+        RGB, as `load_image` returns it; or what `open_image` opens.
     preset : Preset
         Its resize, crop and enlarge.
 
@@ -246,13 +108,23 @@ def resize_and_crop(image: Image.Image, preset: Preset) -> Array:
     ndarray
         (crop, crop, 3) uint8, or (enlarge, enlarge, 3); black where the image does not reach.
     """
+    image = image if isinstance(image, Decoded) else Decoded(image)
+    width, height = image.size
     long = int(preset.resize * max(image.size) / min(image.size))
-    size = (preset.resize, long) if image.width <= image.height else (long, preset.resize)
-    resized = image.resize(size, Image.Resampling.BILINEAR)  # antialiased: Pillow's always is
-    left, top = (_crop_offset(side, preset.crop) for side in size)
-    square = resized.crop((left, top, left + preset.crop, top + preset.crop))
+    wide, high = (preset.resize, long) if width <= height else (long, preset.resize)
+    left, top = (_crop_offset(side, preset.crop) for side in (wide, high))
+    bilinear = Image.Resampling.BILINEAR  # antialiased: Pillow's always is
+    # Pillow resizes each row, rounds, and then resizes each column. So rows may come in strips, and
+    # what lies beside the square can be cut off before the columns are resized.
+    square, row = Image.new("RGB", (preset.crop, height)), 0
+    for strip in image.strips():
+        strip = strip.resize((wide, strip.height), bilinear)
+        square.paste(strip.crop((left, 0, left + preset.crop, strip.height)), (0, row))
+        row += strip.height
+    square = square.resize((preset.crop, high), bilinear)
+    square = square.crop((0, top, preset.crop, top + preset.crop))
     if preset.enlarge:
-        square = square.resize((preset.enlarge, preset.enlarge), Image.Resampling.BILINEAR)
+        square = square.resize((preset.enlarge, preset.enlarge), bilinear)
     return np.array(square)
 
 

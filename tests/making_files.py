@@ -21,10 +21,32 @@ def save_once(
     return path
 
 
+def random_image(width: int, height: int) -> Image.Image:
+    """Make noise, the same for a size each time."""
+    values = np.random.RandomState(width * 1009 + height).randint(0, 256, (height, width, 3))
+    return Image.fromarray(values.astype(np.uint8))
+
+
 def save_photograph(path: Path, seed: int) -> None:
     """Save smooth colours, in the format that the path's suffix says."""
     coarse = np.random.RandomState(seed).randint(0, 256, (4, 5, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((80, 60), Image.Resampling.BICUBIC).save(path)
+
+
+def make_png(width: int, bits: int, colour: int, rows: bytes, transparent: bytes = b"") -> bytes:
+    """Write a PNG as its standard has it: kinds that Pillow reads, but does not write."""
+    stride = -(-width * bits * {0: 1, 2: 3}[colour] // 8)
+    lines = [b"\0" + rows[at : at + stride] for at in range(0, len(rows), stride)]
+    header = (
+        width.to_bytes(4, "big") + len(lines).to_bytes(4, "big") + bytes([bits, colour, 0, 0, 0])
+    )
+    chunks = {b"IHDR": header, b"tRNS": transparent, b"IDAT": zlib.compress(b"".join(lines), 1)}
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, data in [*chunks.items(), (b"IEND", b"")]:
+        if data or kind == b"IEND":
+            check = zlib.crc32(kind + data).to_bytes(4, "big")
+            png += len(data).to_bytes(4, "big") + kind + data + check
+    return png
 
 
 def save_truncated(path: Path) -> None:

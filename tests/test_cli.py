@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,59 @@ def test_good_images_are_answered_beside_all_the_bad_ones(
 def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: Capture) -> None:
     assert main(["classify", str(tmp_path)]) == 1
     assert f"{tmp_path}: no image lies in this folder" in complaint(capsys)
+
+
+@pytest.mark.parametrize("words", ["classify", "evaluate --labels a.csv", "profile",
+                                   "quantize -o a --calibrate", "quantize -o"])  # fmt: skip
+def test_an_empty_name_is_not_the_current_folder(words: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*words.split(), ""])
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("a name is empty; . is the current folder")
+
+
+def no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize("stderr", ["none", "closed", "full"])
+def test_answers_come_where_nothing_can_be_said_beside_them(
+    stderr: str, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (photographs / "broken.png").write_bytes(b"")
+    closed = io.StringIO()
+    closed.close()
+    full = SimpleNamespace(write=no_space, flush=no_space, isatty=lambda: False)
+    monkeypatch.setattr(sys, "stderr", {"none": None, "closed": closed, "full": full}[stderr])
+    for words in (["--json"], ["--json", "--debug"]):
+        assert main(["classify", str(photographs), *words]) == 1
+        answered = json.loads(capsys.readouterr().out)["images"]
+        assert ["predictions" in image for image in answered] == [True, True, False, True]
+    (photographs / "labels.csv").write_text("file,label\nb.png,3\nbroken.png,3\n")
+    words = ["evaluate", str(photographs), "--labels", str(photographs / "labels.csv")]
+    assert main(words) == 1
+    assert capsys.readouterr().out.startswith("1 images")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", None)
+        assert main(["classify", str(photographs / "b.png")]) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors are closed in a shell of POSIX")
+def test_a_process_without_stderr_answers(photographs: Path, seeded_file: Path) -> None:
+    command = [sys.executable, "-m", "minires", "classify", str(photographs), "--weights"]
+    closing = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command, str(seeded_file)]
+    process = subprocess.run(closing, text=True, stdout=subprocess.PIPE, check=False)
+    assert process.returncode == 0
+    assert process.stdout.count("%") == 15
+
+
+def test_a_process_that_may_not_compile_says_so(photographs: Path, seeded_file: Path) -> None:
+    process = run("classify", str(photographs), "--weights", str(seeded_file), capture_output=True,
+                  env=os.environ | {"NUMBA_DISABLE_JIT": "1"})  # fmt: skip
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr.startswith("minires: NUMBA_DISABLE_JIT keeps")
 
 
 def other_network(path: Path) -> None:

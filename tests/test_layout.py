@@ -11,7 +11,7 @@ import minires
 PACKAGE = Path(minires.__file__).parent
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 FORWARD_PASS = ["model.py", "layers.py", "reference.py"]
-READING_PATH = [*FORWARD_PASS, "errors.py", "preprocess.py"]
+READING_PATH = [*FORWARD_PASS, "errors.py", "images.py", "preprocess.py"]
 LONGEST = 60  # lines of a function
 MOST_PARAMETERS = 8
 FRAMEWORKS = {"torch", "torchvision", "onnx", "onnxruntime", "openvino", "tensorflow", "scipy"}
@@ -142,7 +142,7 @@ def test_a_file_can_be_read_in_one_go(name: str) -> None:
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*FILES) <= 10_700
+    assert lines(*FILES) <= 11_000
 
 
 RUNGS = sorted(

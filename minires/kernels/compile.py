@@ -5,7 +5,8 @@ it needs to be held to that: else LLVM sees a multiplication and an addition, kn
 that does both, and takes it. So each instruction set has a code generator of its own here.
 
 Compiled code is kept with a checksum. Numba's own cache trusts its files, and a damaged one ends
-the process, or Python's unpickler, or nothing at all until the wrong result shows.
+the process, or Python's unpickler, or nothing at all until the wrong result shows. Files are read
+only where nobody but this user, or root, can have written them.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import os
 import pickle
 import platform
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ import llvmlite
 import numba
 from llvmlite.binding import ffi
 from numba import njit
-from numba.core import serialize
+from numba.core import config, serialize
 from numba.core.caching import NullCache
 from numba.core.codegen import JITCPUCodegen, get_host_cpu_features
 from numba.core.compiler import CompileResult
@@ -33,7 +35,9 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from minires.cache import cache_dir
+from minires.errors import MiniresError
 from minires.kernels.isa import ISA
+from minires.notice import tell
 
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
 # Of other families nothing is known here: there Numba's own choice stands.
@@ -135,6 +139,10 @@ def compile_for(
     callable
         It lets go of Python's global lock while it runs.
     """
+    if config.DISABLE_JIT:  # then Python would run what stands for compiled code
+        raise MiniresError(
+            "NUMBA_DISABLE_JIT keeps the kernels from compiling; unset it, or ask for backend numpy"
+        )
     name_apart(function, f"{what}/{isa.name}/{source_hash()}")
     compiled = njit(nogil=True)(function)
     with _held_to(isa):
@@ -186,14 +194,15 @@ class _CodeCache(NullCache):
         """Load the code; None where there is none that is whole."""
         file, key = self._file(sig, target_context)
         try:
-            content = file.read_bytes()
+            with open(file, "rb") as opened:
+                content = opened.read() if _is_trusted(os.fstat(opened.fileno())) else b""
             checksum, code = content[:CHECKSUM], content[CHECKSUM:]
             if checksum == hashlib.sha256(key + code).digest():
                 return CompileResult._rebuild(target_context, *pickle.loads(code))
         except Exception:  # whatever it is, compiling anew is right
             pass
         if self._notice:
-            print(self._notice, file=sys.stderr, flush=True)
+            tell(self._notice)
         return None
 
     def save_overload(self, sig: Any, data: CompileResult) -> None:
@@ -206,12 +215,25 @@ class _CodeCache(NullCache):
                 try:
                     new.write(hashlib.sha256(key + code).digest() + code)
                     new.close()
+                    os.chmod(new.name, 0o644)  # so that it serves other users, too
                     os.replace(new.name, file)
                 except OSError:
                     os.unlink(new.name)
             kept = sorted(file.parent.glob("*.code"), key=lambda other: other.stat().st_mtime)
             for old in kept[:-KEPT]:
                 old.unlink()
+
+
+def _is_trusted(status: os.stat_result) -> bool:
+    """Tell whether only this user, or root, can have written a file: its code will run here.
+
+    A folder may be shared, as one is that root has filled. Where others may write to it, they can
+    only put files there that are theirs.
+    """
+    if not hasattr(os, "geteuid"):  # on Windows folders of others are closed
+        return True
+    ours = status.st_uid in (0, os.geteuid())
+    return ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def code_dir() -> Path:

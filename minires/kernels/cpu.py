@@ -1,6 +1,8 @@
 """What the CPU has: the sizes of its caches, and how many of its cores the kernels use."""
 
 import functools
+import math
+import operator
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +10,12 @@ from typing import NamedTuple
 from minires.errors import MiniresError
 
 _chosen: int | None = None
+
+CGROUP = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")  # where in the tree of control groups this process is
+# The files of a quota and its period in either version, by the line of OWN_GROUPS that leads there.
+QUOTA_V2 = ("cpu.max",)
+QUOTA_V1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
 
 
 class Cache(NamedTuple):
@@ -53,6 +61,43 @@ def _most() -> int:
     return os.cpu_count() or 1
 
 
+def cpu_quota() -> float | None:
+    """Tell how many cores' time Linux gives this process, as in a container; None is no limit."""
+    found = []
+    # A container sees its own group as the root; elsewhere each folder on the way may have a limit.
+    folders: list[tuple[Path, tuple[str, ...]]]
+    folders = [(CGROUP, QUOTA_V2), (CGROUP / "cpu", QUOTA_V1)]
+    try:
+        lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        own = Path(path.lstrip("/"))
+        if not controllers:
+            folders += [(CGROUP / folder, QUOTA_V2) for folder in (own, *own.parents)]
+        elif "cpu" in controllers.split(","):
+            folders += [(CGROUP / "cpu" / folder, QUOTA_V1) for folder in (own, *own.parents)]
+    for folder, files in folders:
+        try:
+            words = " ".join((folder / name).read_text(encoding="ascii") for name in files).split()
+            quota, period = (int(word) for word in words)
+        except (OSError, ValueError):  # not there; or "max", which is no limit
+            continue
+        if quota > 0 and period > 0:
+            found.append(quota / period)
+    return min(found, default=None)
+
+
+_quota = functools.cache(cpu_quota)  # asked for at each run of a network
+
+
+def _default() -> int:
+    """Count the cores that are of use: under a quota, threads beyond it wait for their turn."""
+    quota = None if os.environ.get("NUMBA_NUM_THREADS", "").strip() else _quota()
+    return _most() if quota is None else max(1, min(_most(), math.ceil(quota)))
+
+
 def set_num_threads(count: int) -> None:
     """Set how many threads the kernels use from now on.
 
@@ -67,12 +112,16 @@ def set_num_threads(count: int) -> None:
         For any other number.
     """
     global _chosen
-    if not isinstance(count, int) or not 1 <= count <= _most():
+    try:
+        wanted = operator.index(count)  # NumPy's whole numbers, too
+    except TypeError:
+        wanted = 0
+    if not 1 <= wanted <= _most():
         raise MiniresError(
             f"{count!r} threads cannot be had; wanted 1 to {_most()}, and NUMBA_NUM_THREADS "
             "allows more"
         )
-    _chosen = count
+    _chosen = wanted
 
 
 def get_num_threads() -> int:
@@ -82,8 +131,9 @@ def get_num_threads() -> int:
     -------
     int
         What `set_num_threads` was last given; before that OMP_NUM_THREADS, if it is set, and at
-        most as many as there are cores, or as NUMBA_NUM_THREADS says.
+        most as many as there are cores, or as NUMBA_NUM_THREADS says. Where none of these is set,
+        not more than a container's quota of CPU time feeds.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    default = max(1, int(wanted)) if wanted.isdecimal() else _most()
+    default = max(1, int(wanted)) if wanted.isdecimal() else _default()
     return _chosen or min(default, _most())

@@ -4,6 +4,7 @@ An engine gives a `Plan` its memory: places become addresses, and the steps a pr
 code runs from front to back.
 """
 
+import itertools
 import math
 import mmap
 import os
@@ -23,8 +24,10 @@ from minires.kernels.pack import aligned, prepack
 from minires.kernels.plan import LOGITS, Buffer, Division, Plan, Step, Tiling, divide, lay_out
 from minires.layers import Array, Int8Params, Layer, Record, Shape
 from minires.reference import QParams, round_bf16_ref
+from minires.summary import summarize
 
 PLANS = 4  # shapes of input whose buffers are kept
+KEPT = 2**29  # bytes of them that may stay after a run
 ONE_AT_A_TIME = threading.Lock()  # buffers are shared, and each run takes all threads anyway
 
 
@@ -53,6 +56,7 @@ class Program(NamedTuple):
     steps: Array  # of STEP
     memory: list[Array]  # the plan's buffers: (batch, h, w, channels), with their padding
     logits: Array  # (batch, N) float32
+    nbytes: int  # of memory, and of the offsets into it
 
     def output(self, layer: Layer) -> Array:
         """View what a layer writes, without padding and without channels that fill a panel up."""
@@ -162,6 +166,7 @@ class Engine:
                         calls.append((self.layers[steps], part.shape, len(calls), times))
                     began = perf_counter()
                 logits[start : start + images] = program.logits[:, : logits.shape[1]]
+            self._keep_within(KEPT)
         for call in calls:  # now that others may run: a record may want to, too
             assert record
             record(*call)
@@ -276,11 +281,31 @@ class Engine:
         if (shape, whole) not in self.programs:
             while len(self.programs) >= PLANS:
                 del self.programs[next(iter(self.programs))]  # the oldest
+            self._keep_within(KEPT)
             batch = shape[0]
             division = Division(0, batch, batch) if whole else self._divide(shape)
-            plan = lay_out(self.layers, shape, self.tiling, division)
-            self.programs[shape, whole] = self._allocate(plan)
+            try:
+                plan = lay_out(self.layers, shape, self.tiling, division)
+                self.programs[shape, whole] = self._allocate(plan)
+            except MemoryError as error:
+                raise MiniresError(self._too_large(shape)) from error
         return self.programs[shape, whole]
+
+    def _keep_within(self, limit: int) -> None:
+        """Let go of the oldest programs, until the others take no more than so many bytes."""
+        while sum(program.nbytes for program in self.programs.values()) > limit:
+            del self.programs[next(iter(self.programs))]
+
+    def _too_large(self, shape: Shape) -> str:
+        """Say what an input would have taken: at least a layer's input and its output."""
+        batch, _, height, width = shape
+        rows = summarize(self.layers, height, width, batch)
+        sizes = [self.tiling.item * math.prod(row.output_shape) for row in rows]
+        least = max(map(sum, itertools.pairwise(sizes)))
+        return (
+            f"{batch} x {height} x {width} pixels take {least / 1e9:.1f} GB and more as "
+            "activations, and so much memory is not there; take smaller images, or fewer at once"
+        )
 
     def _allocate(self, plan: Plan) -> Program:
         """Give a plan's buffers memory, and describe its steps as compiled code reads them."""
@@ -288,7 +313,10 @@ class Engine:
         batch = plan.shape[0]
         logits = aligned((batch + 1, self.tiling.channels(self.layers[-1])), np.float32)
         steps = np.zeros(len(self.layers), STEP)
-        program = Program(plan, steps, memory, logits[:batch])
+        gemms = [step.gemm for step in plan.steps if step.gemm]
+        offsets = [array for gemm in gemms for array in (gemm.x_offsets, gemm.y_offsets)]
+        nbytes = sum(array.nbytes for array in (*memory, *offsets))
+        program = Program(plan, steps, memory, logits[:batch], nbytes)
         for planned, step in zip(plan.steps, steps, strict=True):
             self._describe(planned, step, program)
         return program

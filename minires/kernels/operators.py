@@ -12,7 +12,6 @@ import numpy as np
 from numba import carray, from_dtype, njit, types
 from numba.extending import overload
 
-from minires.errors import MiniresError
 from minires.kernels.compile import compile_for, name_apart
 from minires.kernels.ir import LINE
 from minires.kernels.isa import ISA, ISAS
@@ -173,9 +172,7 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
 
 def run_share(spec: str, step: Any, share: int, shares: int) -> None:
     """Do one thread's share of a step, out of `shares`; for compiled code alone."""
-    raise MiniresError(
-        "NUMBA_DISABLE_JIT keeps the kernels from compiling; unset it, or ask for backend numpy"
-    )
+    raise NotImplementedError  # it stands for what `_run_share` makes
 
 
 @overload(run_share, prefer_literal=True)

@@ -331,7 +331,11 @@ def _gemm(step: Step, plan: Plan) -> Gemm:
     x_rows = np.pad(x_rows, (0, missing + 1), mode="edge")
     y_rows = np.pad(y_rows, (0, missing), constant_values=behind)
     if max(x_rows.max(initial=0), y_rows.max(initial=0)) >= 2**31:
-        raise MiniresError(f"a batch of {step.batch} is too large; classify fewer at once")
+        batch, _, height, width = plan.shape
+        raise MiniresError(
+            f"{batch} x {height} x {width} pixels are too large: an activation of 2 GB or more "
+            "cannot be addressed; take smaller images, or fewer at once"
+        )
     groups = tiling.packed_groups(layer, x.shape[-1])
     panels = -(-layer.out_c // tiling.columns)
     panel_bytes = 4 * tiling.columns * layer.kernel * groups

@@ -4,19 +4,19 @@ What needs Numba is imported where a command runs, so that ``minires --help`` is
 """
 
 import json
-import sys
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minires import api, options
 from minires.errors import MiniresError
+from minires.images import load_image
 from minires.measure import plots
 from minires.measure.groups import GROUPS, SORTS
+from minires.notice import tell
 from minires.options import Parser
-from minires.preprocess import load_image, preprocess
+from minires.preprocess import preprocess
 
 if TYPE_CHECKING:
     from minires.measure.peak import Peak
@@ -28,7 +28,7 @@ def add_ladder(parser: Parser) -> None:
     options.precisions(parser, "fp32", "int8")
     options.plot(parser)
     text = "put the table between <!-- ladder --> and <!-- /ladder --> in a Markdown file"
-    parser.add_argument("--update", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--update", type=options.path, metavar="FILE", help=text)
 
 
 def ladder(arguments: Namespace) -> int:
@@ -53,7 +53,7 @@ def ladder(arguments: Namespace) -> int:
 
 def add_profile(parser: Parser) -> None:
     """Say what `profile` takes."""
-    parser.add_argument("image", type=Path, help="a photograph")
+    parser.add_argument("image", type=options.path, help="a photograph")
     options.weights(parser)
     options.offline(parser)
     options.precisions(parser, "fp32", "bf16", "int8")
@@ -67,7 +67,7 @@ def add_profile(parser: Parser) -> None:
     parser.add_argument("--latency", action="store_true", help=text)
     options.plot(parser)
     text = "write a .json that Perfetto opens"
-    parser.add_argument("--trace", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--trace", type=options.path, metavar="FILE", help=text)
     options.json_answer(parser)
 
 
@@ -190,4 +190,4 @@ def _warn(peaks: "list[Peak]") -> None:
     from minires.measure.machine import warnings_about
 
     for text in warnings_about(peaks):
-        print(f"minires: {text}", file=sys.stderr)
+        tell(f"minires: {text}")

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minires.images import load_image
 from minires.layers import Array
 from minires.measure import plots
 from minires.measure.machine import describe_machine
 from minires.measure.text import format_columns
 from minires.measure.trust import doubt_spread, mark, measure_until_steady, spread_of, verdict
 from minires.model import ResNet50
-from minires.preprocess import Preset, load_image, normalize, resize_and_crop
+from minires.preprocess import Preset, normalize, resize_and_crop
 from minires.reference import softmax_ref
 
 PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "maximum": 100}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from minires.cache import cache_dir
 from minires.kernels.compile import source_hash
-from minires.kernels.cpu import get_num_threads
+from minires.kernels.cpu import cpu_quota, get_num_threads
 from minires.kernels.isa import INSTRUCTIONS, ISAS, choose_isa
 from minires.kernels.microkernel import Microkernel, assembly
 from minires.kernels.operators import FORMATS
@@ -29,11 +29,6 @@ from minires.measure.peak import (
 from minires.measure.text import format_columns
 from minires.measure.trust import mark, verdict
 
-CGROUP = Path("/sys/fs/cgroup")
-CPU_QUOTA = [  # quota and period of a Linux container, in either version of control groups
-    [CGROUP / "cpu.max"],
-    [CGROUP / "cpu" / "cpu.cfs_quota_us", CGROUP / "cpu" / "cpu.cfs_period_us"],
-]
 ROOFS = "roofs.json"  # in minires's cache
 WANTED = {
     "fma": "fma",
@@ -139,18 +134,6 @@ def describe_machine() -> str:
         name = names[0].strip() if names else name
     threads = get_num_threads()
     return f"{name}, {choose_isa().name}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def cpu_quota() -> float | None:
-    """Tell how many cores' time a container allows this process; None where it sets no limit."""
-    for files in CPU_QUOTA:
-        try:
-            words = " ".join(file.read_text(encoding="ascii") for file in files).split()
-            quota, period = (int(word) for word in words)
-        except (OSError, ValueError):  # not there; or "max", which is no limit
-            continue
-        return quota / period if quota > 0 else None
-    return None
 
 
 def warnings_about(peaks: list[Peak]) -> list[str]:

@@ -15,9 +15,11 @@ import numpy as np
 from minires.cache import cache_dir
 from minires.download import weights_dir
 from minires.errors import WeightsError
+from minires.images import load_image
 from minires.layers import Array
 from minires.model import ResNet50
-from minires.preprocess import Preset, load_image, preprocess
+from minires.notice import bar_hidden
+from minires.preprocess import Preset, preprocess
 from minires.quantize.calibrate import (
     STORED_CALIBRATION,
     Calibration,
@@ -132,7 +134,7 @@ def default_int8(
             default_batches(fp32.meta["preset"]),
             desc="calibrating for INT8, once",
             total=len(calibration_photographs()),
-            disable=None if progress else True,
+            disable=bar_hidden() or not progress,
         )
         calibration = calibrate(fp32, photographs, OBSERVER)
     int8 = quantize_model(fp32, calibration)

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from minires.errors import ImageError, MiniresError
+from minires.images import find_images
 from minires.layers import Array
-from minires.preprocess import Preset, find_images, preprocess
+from minires.preprocess import Preset, preprocess
 
 ENOUGH = 128  # more hardly change the ranges
 

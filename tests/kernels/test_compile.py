@@ -1,5 +1,6 @@
 """Compiled code: for one instruction set and no other; kept on the disk, and used if whole."""
 
+import io
 import os
 import re
 import shutil
@@ -7,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from numba import types
 
+from minires.errors import MiniresError
 from minires.kernels import compile as module
 from minires.kernels import operators
 from minires.kernels.compile import compile_for
@@ -168,6 +171,43 @@ def test_code_of_another_function_is_not_taken(half: Any, tmp_path: Path, capsys
     assert capsys.readouterr().err == "compiling\n"
 
 
+# Who may have written it
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "trusted"),
+    [(1000, 0o600, True), (0, 0o644, True), (1001, 0o600, False), (1001, 0o644, False),
+     (1000, 0o664, False), (0, 0o646, False)],
+)  # fmt: skip
+def test_code_of_this_user_or_of_root_is_trusted(
+    owner: int, mode: int, trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.os, "geteuid", lambda: 1000, raising=False)
+    status = os.stat_result((0o100000 | mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+    assert module._is_trusted(status) == trusted
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+def test_code_serves_other_users_and_is_theirs_alone_to_change(
+    half: Any, tmp_path: Path, capsys: Any
+) -> None:
+    half()
+    file = the_file(tmp_path)
+    assert file.stat().st_mode & 0o777 == 0o644
+    before = file.stat().st_mtime_ns
+    file.chmod(0o444)
+    file.parent.chmod(0o555)  # a shared cache, of which nothing can be changed
+    capsys.readouterr()
+    assert half() == 1.5
+    assert capsys.readouterr().err == ""
+    file.parent.chmod(0o755)
+    file.chmod(0o666)
+    assert half() == 1.5
+    assert capsys.readouterr().err == "compiling\n", "anybody may have written it"
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert file.stat().st_mtime_ns > before
+
+
 @pytest.mark.parametrize("obstacle", ["a file", "unreadable", "a folder of that name"])
 def test_a_cache_that_cannot_be_used_is_done_without(
     obstacle: str, half: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -235,6 +275,33 @@ def test_a_network_from_a_damaged_cache_computes_the_same_bits(tmp_path: Path) -
         file.write_bytes(flip(at)(file.read_bytes()))
         assert "compiling the fp32 kernels" in run()
     assert run() == ""
+
+
+def test_without_a_compiler_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NUMBA_DISABLE_JIT would have Python run what stands for compiled code."""
+    monkeypatch.setattr(module.config, "DISABLE_JIT", 1)
+    for precision in ("fp32", "int8"):
+        with pytest.raises(MiniresError, match=r"NUMBA_DISABLE_JIT.*backend numpy"):
+            operators.compile_network.__wrapped__(precision, choose_isa().name)
+
+
+def no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("stderr", [None, "closed", "full"])
+def test_a_notice_that_cannot_be_given_is_no_error(
+    stderr: str | None, half: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    file: Any = None
+    if stderr:
+        file = io.StringIO()
+        file.close()
+    if stderr == "full":
+        file = SimpleNamespace(write=no_space, flush=no_space)
+    monkeypatch.setattr(sys, "stderr", file)
+    assert half() == 1.5
+    assert capsys.readouterr().out == "", "stdout is for answers"
 
 
 def test_there_is_a_set_for_this_machine() -> None:

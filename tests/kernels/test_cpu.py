@@ -1,13 +1,15 @@
 """What Linux tells of the caches; how many threads there are, and who decides that."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import minires
 from minires.errors import MiniresError
 from minires.kernels import cpu as module
-from minires.kernels.cpu import Cache, caches, room_in
+from minires.kernels.cpu import Cache, caches, cpu_quota, room_in
 
 
 def test_sizes_are_those_of_some_cpu() -> None:
@@ -33,6 +35,67 @@ def test_where_nothing_is_told_the_usual_is_assumed(monkeypatch: pytest.MonkeyPa
         caches.cache_clear()
 
 
+# A quota, in trees of control groups as they are in containers and elsewhere
+
+GROUPS = {  # what the kernel says of this process, the files there are, and the cores that gives
+    "no groups": ("", {}, None),
+    "v2, no limit": ("0::/", {"cpu.max": "max 100000"}, None),
+    "v2 in a container": ("0::/", {"cpu.max": "150000 100000"}, 1.5),
+    "v2 in a service": (
+        "0::/system/web",
+        {"system/web/cpu.max": "300000 100000", "system/cpu.max": "200000 100000"},
+        2,
+    ),
+    "v1 in a container": (
+        "7:cpu,cpuacct:/docker/1a2b\n3:memory:/docker/1a2b",
+        {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"},
+        0.5,
+    ),
+    "v1, no limit": ("", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+    "v1 of another": (
+        "3:memory:/a", {"cpu/a/cpu.cfs_quota_us": "1", "cpu/a/cpu.cfs_period_us": "1"}, None,
+    ),
+    "damaged": ("0\n::::\n0::/", {"cpu.max": "x y"}, None),
+    "empty": ("0::/", {"cpu.max": ""}, None),
+    "no period": ("0::/", {"cpu.max": "5 0"}, None),
+}  # fmt: skip
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], float | None]:
+    def make(kind: str) -> float | None:
+        groups, files, cores = GROUPS[kind]
+        (tmp_path / "groups").write_text(groups, "ascii")
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text + "\n", "ascii")
+        monkeypatch.setattr(module, "CGROUP", tmp_path)
+        monkeypatch.setattr(module, "OWN_GROUPS", tmp_path / "groups")
+        monkeypatch.setattr(module, "_quota", cpu_quota)  # whatever was read before
+        return cores
+
+    return make
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_a_quota_is_read(kind: str, tree: Callable[[str], float | None]) -> None:
+    expected = tree(kind)
+    assert cpu_quota() == expected
+
+
+def test_a_quota_is_as_many_threads_unless_told(
+    tree: Callable[[str], float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr(module, "_most", lambda: 64)
+    tree("v2 in a container")
+    assert minires.get_num_threads() == 2  # 1.5, rounded up
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    assert minires.get_num_threads() == 9
+    minires.set_num_threads(33)
+    assert minires.get_num_threads() == 33
+
+
 MOST = module._most()
 
 
@@ -42,12 +105,14 @@ def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
-def test_all_unless_told() -> None:
+def test_all_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_quota", lambda: None)
     assert minires.get_num_threads() == MOST
 
 
 @pytest.mark.parametrize(("text", "count"), [("1", 1), ("1,2", 1), ("9999", MOST), ("no", MOST)])
 def test_the_environment_is_heeded(text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_quota", lambda: None)
     monkeypatch.setenv("OMP_NUM_THREADS", text)
     assert minires.get_num_threads() == count
 
@@ -56,6 +121,11 @@ def test_what_is_set_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     minires.set_num_threads(MOST)
     assert minires.get_num_threads() == MOST
+
+
+def test_numpys_numbers_count() -> None:
+    minires.set_num_threads(np.int64(1))  # type: ignore[arg-type]
+    assert minires.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.0, "1", MOST + 1])

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,12 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 
+from minires.api import predict
 from minires.errors import MiniresError
 from minires.kernels import engine as engine_module
 from minires.kernels import pack as pack_module
 from minires.kernels.engine import Engine
 from minires.kernels.isa import choose_isa
-from minires.kernels.operators import run_share
 from minires.kernels.pack import ALIGNMENT, SLACK
 from minires.kernels.plan import Division, in_runs
 from minires.layers import OPERATORS, FloatParams, Layer
@@ -379,6 +380,43 @@ def test_a_plan_is_kept_and_the_oldest_goes() -> None:
     assert [shape[2] for shape, _ in engine.programs] == [33, 34, 35, 36]
 
 
+def test_what_is_kept_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("int8")
+    engine = Engine(model.layers, model.params, "int8")
+    small, large = seeded_input((1, 3, 32, 32)), seeded_input((1, 3, 96, 96))
+    expected = [engine(x) for x in (small, large)]
+    little, much = (program.nbytes for program in engine.programs.values())
+    assert 4 * little < much
+    monkeypatch.setattr(engine_module, "KEPT", much)
+    for x, logits in zip((small, large), expected, strict=True):
+        assert_same(engine(x), logits)
+    assert [shape for shape, _ in engine.programs] == [large.shape], "the oldest go"
+    monkeypatch.setattr(engine_module, "KEPT", 2 * little)
+    assert_same(engine(large), expected[1])
+    assert engine.programs == {}, "a large one does not stay"
+    assert_same(engine(small), expected[0])
+    assert len(engine.programs) == 1
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_too_little_memory_is_told(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the network goes on as it was."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    model, x = model_of("int8"), seeded_input((1, 3, 48, 32))
+    model.backend = backend
+    model.meta["categories"] = list(map(str, range(1000)))
+    with monkeypatch.context() as patched:
+        patched.setattr(engine_module, "lay_out", fail)
+        patched.setattr("minires.reference.im2col_ref", fail)
+        with pytest.raises(MiniresError, match="memory") as told:
+            predict(model, x)
+    assert re.search("1 x 48 x 32 pixels take .* GB|\\(1, 3, 48, 32\\)", str(told.value))
+    assert len(predict(model, x)[0]) == 5
+
+
 def test_an_instruction_set_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("int8")
     monkeypatch.setenv("MINIRES_ISA", "abacus")
@@ -434,12 +472,6 @@ def test_engines_that_cannot_be_are_refused() -> None:
         Engine(model.layers, model.params, "fp32", replace(isa, lanes=2))
     with pytest.raises(MiniresError, match="at least one thread"):
         Engine(model.layers, model.params, "fp32", threads=0)
-
-
-def test_without_a_compiler_nothing_is_computed() -> None:
-    """NUMBA_DISABLE_JIT would have Python run what stands for compiled code."""
-    with pytest.raises(MiniresError, match="NUMBA_DISABLE_JIT"):
-        run_share("", None, 0, 1)
 
 
 def test_precision_and_backend_may_change() -> None:

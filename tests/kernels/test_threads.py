@@ -104,6 +104,22 @@ WAYS = {
     with multiprocessing.get_context("fork").Pool(2) as pool:
         ok = all(np.array_equal(y, expected) for y in pool.map(run, [x] * 6))
 """,
+    "processes that begin anew": """
+    ok = True
+    for way in {"spawn", "forkserver"} & {*multiprocessing.get_all_start_methods()}:
+        with multiprocessing.get_context(way).Pool(1) as pool:
+            ok = ok and np.array_equal(pool.apply(model, (x,)), expected)
+""",
+    "torch's DataLoader": """
+    from torch.utils.data import DataLoader
+    class Answers:
+        def __len__(self):
+            return 6
+        def __getitem__(self, number):
+            return model(x)
+    batches = DataLoader(Answers(), num_workers=2, multiprocessing_context="fork")
+    ok = answers() and all(np.array_equal(y[0].numpy(), expected) for y in batches) and answers()
+""",
     "a fork while another thread computes": """
     at_work = True
     def work():
@@ -147,6 +163,8 @@ WAYS = {
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_process_that_has_run_a_network_may_fork(way: str) -> None:
+    if "torch" in way:
+        pytest.importorskip("torch", reason="torch is not installed")
     program = f"{FORKING}    {WAYS[way].strip()}\n    sys.exit(0 if ok else 1)\n"
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
     process = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -31,23 +31,6 @@ def test_a_quiet_machine_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> No
     assert "quota allows 0.5" in machine.warnings_about([peak()])[0]
 
 
-@pytest.mark.parametrize(
-    ("texts", "cores"),
-    [
-        (["max 100000"], None), (["150000 100000"], 1.5), ([""], None), (["x y"], None),
-        (["50000", "100000"], 0.5), (["-1", "100000"], None), ([], None),
-    ],
-)  # fmt: skip
-def test_a_quota_is_read(
-    texts: list[str], cores: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = [tmp_path / str(i) for i in range(len(texts))]
-    for file, text in zip(files, texts, strict=True):
-        file.write_text(text + "\n", "ascii")
-    monkeypatch.setattr(machine, "CPU_QUOTA", [[tmp_path / "none"], files])
-    assert machine.cpu_quota() == cores
-
-
 def test_a_rate_that_no_cpu_has_is_not_explained_away() -> None:
     slow = peak()._replace(gops=75.0)  # 1.4 a cycle: neither 1 nor 2
     assert slow.likely_rate is None

@@ -1,0 +1,310 @@
+"""An image file to upright RGB: open, decode, turn, and bring all modes to 8 bits of RGB.
+
+A file of 0.2 MB may hold 89 million pixels. So what Pillow has decoded is the only thing here that
+is as large as the image. It is brought to RGB in strips of rows, and whoever reads these keeps as
+little of them as they need.
+"""
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from minires.errors import ImageError
+from minires.layers import Array
+
+ImageSource = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Array
+)
+
+# What people have photographs in, by Pillow's name, with the suffixes of such files. No other one
+# is opened: for some Pillow starts a program, as Ghostscript for EPS, and hands it the file.
+# HEIF is opened where a plug-in such as pillow-heif is registered, AVIF where Pillow was built so.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif", ".avifs"),
+    "HEIF": (".heic", ".heics", ".heif", ".heifs", ".hif"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "ICO": (".ico",),
+}
+SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
+BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
+)  # of files in ISO's container: what follows "ftyp"
+
+# What is white in Pillow's deep modes, and up to which value: a product may overshoot a little.
+SCALES: dict[str, list[tuple[float, float]]] = {
+    "F": [(1, 1.5), (255, 280)],
+    "I": [(255, 280), (65535, 65535)],
+    "I;16": [(65535, 65535)],
+}
+DEEP = ("PNG", "PPM")  # whose grey of 16 bits is mode I in some versions of Pillow, or in all
+DARKER = 0.02  # of white: as little below black is black
+# By the EXIF orientation: what turns the image upright, whether its rows are columns as stored, and
+# whether the first one is the last as stored.
+ORIENTATION = 0x0112
+Turn = tuple[Image.Transpose | None, bool, bool]
+UPRIGHT: Turn = (None, False, False)
+TURNS: dict[int, Turn] = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, False, False),
+    3: (Image.Transpose.ROTATE_180, False, True),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, False, True),
+    5: (Image.Transpose.TRANSPOSE, True, False),
+    6: (Image.Transpose.ROTATE_270, True, False),
+    7: (Image.Transpose.TRANSVERSE, True, True),
+    8: (Image.Transpose.ROTATE_90, True, True),
+}
+STRIP = 2**19  # pixels: what is made of them takes some 20 MB
+MAX_ASPECT_RATIO = 1000  # such an image takes 215 MB when its short side is resized to 232
+
+
+def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """List the image files that are named, and those that lie in the folders that are named.
+
+    Parameters
+    ----------
+    sources : iterable of path-like
+        Files and folders.
+
+    Returns
+    -------
+    list of Path
+        In place of a folder its images, by name. What is no folder, or a folder without an image,
+        stays as it is: whoever opens it says what is wrong.
+
+    Raises
+    ------
+    ImageError
+        For an empty name, which would be the current folder.
+    """
+    files = []
+    for given in sources:
+        if not os.fspath(given):
+            raise ImageError("a name is empty; wanted a file or a folder, . for the current one")
+        source = Path(given)
+        inside: list[Path] = []
+        with contextlib.suppress(OSError):  # it is a file, or may not be looked into
+            inside = sorted(source.iterdir())
+        # A name that begins with a dot is hidden: macOS leaves such files beside images.
+        visible = [path for path in inside if path.name[0] != "." and path.is_file()]
+        images = [path for path in visible if path.suffix.lower() in SUFFIXES]
+        files += images or [source]
+    return files
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Decode an image, turn it upright and make it RGB.
+
+    What is transparent becomes white, the paper that drawings and cut-outs are made for: the
+    colour stored beneath is arbitrary. Of an animation this is the first frame.
+
+    Parameters
+    ----------
+    source : path-like, bytes-like, binary file, PIL image or ndarray
+        An array is (H, W, 3) or (H, W) uint8. More than 8 bits are scaled to 8: white is 65535 in
+        16 bits, 255 or 65535 in 32, 1 or 255 in floats, and a little beyond that is white too.
+        Other values are stretched from the least to the greatest.
+
+    Returns
+    -------
+    PIL.Image.Image
+        RGB, turned as its EXIF orientation says.
+
+    Raises
+    ------
+    ImageError
+        For what cannot be opened, is no image, is incomplete, has more pixels than
+        ``PIL.Image.MAX_IMAGE_PIXELS`` or is over 1000 times as long as it is wide.
+    """
+    with open_image(source) as decoded:
+        image, row = Image.new("RGB", decoded.size), 0
+        for strip in decoded.strips():
+            image.paste(strip, (0, row))
+            row += strip.height
+    return image
+
+
+class Decoded:
+    """What Pillow has decoded, to be read upright and in RGB, some rows at a time.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        In any mode; it is not changed.
+    orientation : int, optional
+        EXIF's: 1 is upright.
+    transparent : object, optional
+        The transparent colour, in the form that Pillow has for this mode.
+    """
+
+    def __init__(
+        self, image: Image.Image, orientation: int = 1, transparent: object = None
+    ) -> None:
+        self._image = image
+        self._transparent = transparent
+        self._turn, self._sideways, self._backwards = TURNS.get(orientation, UPRIGHT)
+        self.size = image.size[::-1] if self._sideways else image.size
+
+    def strips(self) -> Iterator[Image.Image]:
+        """Yield the image in RGB, from top to bottom."""
+        scale = _grey_scale(self._image) if self._image.mode[0] in "IF" else None
+        for strip in self._cut():
+            if self._transparent is not None:
+                strip.info["transparency"] = self._transparent
+            yield _to_rgb(strip if scale is None else _to_8_bits(strip, *scale))
+
+    def _cut(self) -> Iterator[Image.Image]:
+        width, height = self.size
+        rows = max(1, STRIP // width)
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            first, last = (height - bottom, height - top) if self._backwards else (top, bottom)
+            box = (first, 0, last, width) if self._sideways else (0, first, width, last)
+            strip = self._image.crop(box)
+            yield strip if self._turn is None else strip.transpose(self._turn)
+
+
+@contextlib.contextmanager
+def open_image(source: ImageSource) -> Iterator[Decoded]:
+    """Decode an image; whatever goes wrong, then or while it is read, is an `ImageError`."""
+    name = _name(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mostly of odd metadata; the pixels are checked
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with _open(source) as opened:
+                yield _decode(opened, name)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: {_what_it_is(source)}") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ImageError(f"{name}: refused unless made smaller ({error})") from error
+    except MemoryError as error:
+        raise ImageError(f"{name}: there is not enough memory for it; make it smaller") from error
+    except Exception as error:  # Pillow lets nearly anything out where a file is damaged
+        if isinstance(error, OSError) and error.strerror:
+            raise ImageError(f"{name}: cannot be opened ({error.strerror})") from error
+        raise ImageError(
+            f"{name}: damaged, incomplete or of an unusual kind ({str(error) or repr(error)}); "
+            "if another program shows it, save it from there as JPEG or PNG"
+        ) from error
+
+
+def _name(source: ImageSource) -> str:
+    if isinstance(source, str | os.PathLike):
+        return str(source) or "the empty name given"
+    path = getattr(source, "filename", None) or getattr(source, "name", None)
+    return str(path or f"the {type(source).__name__} given")
+
+
+def _open(source: ImageSource) -> contextlib.AbstractContextManager[Image.Image]:
+    if isinstance(source, Image.Image):
+        return contextlib.nullcontext(source)
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or not (source.ndim == 2 or source.shape[2:] == (3,)):
+            raise ImageError(
+                f"an image given as an array is {source.dtype} of shape {source.shape}; "
+                "wanted uint8 and (H, W, 3) or (H, W)"
+            )
+        return contextlib.nullcontext(Image.fromarray(source))
+    Image.init()  # finds Pillow's own plug-ins
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    if isinstance(source, bytes | bytearray | memoryview):
+        return Image.open(io.BytesIO(source), formats=formats)
+    if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
+        return Image.open(source, formats=formats)
+    raise ImageError(
+        f"a {type(source).__name__} given as an image; "
+        "wanted a path, bytes, a binary file, a PIL image or an array"
+    )
+
+
+def _what_it_is(source: Any) -> str:
+    """Say of what cannot be opened what it seems to be, by its first bytes."""
+    start = b""
+    with contextlib.suppress(Exception):
+        if isinstance(source, str | os.PathLike):
+            with open(source, "rb") as file:
+                start = file.read(12)
+        elif hasattr(source, "read"):
+            source.seek(0)
+            start = source.read(12)
+        else:
+            start = bytes(source[:12])
+    kind = BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None
+    if kind is None:
+        return f"empty, or not an image of a kind that is read: {', '.join(FORMATS)}"
+    return (
+        f"a photograph in {kind}, which Pillow cannot read here by itself; save it as JPEG or PNG, "
+        "or, in Python, install pillow-heif and call pillow_heif.register_heif_opener() before"
+    )
+
+
+def _decode(image: Image.Image, name: str) -> Decoded:
+    transparent = _transparent(image)  # before its pixels are read: then how they lay is forgotten
+    image.load()  # all of it: here an incomplete file is noticed
+    if not 0 < max(image.size) <= MAX_ASPECT_RATIO * min(image.size):
+        raise ImageError(
+            f"{name}: {image.width} x {image.height} pixels; wanted at least 1 x 1, and at most "
+            f"{MAX_ASPECT_RATIO} times as many one way as the other"
+        )
+    orientation = 1
+    with contextlib.suppress(Exception):  # broken EXIF data says nothing of the pixels
+        orientation = image.getexif().get(ORIENTATION, 1)
+        hash(orientation)
+    return Decoded(image, orientation, transparent)
+
+
+def _transparent(image: Image.Image) -> object:
+    """Tell the transparent colour as it is after decoding: Pillow leaves it as a PNG has it."""
+    colour = image.info.get("transparency")
+    tile = next(iter(getattr(image, "tile", ())), None)
+    stored = tile[3] if tile and image.format == "PNG" else None
+    if stored in ("1", "L;2", "L;4") and isinstance(colour, int):
+        return colour * {"1": 255, "L;2": 85, "L;4": 17}[stored]
+    if stored == "RGB;16B" and isinstance(colour, tuple):
+        return tuple(value >> 8 for value in colour)  # the low bits of the pixels are gone, too
+    return colour
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    paper = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
+
+
+def _grey_scale(image: Image.Image) -> tuple[float, float]:
+    """Find what is black and what is white in one of Pillow's deep modes."""
+    strips = (np.asarray(strip) for strip in Decoded(image)._cut())
+    extremes = np.array([(strip.min(), strip.max()) for strip in strips], np.float64)
+    black, white = extremes[:, 0].min(), extremes[:, 1].max()
+    if not np.isfinite([black, white]).all():
+        raise ValueError("it holds NaN or infinity")
+    mode = "I;16" if image.format in DEEP and image.mode == "I" else image.mode[:4]
+    for known, most in SCALES[mode]:
+        if white <= most:
+            return (0, known) if black >= -DARKER * known else (float(black), float(white))
+    return float(black), float(white)
+
+
+def _to_8_bits(image: Image.Image, black: float, white: float) -> Image.Image:
+    """Scale where Pillow's own conversion clips at 255."""
+    values = np.asarray(image).astype(np.float64)
+    scaled = (values - black) * (255 / (white - black or 1))  # 1: all are the same
+    if "transparency" in image.info:  # the one grey through which the paper shows
+        scaled[values == image.info["transparency"]] = 255
+    return Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8))
