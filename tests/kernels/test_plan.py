@@ -107,5 +107,5 @@ def test_small_caches_divide_a_batch() -> None:
 def test_a_batch_that_offsets_cannot_span_is_refused() -> None:
     image = Layer("x", "input", (), 64, 64)
     conv = Layer("conv", "conv", ("x",), 64, 64)
-    with pytest.raises(MiniresError, match="3 x .* pixels are too large.*fewer at once"):
+    with pytest.raises(MiniresError, match=r"3 x .* pixels are too large.*fewer at once"):
         plan_of((3, 64, 2000, 2000), FLOATS, [image, conv])
