@@ -172,7 +172,9 @@ class Decoded:
             bottom = min(top + rows, height)
             first, last = (height - bottom, height - top) if self._backwards else (top, bottom)
             box = (first, 0, last, width) if self._sideways else (0, first, width, last)
-            strip = self._image.crop(box)
+            # A copy of the whole would be for nothing, unless something is written into it.
+            whole = rows >= height and self._transparent is None
+            strip = self._image if whole else self._image.crop(box)
             yield strip if self._turn is None else strip.transpose(self._turn)
 
 
@@ -282,7 +284,7 @@ def _transparent(image: Image.Image) -> object:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     paper = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
 

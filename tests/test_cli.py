@@ -755,3 +755,11 @@ def test_the_peak_is_told(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> N
     assert "memory" in out
     assert main(["peak", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["peaks"][0]["gops"] > 0
+
+
+def test_numpys_whole_numbers_count_labels(model: api.ResNet50) -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
+    assert len(api.classify(image, np.int64(3), model)) == 3  # type: ignore[arg-type]
+    for top in (np.float32(3), np.int8(0), "3", None):
+        with pytest.raises(api.MiniresError, match="wanted a whole number of at least 1"):
+            api.classify(image, top, model)  # type: ignore[arg-type]

@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 from minires.api import FORMAT, resnet50
 from minires.download import imagenet_categories, weights_dir
 from minires.errors import WeightsError
+from minires.images import load_image
 from minires.model import ResNet50
-from minires.preprocess import IMAGENET_V2, Preset, load_image, preprocess
+from minires.preprocess import IMAGENET_V2, Preset, preprocess
 from minires.quantize import default
 from minires.quantize.calibrate import STORED_CALIBRATION, calibrate
 from minires.quantize.convert import quantize_model
