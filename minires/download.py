@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minires.cache import cache_dir
+from minires.cache import cache_dir, remove_oldest
 from minires.errors import DownloadError, WeightsError
 from minires.preprocess import Preset, read_preset
 
@@ -36,6 +36,8 @@ SLOWEST = 10_000  # bytes a second; 100 MB then take three hours
 PIECE = 4096  # bytes; a compressed piece is 1,000 times as long at most
 LARGEST = 2**28  # bytes, where the manifest has no size: a ResNet-50 in float64 has 204 MB
 PARTIAL = ".download-"  # how the folders are called in which files arrive
+NOTE = ".verified"  # how the notes of checksums end
+MOST_NOTES = 64
 STALE_SECONDS = 24 * 60 * 60  # such a folder is no longer in use
 
 
@@ -264,19 +266,41 @@ def _has_size(path: Path, file: WeightsFile) -> bool:
 
 
 def _was_right(path: Path, file: WeightsFile) -> bool:
-    """Compare a file's checksum, once for as long as nobody writes to it: that takes a while."""
-    status = path.stat()
-    seen = f"{path} {status.st_size} {status.st_mtime_ns}"
-    note = cache_dir() / f"{file.sha256[:16]}.verified"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if note.read_text(encoding="utf-8") == seen:
-            return True
-    if not _has_checksum(path, file):
+    try:
+        return sha256_of(path) == file.sha256
+    except OSError:  # a file that may not be read is as good as none
         return False
-    with contextlib.suppress(OSError):  # without a note it is compared again
+
+
+def sha256_of(path: Path) -> str:
+    """Compute a file's checksum, once for as long as nobody writes to the file: it takes a while.
+
+    A note in the cache keeps it. The note is of the path, so that a copy is read again.
+    """
+    status = path.stat()
+    place = str(path.resolve())
+    seen = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    note = cache_dir() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}{NOTE}"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        known, _, sha256 = note.read_text(encoding="utf-8").rpartition(" ")
+        if known == seen:
+            return sha256
+    sha256 = _sha256(path)
+    with contextlib.suppress(OSError):  # without a note it is computed again
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(seen, encoding="utf-8")
-    return True
+        note.write_text(f"{seen} {sha256}", encoding="utf-8")
+        remove_oldest(note.parent, f"*{NOTE}", MOST_NOTES)
+    return sha256
+
+
+def check_at_rest(path: Path, entry: Weights) -> None:
+    """Compare the checksum of weights that are about to be read, without a note.
+
+    A bit may flip on a disk, and no time of change tells. In PyTorch's files, which are zip
+    archives, each tensor has a checksum that is compared anyway.
+    """
+    if path.suffix != ".pth" and _sha256(path) not in [file.sha256 for file in entry.files]:
+        raise WeightsError(f"{path} is damaged: its checksum is wrong; {entry.remedy}")
 
 
 def _has_checksum(path: Path, file: WeightsFile) -> bool:
