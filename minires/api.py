@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires import checkpoint, download
+from minires.cache import noted_sha256
 from minires.errors import ImageError, MiniresError, WeightsError, check_choice
 from minires.layers import OPERATORS, Array, Layer
 from minires.metadata import read_json, read_meta
@@ -95,7 +96,7 @@ def resnet50(
         model = load_fp32()
     else:
         with checkpoint.naming(path):
-            key = entry.sha256 if entry else download.sha256_of(path)
+            key = entry.sha256 if entry else noted_sha256(path)
         model = default_int8(load_fp32, key, progress)
     model.precision, model.backend = precision, backend
     return model

@@ -6,7 +6,6 @@ are looked for in minires's cache and in torch's. pooch downloads what neither h
 
 import contextlib
 import difflib
-import hashlib
 import itertools
 import os
 import re
@@ -22,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minires.cache import cache_dir, remove_oldest
+from minires import cache
+from minires.cache import cache_dir
 from minires.errors import DownloadError, WeightsError
 from minires.preprocess import Preset, read_preset
 
@@ -36,8 +36,6 @@ SLOWEST = 10_000  # bytes a second; 100 MB then take three hours
 PIECE = 4096  # bytes; a compressed piece is 1,000 times as long at most
 LARGEST = 2**28  # bytes, where the manifest has no size: a ResNet-50 in float64 has 204 MB
 PARTIAL = ".download-"  # how the folders are called in which files arrive
-NOTE = ".verified"  # how the notes of checksums end
-MOST_NOTES = 64
 STALE_SECONDS = 24 * 60 * 60  # such a folder is no longer in use
 
 
@@ -230,8 +228,7 @@ def locate(name: str) -> Path | None:
 
 def _find(entry: Weights, whole: bool = False) -> tuple[Path, WeightsFile] | None:
     """Look for a file whose checksum is right, or was when it was last written to."""
-    is_right = _has_checksum if whole else _was_right
-    return next((place for place in _places(entry) if is_right(*place)), None)
+    return next((place for place in _places(entry) if _is_right(*place, whole)), None)
 
 
 def _places(entry: Weights) -> list[tuple[Path, WeightsFile]]:
@@ -245,7 +242,7 @@ def _recognize(path: Path) -> Weights | None:
     """Find the entry of the manifest whose file this is, wherever it came from."""
     for entry in map(get_weights, available_weights()):
         for file in entry.files:
-            if file.size and _has_size(path, file) and _was_right(path, file):
+            if file.size and _has_size(path, file) and _is_right(path, file):
                 return entry
     return None
 
@@ -265,32 +262,12 @@ def _has_size(path: Path, file: WeightsFile) -> bool:
     return stat.S_ISREG(status.st_mode) and file.size in (None, status.st_size)
 
 
-def _was_right(path: Path, file: WeightsFile) -> bool:
+def _is_right(path: Path, file: WeightsFile, whole: bool = False) -> bool:
+    """Compare a file's checksum: that of now, or of when it was last written to."""
     try:
-        return sha256_of(path) == file.sha256
+        return (cache.sha256_of if whole else cache.noted_sha256)(path) == file.sha256
     except OSError:  # a file that may not be read is as good as none
         return False
-
-
-def sha256_of(path: Path) -> str:
-    """Compute a file's checksum, once for as long as nobody writes to the file: it takes a while.
-
-    A note in the cache keeps it. The note is of the path, so that a copy is read again.
-    """
-    status = path.stat()
-    place = str(path.resolve())
-    seen = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-    note = cache_dir() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}{NOTE}"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        known, _, sha256 = note.read_text(encoding="utf-8").rpartition(" ")
-        if known == seen:
-            return sha256
-    sha256 = _sha256(path)
-    with contextlib.suppress(OSError):  # without a note it is computed again
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{seen} {sha256}", encoding="utf-8")
-        remove_oldest(note.parent, f"*{NOTE}", MOST_NOTES)
-    return sha256
 
 
 def check_at_rest(path: Path, entry: Weights) -> None:
@@ -299,20 +276,8 @@ def check_at_rest(path: Path, entry: Weights) -> None:
     A bit may flip on a disk, and no time of change tells. In PyTorch's files, which are zip
     archives, each tensor has a checksum that is compared anyway.
     """
-    if path.suffix != ".pth" and _sha256(path) not in [file.sha256 for file in entry.files]:
+    if path.suffix != ".pth" and cache.sha256_of(path) not in [file.sha256 for file in entry.files]:
         raise WeightsError(f"{path} is damaged: its checksum is wrong; {entry.remedy}")
-
-
-def _has_checksum(path: Path, file: WeightsFile) -> bool:
-    try:
-        return _sha256(path) == file.sha256
-    except OSError:  # a file that may not be read is as good as none
-        return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(name: str) -> Path:
@@ -323,7 +288,7 @@ def verify(name: str) -> Path:
         raise WeightsError(f"{name} is not here, or not whole; {entry.remedy}")
     path, file = places[0]
     try:
-        sha256 = _sha256(path)
+        sha256 = cache.sha256_of(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     if sha256 != file.sha256:

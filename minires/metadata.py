@@ -71,9 +71,10 @@ def read_qparams(told: object, edges: Collection[str]) -> dict[str, QParams]:
     qparams = {}
     for name, pair in _of_each_edge(told, edges, "scales").items():
         match pair:
-            case [scale, int(zero_point)] if _is_number(scale, 0) and 0 <= zero_point <= 255:
-                qparams[name] = QParams(np.float32(scale), int(zero_point))
-        if name not in qparams or not qparams[name].scale > 0:
+            case [scale, zero_point] if _is_number(scale, 0) and type(zero_point) is int:
+                qparams[name] = QParams(np.float32(scale), zero_point)
+        scale, zero_point = qparams.get(name, (0, 0))
+        if not (scale > 0 and 0 <= zero_point <= 255):
             raise WeightsError(
                 f"{name} has {short(pair)}; wanted a scale above 0, and a zero point from 0 to 255"
             )

@@ -88,10 +88,10 @@ def read_preset(values: object) -> Preset:
             raise MiniresError(f"a preset's mean or std is {short(colour)}; wanted 3 numbers")
     for mean, std in zip(*colours, strict=True):
         # `check_input` refuses what is larger, when an image is there.
-        if not (std > 0 and max(abs(mean), abs(1 - mean)) < 100 * std):
+        if not (0 < std < 1000 and max(abs(mean), abs(1 - mean)) < 100 * std):
             raise MiniresError(
-                f"a preset has the mean {short(mean)} and the std {short(std)}, with which pixels "
-                "become larger than 100"
+                f"a preset has the mean {short(mean)} and the std {short(std)}; wanted those of "
+                "pixels from 0 to 1"
             )
     return Preset(**{**values, **{key: tuple(values[key]) for key in ("mean", "std")}})
 

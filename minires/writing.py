@@ -62,12 +62,11 @@ def _partial(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Path]]:
     """
     target = Path(os.path.realpath(path))
     try:
-        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-            raise MiniresError(f"{path}: a folder, a device or a pipe; wanted a file's name")
         if not target.parent.is_dir():
             raise MiniresError(f"{path}: its folder is not there; make it first")
-        with suppress(FileNotFoundError):
-            target.lstat()  # a name that is too long is told here
+        with suppress(FileNotFoundError):  # any other error, of too long a name, is told by now
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise MiniresError(f"{path}: a folder, a device or a pipe; wanted a file's name")
         _remove_leftovers(target.parent)
         file = _open_locked(target.parent)
         try:

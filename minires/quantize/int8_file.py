@@ -7,7 +7,7 @@ import mmap
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -91,7 +91,7 @@ def _sealed_with(checksum: str) -> bytes:
     return f'"checksum":"{checksum}"'.encode()
 
 
-def int8_size(layers: list[Layer]) -> int:
+def int8_size(layers: Sequence[Layer]) -> int:
     """Count the bytes that `save_int8` writes, generously: 64 KB are names and metadata."""
     shapes = _tensor_shapes(layers).items()
     return 2**16 + sum(np.dtype(DTYPES[t]).itemsize * math.prod(s) for _, (t, s) in shapes)
@@ -168,7 +168,7 @@ def _count_classes(header: Mapping[str, Any]) -> int:
     raise WeightsError("not an INT8 ResNet-50 of minires: fc.bias_s32 counts no classes")
 
 
-def _tensor_shapes(layers: list[Layer]) -> dict[str, tuple[str, Shape]]:
+def _tensor_shapes(layers: Sequence[Layer]) -> dict[str, tuple[str, Shape]]:
     """Name the tensors of a network, each with its type and shape."""
     shapes: dict[str, tuple[str, Shape]] = {}
     for layer in layers:
@@ -243,7 +243,8 @@ def _params(
         inputs = [qparams[name] for name in layer.inputs]
         if layer.op in ("conv", "linear"):
             fields = {field: tensors[f"{layer.name}.{field}"] for field in TENSORS}
-            params[layer.name] = Int8Params(inputs[0], **fields, residual=(*inputs, None)[1])
+            residual = inputs[1] if len(inputs) > 1 else None
+            params[layer.name] = Int8Params(inputs[0], **fields, residual=residual)
         elif layer.op == "avgpool":
             params[layer.name] = inputs[0]
     return params
