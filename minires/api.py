@@ -1,7 +1,6 @@
 """What a user calls: weights in, model out; image in, labels out."""
 
 import functools
-import json
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires import checkpoint, download
+from minires.cache import noted_sha256
 from minires.errors import ImageError, MiniresError, WeightsError, check_choice
 from minires.images import ImageSource
 from minires.layers import OPERATORS, Array, Layer
+from minires.metadata import read_json, read_meta
 from minires.model import Engine, ResNet50, resnet50_layers
-from minires.preprocess import IMAGENET_V1, Preset, preprocess, read_preset
+from minires.preprocess import IMAGENET_V1, Preset, preprocess
 from minires.quantize.calibrate import STORED_CALIBRATION
 from minires.quantize.default import default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
@@ -87,6 +88,7 @@ def resnet50(
     load_fp32 = functools.partial(_load_fp32, path, entry)
     if is_int8_file(path):
         model = load_int8(path)
+        model.meta = _guess_meta(path, model.layers[-1].out_c) | model.meta
         if precision not in ("int8", "int8-simulated"):
             raise WeightsError(
                 f"{path} holds INT8 weights, which cannot run in {precision}; "
@@ -95,24 +97,21 @@ def resnet50(
     elif precision in ("fp32", "bf16"):
         model = load_fp32()
     else:
-        status = path.stat()
-        # A file that the manifest does not know is told by where and since when it lies there:
-        # hashing 100 MB takes longer than all else. ctime changes where a copy keeps its mtime.
-        place = path.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        key = entry.sha256 if entry else " ".join(map(str, place))
+        with checkpoint.naming(path):
+            key = entry.sha256 if entry else noted_sha256(path)
         model = default_int8(load_fp32, key, progress)
     model.precision, model.backend = precision, backend
     return model
 
 
 def _load_fp32(path: Path, entry: download.Weights | None) -> ResNet50:
+    if entry:
+        download.check_at_rest(path, entry)
     state = checkpoint.read_checkpoint(path)
     classes = state["fc.bias"].shape[0] if state.get("fc.bias", np.array(0)).ndim == 1 else 1000
     shapes = checkpoint.state_dict_shapes(resnet50_layers(classes))
-    try:
+    with checkpoint.naming(path):
         state = checkpoint.check_state_dict(state, shapes)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
     meta = entry.meta if entry else _guess_meta(path, classes)
     return ResNet50.from_state_dict(state, meta | _told_meta(path, classes))
 
@@ -132,18 +131,13 @@ def _told_meta(path: Path, classes: int) -> dict[str, Any]:
     metadata = checkpoint.read_metadata(path)
     if metadata.get("format") != FORMAT:
         return {}
-    try:
-        categories = [str(name) for name in json.loads(metadata["categories"])]
-        preset = read_preset(json.loads(metadata["preset"]))
-        if len(categories) != classes:
-            raise ValueError(f"{len(categories)} categories for {classes} classes")
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: its metadata cannot be used ({error!r})") from error
-    stored = {STORED_CALIBRATION: text} if (text := metadata.get("calibration")) else {}
-    return stored | {
-        "categories": categories,
-        "preset": preset,
-    }
+    with checkpoint.naming(path):
+        for key in "categories", "preset":
+            if key not in metadata:
+                raise WeightsError(f"its metadata has no {key}")
+        told = {key: read_json(metadata[key]) for key in ("categories", "preset")}
+        stored = {STORED_CALIBRATION: text} if (text := metadata.get("calibration")) else {}
+        return stored | read_meta(told, classes)
 
 
 def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:

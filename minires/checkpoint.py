@@ -6,6 +6,7 @@ file is believed: neither how long it is said to be nor where a tensor is said t
 """
 
 import io
+import json
 import os
 import pickle
 import stat
@@ -17,12 +18,13 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from minires.errors import WeightsError
+from minires.errors import MiniresError, WeightsError, short
 from minires.layers import Array, FloatParams, Layer, Shape
 from minires.reference import fold_batchnorm
 from minires.unpickle import MOST_BYTES, NO_BFLOAT16, unpickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in torch.save's older format
+MOST_FILE = 2**30  # bytes; a ResNet-50 in float64, with its optimizer's state, has 600 MB
 MOST_HEADER = 2**23  # bytes of a .safetensors file's header; a ResNet-50's has 30 KB
 MOST_DIRECTORY = 2**22  # bytes of a zip archive's list of members; a ResNet-50's has 25 KB
 SAFETENSORS_TYPES = (  # those that NumPy has
@@ -54,7 +56,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
     WeightsError
         For a file that is missing, damaged, of another kind, or that asks for code.
     """
-    with _naming(path), _opened(path) as file:
+    with naming(path), opened(path) as file:
         return _tensors(_reader(file)(file))
 
 
@@ -76,11 +78,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     WeightsError
         For a file that is missing, damaged or of another kind.
     """
-    with _naming(path), _opened(path) as file:
+    with naming(path), opened(path) as file:
         if _reader(file) is not _read_safetensors:
             return {}
-        with safe_open(path, "numpy") as opened:
-            return opened.metadata() or {}
+        with safe_open(path, "numpy") as checked:
+            return checked.metadata() or {}
 
 
 def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) -> dict[str, Array]:
@@ -120,6 +122,7 @@ def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) ->
             f"{key} {value.dtype}" for key, value in common.items() if key not in floats
         ],
         "holding NaN or infinity": [k for k, v in floats.items() if not np.isfinite(v).all()],
+        "empty": [key for key, value in floats.items() if not value.size],
         "below 0": [k for k, v in floats.items() if k.endswith("running_var") and (v < 0).any()],
     }
     if any(problems.values()):
@@ -189,33 +192,30 @@ def read_only(p: Any) -> Any:
 
 def _shorten(names: list[str]) -> str:
     more = len(names) - MOST_NAMED
-    return ", ".join(map(_short, names[:MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
-
-
-def _short(text: str) -> str:
-    """Cut what a file says, which may have any length and any lines."""
-    return f"{text if text.isprintable() else repr(text):.120}"
+    return ", ".join(map(short, names[:MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Make whatever goes wrong with a file a WeightsError that begins with its name."""
     try:
         yield
-    except WeightsError as error:
+    except MiniresError as error:
         raise WeightsError(f"{path}: {error}") from error
     except Exception as error:  # zipfile and pickle let nearly anything out for a damaged file
         if isinstance(error, OSError) and error.strerror:
             raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
         raise WeightsError(
-            f"{path}: damaged or incomplete ({_short(str(error) or repr(error))}); fetch it again"
+            f"{path}: damaged or incomplete ({short(str(error) or repr(error))}); fetch it again"
         ) from error
 
 
-def _opened(path: str | os.PathLike[str]) -> io.BufferedReader:
+def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file, if it is one: opening a pipe may wait for ever, and nobody can go back in it."""
     if not (os.path.isdir(path) or stat.S_ISREG(os.stat(path).st_mode)):
         raise WeightsError("a pipe or a device; wanted a file, so save it first")
+    if os.path.getsize(path) > MOST_FILE:
+        raise WeightsError(f"refused: it has more than {MOST_FILE} bytes")
     return open(path, "rb")
 
 
@@ -234,19 +234,29 @@ def _reader(file: io.BufferedReader) -> Callable[[io.BufferedReader], object]:
     raise WeightsError(f"{'not' if start else 'empty, not'} a .pth or .safetensors file")
 
 
+def read_header(file: io.BufferedReader) -> tuple[dict[str, Any], bytes]:
+    """Read a .safetensors file's header: its length in 8 bytes, then JSON; the text comes too."""
+    length = file.read(8)
+    text = file.read(min(int.from_bytes(length, "little"), MOST_HEADER))
+    header = json.loads(text)
+    if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
+        raise WeightsError("damaged: its header does not describe tensors")
+    return header, length + text
+
+
 def _read_safetensors(file: io.BufferedReader) -> dict[str, Array]:
-    tensors: dict[str, Array] = {}
-    with safe_open(file.name, "numpy") as opened:
-        for key in opened.keys():  # noqa: SIM118 (it is no dictionary)
-            dtype = opened.get_slice(key).get_dtype()
-            if dtype == "BF16":
-                raise WeightsError(NO_BFLOAT16)
-            if dtype not in SAFETENSORS_TYPES:
-                raise WeightsError(
-                    f"{_short(key)} has the type {dtype}, which is not read; save it as F32"
-                )
-            tensors[key] = opened.get_tensor(key)
-    return tensors
+    header, _ = read_header(file)
+    header.pop("__metadata__", None)
+    for key, described in header.items():  # told here: to safetensors a newer type is damage
+        dtype = described.get("dtype")
+        if dtype == "BF16":
+            raise WeightsError(NO_BFLOAT16)
+        if dtype not in SAFETENSORS_TYPES:
+            raise WeightsError(
+                f"{short(key)} has the type {short(dtype)}, which is not read; save it as F32"
+            )
+    with safe_open(file.name, "numpy") as checked:
+        return {key: checked.get_tensor(key) for key in header}
 
 
 class _Directory(io.FileIO):

@@ -32,9 +32,11 @@ from minires.notice import bar_hidden, tell
 from minires.options import Parser
 from minires.quantize import OBSERVERS, calibrate, quantize_model, save_int8
 from minires.quantize.default import OBSERVER, default_batches, stored_calibration
+from minires.quantize.int8_file import int8_size
 from minires.quantize.photographs import ENOUGH, Photographs, choose_photographs
 from minires.quantize.report import format_report, report
 from minires.summary import format_summary, summarize
+from minires.writing import check_writable
 
 CTRL_C = 130  # 128 and the signal's number, as shells have it
 CLOSED_PIPE = 141
@@ -158,11 +160,16 @@ def quantize(arguments: Namespace) -> int:
     output = arguments.output
     if arguments.images and not arguments.calibrate:
         raise MiniresError("--images counts those of a folder; give --calibrate FOLDER with it")
-    options.check_folder(output)
+    check_writable(output, 0)
     files = []
     if arguments.calibrate:
         files = choose_photographs(arguments.calibrate, arguments.images or ENOUGH)
-    fp32 = api.resnet50(arguments.weights)
+    weights = options.chosen_weights(arguments)
+    path, _ = download.resolve(weights)
+    if output.exists() and output.samefile(path):
+        raise MiniresError(f"{output}: holds the weights to quantize; name another file")
+    fp32 = api.resnet50(weights)
+    check_writable(output, int8_size(fp32.layers))  # calibration takes a while
     preset = fp32.meta["preset"]
     photographs = Photographs(files, preset, lambda error: _complain(error, arguments))
 

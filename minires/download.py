@@ -6,7 +6,6 @@ are looked for in minires's cache and in torch's. pooch downloads what neither h
 
 import contextlib
 import difflib
-import hashlib
 import itertools
 import os
 import re
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minires import cache
 from minires.cache import cache_dir
 from minires.errors import DownloadError, WeightsError
 from minires.notice import bar_hidden, tell
@@ -222,8 +222,7 @@ def locate(name: str) -> Path | None:
 
 def _find(entry: Weights, whole: bool = False) -> tuple[Path, WeightsFile] | None:
     """Look for a file whose checksum is right, or was when it was last written to."""
-    is_right = _has_checksum if whole else _was_right
-    return next((place for place in _places(entry) if is_right(*place)), None)
+    return next((place for place in _places(entry) if _is_right(*place, whole)), None)
 
 
 def _places(entry: Weights) -> list[tuple[Path, WeightsFile]]:
@@ -237,7 +236,7 @@ def _recognize(path: Path) -> Weights | None:
     """Find the entry of the manifest whose file this is, wherever it came from."""
     for entry in map(get_weights, available_weights()):
         for file in entry.files:
-            if file.size and _has_size(path, file) and _was_right(path, file):
+            if file.size and _has_size(path, file) and _is_right(path, file):
                 return entry
     return None
 
@@ -257,32 +256,22 @@ def _has_size(path: Path, file: WeightsFile) -> bool:
     return stat.S_ISREG(status.st_mode) and file.size in (None, status.st_size)
 
 
-def _was_right(path: Path, file: WeightsFile) -> bool:
-    """Compare a file's checksum, once for as long as nobody writes to it: that takes a while."""
-    status = path.stat()
-    seen = f"{path} {status.st_size} {status.st_mtime_ns}"
-    note = cache_dir() / f"{file.sha256[:16]}.verified"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if note.read_text(encoding="utf-8") == seen:
-            return True
-    if not _has_checksum(path, file):
-        return False
-    with contextlib.suppress(OSError):  # without a note it is compared again
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(seen, encoding="utf-8")
-    return True
-
-
-def _has_checksum(path: Path, file: WeightsFile) -> bool:
+def _is_right(path: Path, file: WeightsFile, whole: bool = False) -> bool:
+    """Compare a file's checksum: that of now, or of when it was last written to."""
     try:
-        return _sha256(path) == file.sha256
+        return (cache.sha256_of if whole else cache.noted_sha256)(path) == file.sha256
     except OSError:  # a file that may not be read is as good as none
         return False
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def check_at_rest(path: Path, entry: Weights) -> None:
+    """Compare the checksum of weights that are about to be read, without a note.
+
+    A bit may flip on a disk, and no time of change tells. In PyTorch's files, which are zip
+    archives, each tensor has a checksum that is compared anyway.
+    """
+    if path.suffix != ".pth" and cache.sha256_of(path) not in [file.sha256 for file in entry.files]:
+        raise WeightsError(f"{path} is damaged: its checksum is wrong; {entry.remedy}")
 
 
 def verify(name: str) -> Path:
@@ -293,7 +282,7 @@ def verify(name: str) -> Path:
         raise WeightsError(f"{name} is not here, or not whole; {entry.remedy}")
     path, file = places[0]
     try:
-        sha256 = _sha256(path)
+        sha256 = cache.sha256_of(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     if sha256 != file.sha256:

@@ -4,6 +4,7 @@ They are ``ValueError``s, so that code which knows nothing of minires can catch 
 the command line prints their text and exits with status 1, without a traceback.
 """
 
+import reprlib
 from collections.abc import Iterable
 
 
@@ -23,8 +24,17 @@ class DownloadError(WeightsError):
     """Weights that could not be fetched, or that arrived with the wrong checksum."""
 
 
+def short(value: object) -> str:
+    """Write what came from outside on one line, in at most 120 characters."""
+    if isinstance(value, str) and value.isprintable():
+        return f"{value:.120}"
+    writer = reprlib.Repr()
+    writer.maxlevel, writer.maxstring = 2, 120
+    return f"{writer.repr(value):.120}"
+
+
 def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:
     """Refuse what is none of the known precisions or backends."""
     known = tuple(known)
-    if chosen not in known:
-        raise MiniresError(f"there is no {what} {chosen!r}; there is {', '.join(known)}")
+    if not isinstance(chosen, str) or chosen not in known:
+        raise MiniresError(f"there is no {what} {short(repr(chosen))}; there is {', '.join(known)}")

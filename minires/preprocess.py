@@ -6,13 +6,13 @@ enlarging the crop at last, for networks that were trained on enlarged images.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from minires.errors import ImageError, MiniresError
+from minires.errors import ImageError, MiniresError, short
 from minires.images import Decoded, ImageSource, open_image
 from minires.layers import Array
 
@@ -40,7 +40,10 @@ class Preset:
     enlarge: int | None = None
 
 
-def read_preset(values: Mapping[str, Any]) -> Preset:
+LARGEST_SIDE = 1024  # pixels of a preset; the largest in use are 512 or so
+
+
+def read_preset(values: object) -> Preset:
     """Make a preset of what JSON or TOML has: lists in place of tuples.
 
     Parameters
@@ -52,7 +55,33 @@ def read_preset(values: Mapping[str, Any]) -> Preset:
     -------
     Preset
         Equal to the one that was written.
+
+    Raises
+    ------
+    MiniresError
+        For values that make no images, or images that the network does not take.
     """
+    known = {field.name for field in fields(Preset)}
+    if not isinstance(values, Mapping) or not known - {"enlarge"} <= set(values) <= known:
+        raise MiniresError(f"a preset is {short(values)}; wanted resize, crop, mean and std")
+    sides = [values[name] for name in ("resize", "crop", "enlarge") if values.get(name) is not None]
+    whole = all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in sides)
+    if len(sides) < 2 or not whole or sides[-1] < 32:
+        raise MiniresError(
+            f"a preset makes images of {short(sides)} pixels; wanted 32 to {LARGEST_SIDE}"
+        )
+    colours = [values["mean"], values["std"]]
+    for colour in colours:
+        kinds = [type(x) for x in colour] if isinstance(colour, list | tuple) else []
+        if len(kinds) != 3 or not set(kinds) <= {int, float}:
+            raise MiniresError(f"a preset's mean or std is {short(colour)}; wanted 3 numbers")
+    for mean, std in zip(*colours, strict=True):
+        # `check_input` refuses what is larger, when an image is there.
+        if not (0 < std < 1000 and max(abs(mean), abs(1 - mean)) < 100 * std):
+            raise MiniresError(
+                f"a preset has the mean {short(mean)} and the std {short(std)}; wanted those of "
+                "pixels from 0 to 1"
+            )
     return Preset(**{**values, **{key: tuple(values[key]) for key in ("mean", "std")}})
 
 

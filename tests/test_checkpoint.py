@@ -14,7 +14,13 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import save_file
 
-from minires.checkpoint import LEGACY_MAGIC, check_state_dict, read_checkpoint, read_metadata
+from minires.checkpoint import (
+    LEGACY_MAGIC,
+    MOST_FILE,
+    check_state_dict,
+    read_checkpoint,
+    read_metadata,
+)
 from minires.errors import WeightsError
 from tests.seeded_weights import torchvision_shapes
 
@@ -435,6 +441,10 @@ def safetensors_of(dtype: str, size: int) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
 
 
+def safetensors_header(header: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "No such file"),
     "folder": (lambda path: path.mkdir(), "cannot be read"),
@@ -462,6 +472,23 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         "bfloat16",
     ),
     "float8": (safetensors_of("F8_E4M3", 8), "a has the type F8_E4M3"),
+    "float4": (safetensors_of("F4", 4), "a has the type F4, which is not read; save it as F32"),
+    "float6": (safetensors_of("F6_E2M3", 6), "a has the type F6_E2M3, which is not read"),
+    "a type of a million letters": (safetensors_of("F" * 10**6, 7), "has the type FFF"),
+    "no type": (safetensors_of('","b":"', 7), "has the type"),
+    "a header that is a list": (safetensors_header(b'{"a":[1]}'), "does not describe tensors"),
+    "a header that is nested": (safetensors_header(b'{"a":' * 10**5), "damaged"),
+    "a header that is cut": (safetensors_header(b'{"a":{"dtype":"F32"'), "damaged"),
+    "a long name": (
+        safetensors_header(
+            b'{"%s":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}' % (b"a" * 10**6)
+        ),
+        "damaged",
+    ),
+    "larger than any": (
+        lambda path: (path.touch(), os.truncate(path, MOST_FILE + 1)),
+        "has more than",
+    ),
     "complex": (safetensors_of("C64", 64), "a has the type C64"),
     "a type that nobody knows": (safetensors_of("F7", 7), "F7"),
     "TorchScript": (torchscript, "a TorchScript program"),
@@ -571,6 +598,12 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         "of a wrong shape: shape (3,), wanted (2,), shape_and_nan (3,), wanted (2,); "
         "neither float32 nor float16: type int64; holding NaN or infinity: nan, shape_and_nan)"
     )
+
+
+def test_a_network_without_classes_is_refused() -> None:
+    state = {**fitting(), "fc.weight": np.zeros((0, 2), np.float32)}
+    with pytest.raises(WeightsError, match=r"\(empty: fc\.weight\)"):
+        check_state_dict(state, {**SHAPES, "fc.weight": (0, 2)})
 
 
 def test_long_names_are_cut() -> None:

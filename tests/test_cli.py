@@ -525,6 +525,87 @@ def test_quantize_without_usable_images_writes_nothing(
     assert not output.exists()
 
 
+TOLD = {"categories": ["cat", "dog"], "preset": {"resize": 32, "crop": 32, "mean": [0.5] * 3,
+                                                 "std": [0.25] * 3}}  # fmt: skip
+UNBELIEVABLE: dict[str, dict[str, Any]] = {
+    "pixels; wanted": {"preset": {**TOLD["preset"], "enlarge": 20_000}},  # type: ignore[dict-item]
+    "images of": {"preset": {**TOLD["preset"], "resize": "224"}},  # type: ignore[dict-item]
+    "preset is": {"preset": [1, 2]},
+    "no categories": {"categories": None},
+    "nested": {"categories": "[" * 10**5},
+    "a name": {"categories": ["cat", "\x1b[2Jdog"]},
+    "0 categories": {"categories": []},
+}
+
+
+@pytest.mark.parametrize("word", UNBELIEVABLE)
+def test_what_a_file_says_of_itself_is_not_believed(
+    word: str, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(api.checkpoint, "check_state_dict", lambda state, _: state)
+    path = photographs / "told.safetensors"
+    told = {**TOLD, **UNBELIEVABLE[word]}
+    metadata = {
+        k: v if isinstance(v, str) else json.dumps(v) for k, v in told.items() if v is not None
+    }
+    small = {"fc.bias": np.zeros(2, np.float32)}
+    save_file(small, path, {"format": api.FORMAT, **metadata})
+    assert main(["classify", str(photographs / "b.png"), "--weights", str(path)]) == 1
+    text = complaint(capsys)
+    assert f"{path}: " in text
+    assert word in text
+    assert len(text) < len(str(path)) + 400
+
+
+SPOILED_OUTPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a device": (lambda path: path.symlink_to(os.devnull), "a device"),
+    "a folder": (Path.mkdir, "a folder"),
+    "a loop": (lambda path: path.symlink_to(path), "cannot be written"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED_OUTPUTS)
+def test_a_place_that_cannot_be_written_to_is_told_before_weights_are_looked_for(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(api, "resnet50", lambda *_: pytest.fail("weights were looked for"))
+    make, word = SPOILED_OUTPUTS[kind]
+    make(tmp_path / "int8.safetensors")
+    assert main(["quantize", "-o", str(tmp_path / "int8.safetensors")]) == 1
+    text = complaint(capsys)
+    assert f"{tmp_path / 'int8.safetensors'}: " in text
+    assert word in text
+
+
+def test_a_full_disk_is_told_before_calibration(
+    seeded_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    resource = pytest.importorskip("resource")  # Unix has it
+    monkeypatch.setattr("minires.cli.calibrate", lambda *_: pytest.fail("calibrated"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    output = tmp_path / "int8.safetensors"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
+    try:
+        assert main(["quantize", "--weights", str(seeded_file), "-o", str(output)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"{output}: cannot be written (File too large)" in complaint(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_not_overwritten_by_what_is_made_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(api, "resnet50", lambda *_: pytest.fail("weights were read"))
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"precious")
+    (tmp_path / "hard").hardlink_to(weights)
+    for output in weights, tmp_path / "hard", tmp_path / "." / "weights.safetensors":
+        assert main(["quantize", "--weights", str(weights), "-o", str(output)]) == 1
+        assert f"{output}: holds the weights to quantize" in complaint(capsys)
+    assert weights.read_bytes() == b"precious"
+
+
 @pytest.mark.usefixtures("loaded")
 def test_evaluate_counts_what_it_can(photographs: Path, capsys: Capture) -> None:
     labels = photographs / "labels.csv"

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import requests  # through which pooch downloads
 
+from minires import cache as cache_module
 from minires import download
 from minires.errors import DownloadError, WeightsError
 from minires.preprocess import IMAGENET_V1, IMAGENET_V2, Preset
@@ -327,6 +328,7 @@ def test_a_cache_that_cannot_be_made(small: Server, cache: Path) -> None:
 FETCH = """
 import sys
 from pathlib import Path
+from minires import cache as cache_module
 from minires import download
 download.weights_dir = lambda: Path(sys.argv[1])
 print(download.fetch("SMALL"))
@@ -419,11 +421,43 @@ def test_a_file_is_hashed_once_after_each_change(
     path = torch_file(tmp_path) if place == "torch's" else download.fetch(name)
     assert download.locate(name) == path
     with monkeypatch.context() as patch:
-        patch.setattr(download, "_sha256", lambda path: pytest.fail("hashed again"))
+        patch.setattr(cache_module, "sha256_of", lambda path: pytest.fail("hashed again"))
         assert download.locate(name) == path
     path.write_bytes(CONTENT[::-1])
     os.utime(path, (1, 1))
     assert download.locate(name) is None
+
+
+def test_a_note_that_is_not_whole_is_not_believed(small: Server, cache: Path) -> None:
+    path = download.fetch("SMALL")
+    assert download.locate("SMALL") == path
+    [note] = cache.glob(f"*{cache_module.NOTE}")
+    for left in "", "1 2 3", note.read_text()[:-1], "\0" * 100:
+        note.write_text(left)
+        assert download.locate("SMALL") == path
+
+
+def test_few_notes_are_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "MOST_NOTES", 3)
+    for number in range(5):
+        path = tmp_path / f"{number}.pth"
+        path.write_bytes(CONTENT)
+        assert cache_module.noted_sha256(path) == SHA256
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_flipped_bit_is_noticed_although_no_time_of_change_tells(few: Path) -> None:
+    """What a disk does: neither the size nor a time changes."""
+    path, entry = download.resolve("FEW")
+    assert entry
+    download.check_at_rest(path, entry)
+    status = path.stat()
+    path.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    renamed = path.with_suffix(".safetensors")  # PyTorch's archives have checksums of their own
+    path.rename(renamed)
+    with pytest.raises(WeightsError, match=r"damaged: its checksum is wrong; .* install minires"):
+        download.check_at_rest(renamed, entry)
 
 
 @pytest.mark.usefixtures("few")
@@ -442,7 +476,7 @@ def test_a_file_of_torch_that_may_not_be_read_is_passed_over(
         raise PermissionError(13, "Permission denied", str(path))
 
     torch_file(tmp_path)
-    monkeypatch.setattr(download, "_sha256", refuse)
+    monkeypatch.setattr(cache_module, "sha256_of", refuse)
     assert download.locate("SMALL") is None
 
 
@@ -519,7 +553,7 @@ def test_a_file_of_a_known_size_that_may_not_be_read_is_not_recognized(
 
     path = tmp_path / "mine.pth"
     path.write_bytes(CONTENT)
-    monkeypatch.setattr(download, "_sha256", refuse)
+    monkeypatch.setattr(cache_module, "sha256_of", refuse)
     assert download.resolve(path) == (path, None)
     download.fetch("SMALL")
     with pytest.raises(WeightsError, match="cannot be read"):

@@ -4,19 +4,17 @@ package's own photographs; done once, and cached.
 
 import contextlib
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
-from minires.cache import cache_dir
+from minires.cache import cache_dir, remove_oldest
 from minires.download import weights_dir
-from minires.errors import WeightsError
+from minires.errors import MiniresError, WeightsError
 from minires.images import load_image
 from minires.layers import Array
+from minires.metadata import read_calibration
 from minires.model import ResNet50
 from minires.notice import bar_hidden
 from minires.preprocess import Preset, preprocess
@@ -31,6 +29,7 @@ from minires.quantize.int8_file import load_int8, save_int8
 
 OBSERVER = "mse"
 RECIPE = f"{OBSERVER}-crops-1"  # a part of the cached file's name: change it with the recipe
+MOST_CACHED = 8  # networks, of 26 MB each
 
 
 def calibration_photographs() -> list[Path]:
@@ -86,19 +85,12 @@ def stored_calibration(fp32: ResNet50) -> Calibration | None:
     if text is None:
         return None
     try:
-        stored = Calibration(**json.loads(text))
-        edges = set(quantized_edges(fp32.layers))
-        if not edges == set(stored.ranges) == set(stored.saturated):
-            raise ValueError("its edges are not those of this network")
-        for name, (low, high) in stored.ranges.items():
-            if not -np.inf < low <= high < np.inf:
-                raise ValueError(f"{name} has the range {low} to {high}")
-    except (AttributeError, TypeError, ValueError) as error:
+        return Calibration(**read_calibration(text, quantized_edges(fp32.layers)))
+    except WeightsError as error:
         raise WeightsError(
             f"{fp32.meta['name']}: the calibration in its metadata cannot be used ({error}); "
             "calibrate on photographs, with minires quantize --calibrate FOLDER"
         ) from error
-    return stored
 
 
 def default_int8(
@@ -124,7 +116,10 @@ def default_int8(
     cached = cache_dir() / f"resnet50-int8-{key}.safetensors"
     if os.path.exists(cached):  # false too where it may not be looked for, unlike pathlib's
         with contextlib.suppress(WeightsError):  # a damaged one is made again
-            return load_int8(cached)
+            model = load_int8(cached)
+            with contextlib.suppress(OSError):
+                os.utime(cached)  # so that it is not the oldest
+            return model
     from tqdm import tqdm  # here, because it takes long and is seldom needed
 
     fp32 = load_fp32()
@@ -141,6 +136,7 @@ def default_int8(
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         save_int8(int8, cached)
-    except OSError as error:
+        remove_oldest(cached.parent, "resnet50-int8-*.safetensors", MOST_CACHED)
+    except (OSError, MiniresError) as error:
         warnings.warn(f"the INT8 network is not cached: {error}", stacklevel=2)
     return int8

@@ -1,28 +1,43 @@
 """The INT8 network as one .safetensors file: 26 MB that load without the FP32 weights."""
 
+import io
 import json
+import math
 import mmap
-import operator
 import os
 import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from minires.checkpoint import read_metadata
-from minires.errors import MiniresError, WeightsError
-from minires.layers import Array, Int8Params
-from minires.model import ResNet50, resnet50_layers
-from minires.preprocess import read_preset
+from minires.checkpoint import naming, opened, read_header, read_metadata
+from minires.errors import MiniresError, WeightsError, short
+from minires.layers import Array, Int8Params, Layer, Shape
+from minires.metadata import read_json, read_meta, read_qparams
+from minires.model import SAME_PARAMETERS, ResNet50, resnet50_layers
 from minires.quantize.calibrate import quantized_edges
 from minires.reference import QParams
+from minires.writing import write_whole
 
-FORMAT, VERSION = "minires-int8", "1"
-TENSORS = {"w_s8": np.int8, "w_scale": np.float32, "bias_s32": np.int32}
+FORMAT, VERSION = "minires-int8", "2"
+TENSORS = {"w_s8": "I8", "w_scale": "F32", "bias_s32": "I32"}
+DTYPES = {"I8": np.int8, "F32": np.float32, "I32": np.int32}  # by safetensors' names
+UNSEALED = "0" * 8  # what stands in the checksum's place while it is computed
+PIECE = 2**20  # bytes that are read at once
+
+
+class _Tensor(NamedTuple):
+    """Where a tensor's values lie, counted from the header's end."""
+
+    dtype: str
+    shape: Shape
+    offset: int
+    end: int
 
 
 def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
@@ -33,15 +48,17 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
     model : ResNet50
         With precision "int8".
     path : path-like
-        Where to; an existing file is replaced.
+        Where to. An existing file is replaced, a link is followed.
 
     Raises
     ------
     MiniresError
-        For a network in fp32.
+        For a network in another precision, and for a place that cannot be written to.
     """
-    if model.precision == "fp32":
-        raise MiniresError("this network is in fp32; quantize_model makes one that can be saved")
+    if model.precision not in SAME_PARAMETERS[1]:
+        raise MiniresError(
+            f"this network is in {model.precision}; quantize_model makes one that can be saved"
+        )
     tensors = {
         f"{name}.{field}": np.ascontiguousarray(getattr(p, field))
         for name, p in model.params.items()
@@ -55,16 +72,29 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
     metadata = {
         "format": FORMAT,
         "version": VERSION,
+        "checksum": UNSEALED,
         "qparams": json.dumps(
             {name: (float(q.scale), q.zero_point) for name, q in qparams.items()}
         ),
         "meta": json.dumps(meta),
     }
-    path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        # Not save_file, which lets only the owner read what it writes.
-        (Path(folder) / path.name).write_bytes(save(tensors, metadata))
-        os.replace(Path(folder) / path.name, path)
+    write_whole(path, seal(save(tensors, metadata)))
+
+
+def seal(content: bytes) -> bytes:
+    """Write a file's checksum, CRC-32, into its header: of all bytes, its own being zeros."""
+    checksum = f"{zlib.crc32(content):08x}"
+    return content.replace(_sealed_with(UNSEALED), _sealed_with(checksum), 1)
+
+
+def _sealed_with(checksum: str) -> bytes:
+    return f'"checksum":"{checksum}"'.encode()
+
+
+def int8_size(layers: Sequence[Layer]) -> int:
+    """Count the bytes that `save_int8` writes, generously: 64 KB are names and metadata."""
+    shapes = _tensor_shapes(layers).items()
+    return 2**16 + sum(np.dtype(DTYPES[t]).itemsize * math.prod(s) for _, (t, s) in shapes)
 
 
 def is_int8_file(path: str | os.PathLike[str]) -> bool:
@@ -84,10 +114,9 @@ def is_int8_file(path: str | os.PathLike[str]) -> bool:
 
 
 def load_int8(path: str | os.PathLike[str]) -> ResNet50:
-    """Read what `save_int8` wrote.
+    """Read what `save_int8` wrote, and compare its checksum.
 
-    The file is mapped, and its weights are read when they are computed with. Replacing or deleting
-    it meanwhile does no harm; writing into it does.
+    Whatever becomes of the file afterwards does no harm.
 
     Parameters
     ----------
@@ -102,85 +131,120 @@ def load_int8(path: str | os.PathLike[str]) -> ResNet50:
     Raises
     ------
     WeightsError
-        For a file that is truncated, of another format or version, or of another network.
+        For a file that is damaged, of another format or version, or of another network.
     """
-    try:
-        with safe_open(path, "numpy") as opened, open(path, "rb") as file:
-            metadata = opened.metadata() or {}
-            maps = hasattr(mmap, "MADV_DONTNEED")  # Windows would let nobody replace the file
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if maps else file.read()
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
-    found = metadata.get("format"), metadata.get("version")
-    if found != (FORMAT, VERSION):
-        raise WeightsError(
-            f"{path}: format {found[0]} version {found[1]}, wanted {FORMAT} version {VERSION}; "
-            "make it anew with minires quantize"
-        )
-    try:
-        return _build(metadata, _view(memory))
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: not an INT8 ResNet-50 of minires ({error})") from error
+    with naming(path), opened(path) as file:
+        header, text = read_header(file)
+        metadata = header.pop("__metadata__", {})
+        found = metadata.get("format"), metadata.get("version")
+        if found != (FORMAT, VERSION):
+            raise WeightsError(
+                f"format {short(found[0])} version {short(found[1])}, wanted {FORMAT} version "
+                f"{VERSION}; make it anew with minires quantize"
+            )
+        for key in "checksum", "meta", "qparams":
+            if not isinstance(metadata.get(key), str):
+                raise WeightsError(f"its metadata has no {key}")
+        layers = resnet50_layers(_count_classes(header))
+        described = _check_tensors(header, _tensor_shapes(layers))
+        # Only now is it certain how much there is to copy.
+        size = max(tensor.end for tensor in described.values())
+        if os.fstat(file.fileno()).st_size != len(text) + size:
+            raise WeightsError("damaged or incomplete: its size is not that of its tensors")
+        memory, checksum = _copy(file, text, metadata["checksum"])
+        if checksum != metadata["checksum"]:
+            raise WeightsError("damaged: its checksum is wrong; make it anew")
+        tensors = {
+            key: np.ndarray(tensor.shape, DTYPES[tensor.dtype], memory, tensor.offset)
+            for key, tensor in described.items()
+        }
+        return _build(metadata, layers, tensors)
 
 
-def _view(memory: mmap.mmap | bytes) -> dict[str, Array]:
-    """View a safetensors file: the header's length in 8 bytes, the header in JSON, the values.
+def _count_classes(header: Mapping[str, Any]) -> int:
+    match header.get("fc.bias_s32"):
+        case {"shape": [int(classes)]} if classes > 0:
+            return classes
+    raise WeightsError("not an INT8 ResNet-50 of minires: fc.bias_s32 counts no classes")
 
-    Nothing is read yet. What the engine lays out anew need not be in memory twice.
+
+def _tensor_shapes(layers: Sequence[Layer]) -> dict[str, tuple[str, Shape]]:
+    """Name the tensors of a network, each with its type and shape."""
+    shapes: dict[str, tuple[str, Shape]] = {}
+    for layer in layers:
+        if layer.op in ("conv", "linear"):
+            for field, dtype in TENSORS.items():
+                inner = (layer.kernel**2 * layer.in_c,) if field == "w_s8" else ()
+                shapes[f"{layer.name}.{field}"] = dtype, (layer.out_c, *inner)
+    return shapes
+
+
+def _check_tensors(
+    header: Mapping[str, Any], wanted: Mapping[str, tuple[str, Shape]]
+) -> dict[str, _Tensor]:
+    """Find out where the tensors lie, if they are those of the network and lie within the file."""
+    for key in sorted(header.keys() ^ wanted.keys()):
+        kind = "missing" if key in wanted else "unexpected"
+        raise WeightsError(f"not an INT8 ResNet-50 of minires: {short(key)} is {kind}")
+    tensors = {}
+    for key, (dtype, shape) in wanted.items():
+        size = np.dtype(DTYPES[dtype]).itemsize * math.prod(shape)
+        match header[key]:
+            case {"dtype": str(told), "shape": list(sides), "data_offsets": [int(start), int(end)]}:
+                if (told, sides) == (dtype, list(shape)) and start >= 0 and end - start == size:
+                    tensors[key] = _Tensor(dtype, shape, start, end)
+        if key not in tensors:
+            raise WeightsError(f"{key} is {short(header[key])}; wanted {dtype} {shape}")
+    return tensors
+
+
+def _copy(file: io.BufferedReader, header: bytes, told: str) -> tuple[mmap.mmap | bytes, str]:
+    """Copy a file's tensors to where nobody else can write, and compute the checksum of all.
+
+    The copy is a file without a name, which is mapped: what the engine lays out anew need not be
+    in memory twice. To map the file itself would be to trust whoever can shorten it meanwhile: the
+    process would end, without an error to catch.
     """
-    start = 8 + int.from_bytes(memory[:8], "little")
-    header = json.loads(memory[8:start])
-    views = {}
-    for key in header.keys() - {"__metadata__"}:
-        kind, bits = header[key]["dtype"][0], header[key]["dtype"][1:]  # I8, F32, or the like
-        dtype, offset = f"{kind.lower()}{int(bits) // 8}", header[key]["data_offsets"][0]
-        views[key] = np.ndarray(header[key]["shape"], dtype, memory, start + offset)
-    return views
+    checksum = zlib.crc32(header.replace(_sealed_with(told), _sealed_with(UNSEALED), 1))
+    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        with suppress(OSError), tempfile.TemporaryFile() as copy:  # its folder may have no room
+            running = checksum
+            while piece := file.read(PIECE):
+                running = zlib.crc32(piece, running)
+                copy.write(piece)
+            copy.flush()
+            memory = mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
+            return memory, f"{running:08x}"
+        file.seek(len(header))
+    values = file.read()
+    return values, f"{zlib.crc32(values, checksum):08x}"
 
 
-def _build(metadata: dict[str, str], tensors: dict[str, Any]) -> ResNet50:
-    meta = json.loads(metadata["meta"])
-    if "preset" in meta:
-        meta["preset"] = read_preset(meta["preset"])
-    qparams = {
-        name: QParams(np.float32(scale), operator.index(zero_point))
-        for name, (scale, zero_point) in json.loads(metadata["qparams"]).items()
-    }
-    layers = [
-        replace(layer, qparams=qparams.get(layer.name))
-        for layer in resnet50_layers(num_classes=len(tensors["fc.bias_s32"]))
-    ]
-    known = {f"{layer.name}.{field}" for layer in layers for field in TENSORS}
-    if unexpected := sorted(tensors.keys() - known):
-        raise ValueError(f"unexpected {unexpected[0]}")
-    scales = {name: q.scale for name, q in qparams.items()}
-    scales |= {key: value for key, value in tensors.items() if key.endswith("w_scale")}
-    for name, scale in scales.items():
-        if not (np.all(scale > 0) and np.all(np.isfinite(scale))):
-            raise ValueError(f"{name} has a scale that is not a positive number")
-    for name, q in qparams.items():
-        if not 0 <= q.zero_point <= 255:
-            raise ValueError(f"{name} has the zero point {q.zero_point}, wanted 0 to 255")
+def _build(
+    metadata: Mapping[str, str], layers: list[Layer], tensors: Mapping[str, Array]
+) -> ResNet50:
+    meta = read_meta(read_json(metadata["meta"]), layers[-1].out_c)
     edges = [*quantized_edges(layers), "maxpool"]
-    if qparams.keys() != set(edges) or qparams["maxpool"] != qparams["conv1"]:
-        raise ValueError("its edges are not those of this network")
-    classes = layers[-1].out_c
-    if len(meta.get("categories", range(classes))) != classes:
-        raise ValueError(f"{len(meta['categories'])} categories for {classes} classes")
+    qparams = read_qparams(read_json(metadata["qparams"]), edges)
+    if qparams["maxpool"] != qparams["conv1"]:
+        raise WeightsError("maxpool has not the scale and zero point of conv1")
+    for key, values in tensors.items():
+        if key.endswith("w_scale") and not (np.all(values > 0) and np.all(np.isfinite(values))):
+            raise WeightsError(f"{key} has a scale that is not a positive number")
+    layers = [replace(layer, qparams=qparams.get(layer.name)) for layer in layers]
+    return ResNet50(layers, _params(layers, qparams, tensors), "int8", meta)
+
+
+def _params(
+    layers: list[Layer], qparams: Mapping[str, QParams], tensors: Mapping[str, Array]
+) -> dict[str, Any]:
     params: dict[str, Any] = {}
     for layer in layers:
         inputs = [qparams[name] for name in layer.inputs]
         if layer.op in ("conv", "linear"):
-            shapes = {"w_s8": (layer.out_c, layer.kernel**2 * layer.in_c)}
-            for field, dtype in TENSORS.items():
-                tensor, shape = tensors[f"{layer.name}.{field}"], shapes.get(field, (layer.out_c,))
-                if tensor.shape != shape or tensor.dtype != dtype:
-                    raise ValueError(
-                        f"{layer.name}.{field} is {tensor.dtype} {tensor.shape}, "
-                        f"wanted {np.dtype(dtype)} {shape}"
-                    )
-            weights = [tensors[f"{layer.name}.{field}"] for field in TENSORS]
-            params[layer.name] = Int8Params(inputs[0], *weights, *inputs[1:])
+            fields = {field: tensors[f"{layer.name}.{field}"] for field in TENSORS}
+            residual = inputs[1] if len(inputs) > 1 else None
+            params[layer.name] = Int8Params(inputs[0], **fields, residual=residual)
         elif layer.op == "avgpool":
             params[layer.name] = inputs[0]
-    return ResNet50(layers, params, "int8", meta)
+    return params

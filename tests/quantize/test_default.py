@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import sys
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save, save_file
 
 from minires.api import FORMAT, resnet50
 from minires.download import imagenet_categories, weights_dir
@@ -27,7 +29,7 @@ from minires.quantize.default import (
     default_int8,
     stored_calibration,
 )
-from minires.quantize.int8_file import load_int8
+from minires.quantize.int8_file import UNSEALED, load_int8, seal
 from tests.comparing import Array, assert_same
 from tests.making_files import save_photograph
 from tests.seeded_weights import seeded_input, seeded_state_dict
@@ -226,8 +228,21 @@ def write_float_weights(path: Path) -> None:
     save_file({"fc.bias": np.zeros(1000, np.float32)}, path)
 
 
+def nest(path: Path) -> None:
+    """JSON that ends Python's parser, under a checksum that is right."""
+    with safe_open(path, "numpy") as file:
+        metadata = {**file.metadata(), "meta": "[" * 10**5, "checksum": UNSEALED}
+    path.write_bytes(seal(save(load_file(path), metadata)))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
-    "damage", [truncate, write_float_weights, lambda path: path.write_bytes(b"")]
+    "damage", [truncate, nest, flip, write_float_weights, lambda path: path.write_bytes(b"")]
 )
 def test_a_damaged_file_in_the_cache_is_made_again(
     cache: Path, fp32: ResNet50, expected: Array, damage: Callable[[Path], object]
@@ -238,6 +253,48 @@ def test_a_damaged_file_in_the_cache_is_made_again(
     assert_same(default_int8(lambda: fp32, KEY)(X), expected)
     assert_same(default_int8(ask, KEY)(X), expected)
     only_file(cache)
+
+
+def test_a_few_networks_are_kept_and_those_last_used(
+    cache: Path, fp32: ResNet50, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(default, "MOST_CACHED", 2)
+    first = only_file(cache)
+    default_int8(lambda: fp32, "second")
+    os.utime(first, (1, 1))
+    [second] = set(cache.iterdir()) - {first}
+    os.utime(second, (2, 2))
+    default_int8(ask, KEY)  # which makes it the younger one
+    default_int8(lambda: fp32, "third")
+    assert first.exists()
+    assert not second.exists()
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_copy_or_a_chmod_of_ones_own_weights_is_not_calibrated_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another content is, even where one byte is other and no time of change tells."""
+    monkeypatch.setenv("MINIRES_CACHE", str(tmp_path / "cache"))
+    keys: list[str] = []
+
+    def note_key(load_fp32: Callable[[], ResNet50], key: str, progress: bool) -> ResNet50:
+        keys.append(key)
+        return ResNet50([], {}, "int8")
+
+    monkeypatch.setattr("minires.api.default_int8", note_key)
+    own = tmp_path / "own.safetensors"
+    save_file({"fc.bias": np.zeros(3, np.float32)}, own)
+    copied = Path(shutil.copy(own, tmp_path / "copy.safetensors"))
+    changed = Path(shutil.copy(own, tmp_path / "changed.safetensors"))
+    flip(changed)
+    os.utime(changed, ns=(own.stat().st_atime_ns, own.stat().st_mtime_ns))
+    for path in own, own, copied, changed:
+        resnet50(path, "int8")
+        path.chmod(0o600)
+    resnet50(own, "int8")
+    assert keys[:3] == [keys[0]] * 3 == [keys[4]] * 3
+    assert keys[3] != keys[0]
 
 
 # A calibration that comes with the weights
@@ -289,7 +346,10 @@ def test_the_calibration_is_found_in_the_files_metadata(
     assert resnet50(own).meta["categories"] == imagenet_categories()
     for key, text in [("categories", '["one"]'), ("preset", "{}"), ("preset", "{")]:
         save_file(seeded_state_dict(), own, metadata={"format": FORMAT, **metadata, key: text})
-        with pytest.raises(WeightsError, match="its metadata cannot be used"):
+        with pytest.raises(
+            WeightsError,
+            match=r"own\.safetensors: (it names 1|a preset is|its metadata is no JSON)",
+        ):
             resnet50(own)
 
 
@@ -304,20 +364,44 @@ SPOILED: dict[str, Callable[[dict[str, Any]], object]] = {
     "the wrong way round": lambda fields: fields["ranges"].update(conv1=[1, 0]),
     "not finite": lambda fields: fields["ranges"].update(conv1=[0, float("nan")]),
     "not a number": lambda fields: fields["ranges"].update(conv1=["0", "1"]),
+    "too large for float32": lambda fields: fields["ranges"].update(conv1=[0, 1e300]),
+    "too large for any float": lambda fields: fields["ranges"].update(conv1=[0, 10**4000]),
+    "shares of the wrong type": lambda fields: fields["saturated"].update(conv1="0"),
+    "shares above 1": lambda fields: fields["saturated"].update(conv1=2),
+    "no observer": lambda fields: fields.update(observer=None),
+    "an observer without end": lambda fields: fields.update(observer="a" * 10**6),
+    "half an image": lambda fields: fields.update(images=0.5),
 }
 
 
-@pytest.mark.parametrize("kind", ["no JSON", "no fields", *SPOILED])
+@pytest.mark.parametrize("kind", ["no JSON", "no fields", "nested", *SPOILED])
 def test_a_spoiled_calibration_is_told(
     kind: str, fp32: ResNet50, calibration: dict[str, Any]
 ) -> None:
-    texts = {"no JSON": "{", "no fields": "[1]"}
+    texts = {"no JSON": "{", "no fields": "[1]", "nested": "[" * 10**5}
     if kind in SPOILED:
         fields = json.loads(json.dumps(calibration))
         SPOILED[kind](fields)
         texts[kind] = json.dumps(fields)
-    with pytest.raises(WeightsError, match=r"^seeded: the calibration .*--calibrate FOLDER$"):
+    with pytest.raises(
+        WeightsError, match=r"^seeded: the calibration .*--calibrate FOLDER$"
+    ) as caught:
         stored_calibration(with_calibration(fp32, texts[kind]))
+    assert len(str(caught.value)) < 500
+
+
+def test_any_range_that_float32_can_hold_makes_a_network(
+    fp32: ResNet50, calibration: dict[str, Any]
+) -> None:
+    for limit in 3.4e38, 1e-44, 0:
+        ranges = {name: [-limit, limit] for name in calibration["ranges"]}
+        stored = stored_calibration(
+            with_calibration(fp32, json.dumps({**calibration, "ranges": ranges}))
+        )
+        assert stored
+        with np.errstate(all="ignore"):
+            int8 = quantize_model(fp32, stored)
+        assert all(0 < layer.qparams.scale < np.inf for layer in int8.layers if layer.qparams)
 
 
 # A cache that cannot be written

@@ -1,0 +1,29 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minires
+from minires.errors import MiniresError, short
+
+ODD = [123, None, ["int8"], {"int8": 1}, np.zeros(3), b"int8", "a" * 10**6, "\x1b[2J"]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_what_is_no_precision_or_backend_is_told_in_a_sentence(odd: Any) -> None:
+    for kind in "precision", "backend":
+        with pytest.raises(MiniresError, match=f"there is no {kind}") as caught:
+            minires.resnet50("CIFAR10", **{kind: odd})
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("value", [*ODD, [[[[1]]]] * 10**4, {"a" * 10**6: ["b" * 10**6]}, "a\nb"])
+def test_what_came_from_outside_is_written_in_short(value: Any) -> None:
+    assert short(value).isprintable()
+    assert 0 < len(short(value)) <= 120
+
+
+def test_text_that_is_short_and_plain_stays_as_it_is() -> None:
+    assert short("conv1 weight ä") == "conv1 weight ä"
+    assert short(1.5) == "1.5"
