@@ -94,7 +94,7 @@ class Child:
             return "hung", ""
         answer = self.process.stdout.readline()
         if not answer:
-            return f"died by signal {-self.process.wait()}", ""
+            return f"died with {self.process.wait()}", ""
         ended, _, text = answer.rstrip("\n").partition("\t")
         return ended, text
 

@@ -127,9 +127,10 @@ def make_int8(random: Random, scratch: Path) -> bytes:
         header = mutate_tree(random, header)
     if random.random() < 0.1:
         values = mutate_bytes(random, values)
-    if random.random() < 0.9 and isinstance(header.get("__metadata__"), dict):
-        header["__metadata__"]["checksum"] = UNSEALED
-        return seal(joined(random, header, values))
+    match header:
+        case {"__metadata__": dict(metadata)} if random.random() < 0.9:
+            metadata["checksum"] = UNSEALED
+            return seal(joined(random, header, values))
     return joined(random, header, values)
 
 
