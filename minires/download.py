@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,8 +237,12 @@ def _recognize(path: Path) -> Weights | None:
     """Find the entry of the manifest whose file this is, wherever it came from."""
     for entry in map(get_weights, available_weights()):
         for file in entry.files:
-            if file.size and _has_size(path, file) and _is_right(path, file):
-                return entry
+            if file.size and _has_size(path, file):
+                if _is_right(path, file):
+                    return entry
+                if path.name == file.name:
+                    text = f"{path} has the name and size of {entry.name}, but not its checksum"
+                    warnings.warn(text, stacklevel=2)
     return None
 
 

@@ -14,6 +14,7 @@ from minires import download
 from minires.api import FORMAT
 from minires.checkpoint import read_checkpoint, read_metadata
 from minires.cli import main
+from minires.errors import WeightsError
 from minires.evaluate import accuracy, compare
 from minires.preprocess import read_preset
 from minires.quantize import default
@@ -36,6 +37,22 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_file_comes_with_the_package_and_is_the_right_one() -> None:
     assert download.locate("CIFAR10") == download.verify("CIFAR10") == FILE
     assert FILE.stat().st_size <= 50e6
+
+
+def test_a_bit_that_flipped_on_the_disk_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the note of its checksum still holds, because no time of change tells."""
+    monkeypatch.setattr(download, "_is_right", lambda *_: True)
+    copied = tmp_path / FILE.name
+    content = bytearray(FILE.read_bytes())
+    content[30_000_000] ^= 64
+    copied.write_bytes(content)
+    for name in "manifest.toml", "cifar10_categories.txt", "imagenet_categories.txt":
+        (tmp_path / name).write_bytes((FILE.parent / name).read_bytes())
+    monkeypatch.setattr(download, "weights_dir", lambda: tmp_path)
+    with pytest.raises(WeightsError, match=r"its checksum is wrong; .* install minires anew"):
+        minires.resnet50("CIFAR10")
 
 
 def test_weights_are_float16_and_all_else_is_float32() -> None:

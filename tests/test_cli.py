@@ -525,11 +525,11 @@ def test_quantize_without_usable_images_writes_nothing(
     assert not output.exists()
 
 
-TOLD = {"categories": ["cat", "dog"], "preset": {"resize": 32, "crop": 32, "mean": [0.5] * 3,
-                                                 "std": [0.25] * 3}}  # fmt: skip
+PRESET: dict[str, Any] = {"resize": 32, "crop": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
+TOLD = {"categories": ["cat", "dog"], "preset": PRESET}
 UNBELIEVABLE: dict[str, dict[str, Any]] = {
-    "pixels; wanted": {"preset": {**TOLD["preset"], "enlarge": 20_000}},  # type: ignore[dict-item]
-    "images of": {"preset": {**TOLD["preset"], "resize": "224"}},  # type: ignore[dict-item]
+    "pixels; wanted": {"preset": {**PRESET, "enlarge": 20_000}},
+    "images of": {"preset": {**PRESET, "resize": "224"}},
     "preset is": {"preset": [1, 2]},
     "no categories": {"categories": None},
     "nested": {"categories": "[" * 10**5},

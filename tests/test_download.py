@@ -673,6 +673,12 @@ def test_a_file_given_by_path_is_recognized_by_its_checksum(
     assert download.resolve(path) == (path, None)
 
 
+def test_a_file_by_its_path_that_is_no_longer_the_one_of_its_name_is_told(few: Path) -> None:
+    few.write_bytes(CONTENT[::-1])
+    with pytest.warns(UserWarning, match=r"few\.pth has the name and size of FEW, but not its"):
+        assert download.resolve(few) == (few, None)
+
+
 # What comes with the package
 
 

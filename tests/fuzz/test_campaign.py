@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("resource", reason="limits on memory are Unix's")
+from minires.errors import WeightsError
+from tests.fuzz import campaign, weights
+from tests.fuzz.target import Target
+
+
+def test_no_mutated_input_falls() -> None:
+    """A hundred or so; python -m tests.fuzz.campaign goes on."""
+    names = [target.name for target in weights.TARGETS]
+    counts, fallen = campaign.run(names, seed=0, seconds=15, count=25)
+    assert fallen == []
+    for name in names:
+        assert counts[name]["refused"] > 0
+    assert counts["metadata"]["read"] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [
+        (WeightsError("one sentence"), "refused"),
+        (WeightsError("two\nlines"), "refused at length"),
+        (WeightsError("a" * 10**6), "refused at length"),
+        (KeyError("raw"), "raw KeyError"),
+        (RecursionError(), "raw RecursionError"),
+        (None, "read"),
+    ],
+)
+def test_what_falls_is_told(
+    error: Exception | None, ended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> None:
+        assert path.read_bytes() == b"input"
+        if error:
+            raise error
+
+    monkeypatch.setitem(campaign.TARGETS, "any", Target("any", lambda *_: b"input", read))
+    assert campaign.judge("any", 0, 0, tmp_path)[0] == ended
+
+
+def test_the_same_seed_makes_the_same_inputs(tmp_path: Path) -> None:
+    made = []
+    for number in (3, 3, 4):
+        campaign.judge("metadata", 0, number, tmp_path)
+        made.append((tmp_path / "input").read_bytes())
+    assert made[0] == made[1] != made[2]
+
+
+def test_a_process_that_dies_is_noticed() -> None:
+    child = campaign.Child(0)
+    assert child.ask("no such target", 0)[0].startswith("died")
+    child.close()
