@@ -26,7 +26,7 @@ Hook = Callable[["Layer", tuple[Array, ...], Array], Array | None]
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One step of the network, as data.
+    """One layer of the network, as data.
 
     It cannot be changed, because compiled kernels are laid out for it: `dataclasses.replace` makes
     another one, without hooks. Hooks can be put on and taken off at any time.
@@ -105,7 +105,7 @@ class Int8Params(NamedTuple):
     x: QParams  # the input's
     w_s8: Array  # (N, K)
     w_scale: Array  # (N,) float32
-    bias_s32: Array  # (N,) in steps of x.scale * w_scale, with x.zero_point folded in
+    bias_s32: Array  # (N,) in steps of x.scale * w_scale, less x.zero_point * sum(w_s8)
     residual: QParams | None = None  # the residual's
 
     @property
@@ -125,8 +125,8 @@ class Int8Params(NamedTuple):
         return FloatParams(self.weight, self.bias)
 
 
-# FP32. Each phase takes the layer, its parameters and what the phase before it has computed. The
-# matrices are (M, K) by (K, N): M counts output pixels, N output channels, K what a sum is made of.
+# FP32. A phase takes the layer, its parameters and what the phase before it has computed; the first
+# takes the layer's input. In (M, K) by (K, N), M is output pixels, N channels, K products in a sum.
 
 
 def to_nhwc(layer: Layer, _: None, x: Array) -> Array:
@@ -157,7 +157,7 @@ def epilogue_f32(
 
 
 def maxpool(layer: Layer, _: None, x: Array) -> Array:
-    """Max-pool, the same for real numbers and for steps: it compares, and computes nothing."""
+    """Max-pool, the same on real numbers and on eight-bit ones: it only compares."""
     return ref.maxpool_ref(x, layer.kernel, layer.stride, layer.padding)
 
 
@@ -188,7 +188,7 @@ def fake(layer: Layer, _: Any, y: Array) -> Array:
 
 
 def y_qparams(layer: Layer) -> QParams:
-    """Scale and zero point of the output; quantize/ has given them to every INT8 layer."""
+    """Scale and zero point of the output: minires/quantize/ set them, on all layers but fc."""
     assert layer.qparams is not None
     return layer.qparams
 
@@ -199,13 +199,13 @@ def quantize(layer: Layer, _: None, x: Array) -> Array:
 
 
 def im2col_u8(layer: Layer, p: Int8Params, x_u8: Array) -> Array:
-    """Copy patches as in FP32; in the padding stands what means zero, the zero point."""
+    """Copy patches as in FP32; the padding holds the zero point, which stands for 0."""
     kernel = layer.kernel
     return ref.im2col_ref(x_u8, kernel, kernel, layer.stride, layer.padding, p.x.zero_point)
 
 
 def gemm_u8s8(layer: Layer, p: Int8Params, columns_u8: Array) -> Array:
-    """Multiply in integers, which never round: the same sums in any order, (M, N) s32."""
+    """Multiply u8 by s8 and sum exactly, so in any order alike: (M, N) s32."""
     return ref.gemm_u8s8_ref(columns_u8, p.w_s8.T)
 
 
@@ -224,7 +224,7 @@ def requantize(
         assert p.residual is not None
         steps = residual_u8.reshape(acc_s32.shape).astype(np.int32) - p.residual.zero_point
         shortcut = steps.astype(np.float32) * (p.residual.scale / y.scale)  # (M, N)
-    # The clip to 0 to 255 is the ReLU: after one the zero point is 0, and less cannot be written.
+    # layer.relu is not read: a layer with a ReLU has zero point 0, so the clip at 0 is its ReLU.
     return ref.requantize_ref(acc_s32 + p.bias_s32, m, y.zero_point, shortcut)
 
 
@@ -238,7 +238,7 @@ def avgpool_int8(layer: Layer, p: QParams, x_u8: Array) -> Array:
 
 
 def dequantize(layer: Layer, p: Int8Params, acc_s32: Array) -> Array:
-    """Turn the last sums into real numbers, the logits, by their step; nothing is rounded to u8."""
+    """Turn the last sums into real numbers, the logits: each times x.scale * w_scale."""
     return (acc_s32 + p.bias_s32).astype(np.float32) * (p.x.scale * p.w_scale)
 
 
@@ -265,7 +265,7 @@ class Operator:
             y = phase(layer, p, y, *residual) if name in TAKE_RESIDUAL else phase(layer, p, y)
             if times is not None:
                 times.append((name, started, perf_counter()))
-        # A GEMM has a row for each output pixel; outside, there are rows and columns of pixels.
+        # The phases of a convolution return (M, N), a row a pixel; the layer returns NHWC.
         return y.reshape(layer.output_shape(x.shape)) if layer.op == "conv" else y
 
 

@@ -105,8 +105,8 @@ class Step(NamedTuple):
 class ResNet50:
     """ResNet-50 that can be called, stepped through, hooked and printed.
 
-    Its layers and parameters are read-only: writing into a weight raises a ValueError. For compiled
-    kernels keep their own copy of the weights, which an edit would not reach. To run other weights,
+    Its layers and parameters are read-only: writing into a weight raises a ValueError. Compiled
+    kernels keep a copy of the weights, which an edit would not reach. To run other weights,
     build another network: from a changed state_dict by `from_state_dict`, or from other params::
 
         params = dict(model.params)
@@ -200,7 +200,7 @@ class ResNet50:
         return preprocess.preprocess(images, self.meta["preset"])
 
     def __call__(self, x: Array) -> Array:
-        """Classify a batch: (N, 3, H, W) as `preprocess` makes it, to (N, num_classes) logits.
+        """Classify a batch: (batch, 3, H, W) from `preprocess`, to (batch, num_classes) logits.
 
         Both are float32; H and W are at least 32.
         """
@@ -218,7 +218,7 @@ class ResNet50:
         last_reader = {name: layer for layer in self.layers for name in layer.inputs}
         outputs: dict[str, Array] = {}
         for layer in self.layers:
-            inputs = tuple(outputs[name] for name in layer.inputs) or (x,)
+            inputs = tuple(outputs[name] for name in layer.inputs) or (x,)  # input reads x
             times: list[PhaseTime] = []
             started = perf_counter()
             if self.backend == "numpy":

@@ -2,7 +2,7 @@
 
 Nothing here is tuned beyond what NumPy's BLAS gives. Fast kernels are checked against these
 functions, so a definition is written to be read and to be right. Activations are NHWC, weights
-OHWI. This file imports NumPy alone.
+OHWI. Equations have the numbers of the book's chapters. This file imports NumPy alone.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
 BATCHNORM_EPS = 1e-5  # torchvision's; it also keeps a channel whose variance is zero finite
-EXACT_K = 512  # products of a u8 and an s8 that float32 sums without rounding
+EXACT_K = 512  # how many products of a u8 and an s8 float32 can sum without rounding
 
 
 # A convolution is im2col and a matrix product.
@@ -96,8 +96,8 @@ def relu_ref(x: Float32) -> Float32:
 def maxpool_ref(x: Array, kernel: int, stride: int, padding: int) -> Array:
     """Take the largest value under a square window, channel by channel, of NHWC activations.
 
-    It keeps order, so on quantized values it is exact, and scale and zero point stay as they are.
-    The padding is at most half the kernel, so that no window is empty.
+    It only compares, so it is exact on quantized values: scale and zero point stay. The padding, at
+    most half the kernel, is the type's least value and never wins.
     """
     out_h = output_size(x.shape[1], kernel, stride, padding)
     out_w = output_size(x.shape[2], kernel, stride, padding)
@@ -129,9 +129,9 @@ def softmax_ref(logits: Float32) -> Float32:
 
 # INT8 writes real numbers in eight bits: real = scale * (q - zero_point), equation 5.1 of the book
 # (Jacob et al., "Quantization and Training of Neural Networks for Efficient
-# Integer-Arithmetic-Only Inference", 2017, equation 1). Every multiply, add and division below is
-# float32 and rounds by itself, half to even; no two are contracted into one. So NumPy and every
-# instruction set give the same bits.
+# Integer-Arithmetic-Only Inference", 2017, equation 1). Integers are added exactly. Every float32
+# multiply, add and division rounds by itself, half to even; none is fused with the next. So NumPy
+# and every instruction set give the same bits.
 
 
 class QParams(NamedTuple):
@@ -169,12 +169,12 @@ def gemm_u8s8_ref(a: npt.NDArray[np.uint8], b: npt.NDArray[np.int8]) -> npt.NDAr
 
     NumPy hands float matrices to BLAS, whose kernels are tuned for vectors and caches; integer
     matrices go through a plain loop, tens of times slower. But a float32 holds every integer up
-    to 2**24, and 512 products sum to at most 255 * 128 * 512 = 16,711,680 < 2**24. So blocks of
-    512 along K are exact in float32 BLAS, in any order, and the blocks are summed as integers.
+    to 2**24, and 512 products sum to at most 255 * 128 * 512 = 16,711,680 < 2**24. So
+    within blocks of 512 along K nothing rounds, in whatever order, and blocks are added as integers.
     The same in one slow line: ``a.astype(np.int64) @ b.astype(np.int64)``.
 
     ``|acc| <= 255 * 128 * K``: for the largest K here, 4608, that is 150,405,120, and K may be
-    65,793 before it could pass 2**31.
+    at most 65,793 for it to stay below 2**31.
     """
     acc_s32 = np.zeros((a.shape[0], b.shape[1]), np.int32)
     for k in range(0, a.shape[1], EXACT_K):
@@ -192,8 +192,8 @@ def requantize_ref(
     """Bring sums, (M, N), to the output's scale and back into eight bits: equations 7.2 and 7.3.
 
     t = float32(acc) * m + shortcut; y = rint(clip(t, -zero_point, 255 - zero_point)) + zero_point.
-    The sums have bias and zero point in. m is x_scale * w_scale / y_scale, (N,) or one for all.
-    The shortcut is the residual in units of the output's scale, added before the rounding.
+    The sums hold the bias, less the input's zero point. m is x_scale * w_scale / y_scale, (N,) or
+    one for all. The shortcut is the residual in the output's scale, added before the rounding.
 
     The clip comes before the conversion, which therefore cannot overflow; with a zero point of
     0 it is the ReLU. Above 2**24 float32(acc) rounds, half to even: part of the definition.
