@@ -170,7 +170,7 @@ def gemm_u8s8_ref(a: npt.NDArray[np.uint8], b: npt.NDArray[np.int8]) -> npt.NDAr
     NumPy hands float matrices to BLAS, whose kernels are tuned for vectors and caches; integer
     matrices go through a plain loop, tens of times slower. But a float32 holds every integer up
     to 2**24, and 512 products sum to at most 255 * 128 * 512 = 16,711,680 < 2**24. So
-    within blocks of 512 along K nothing rounds, in whatever order, and blocks are added as integers.
+    in blocks of 512 along K nothing rounds, in whatever order, and blocks are added as integers.
     The same in one slow line: ``a.astype(np.int64) @ b.astype(np.int64)``.
 
     ``|acc| <= 255 * 128 * K``: for the largest K here, 4608, that is 150,405,120, and K may be

@@ -19,20 +19,20 @@ UNITS = (1 / 2, 1, 2)
 class Instruction:
     """An instruction that multiplies and adds; or a few of them that do so together.
 
-    To add one, write its `emit` and name it in an instruction set: nothing else needs to know.
+    To add one, write its `emit` and name it in an `ISA`: nothing else needs to know.
     """
 
     name: str
     operands: str  # what it multiplies: f32, bf16 or u8s8 (activations u8, weights s8)
     per_group: int  # products in 32 bits
     emit: Emit  # ``acc + a * b`` in LLVM IR: (builder, acc, a, b) -> acc
-    mnemonics: tuple[str, ...]  # regular expressions for what an assembler calls it
-    idea: str  # what it adds to the ladder
+    mnemonics: tuple[str, ...]  # what an assembler calls it, as regular expressions: each occurs
+    idea: str  # a line for the table of `minires ladder`
     rows: int = 1  # M: of the tile, that it takes at once
     groups: int = 1  # K: of 32 bits, that it takes at once
     narrow: Emit | None = None  # to bfloat16, where it comes with an instruction for that
-    sums: int = 12  # beside each other, its latency is hidden, and they fit the registers
-    rates: tuple[float, ...] = UNITS  # how many a cycle CPUs do; empty where nobody can say
+    sums: int = 12  # how many a peak keeps: enough to hide its latency, few enough for registers
+    rates: tuple[float, ...] = UNITS  # how many a cycle CPUs do of `emit`; empty if nobody can say
     composed: bool = False  # of another instruction, whose peak says all there is to say
 
     @property
@@ -50,5 +50,5 @@ class ISA:
     lanes: int  # of 32 bits, in a vector
     instructions: Mapping[str, Instruction]  # by their operands
     tiles: Mapping[str, tuple[int, int]]  # MR, and NR in vectors: the register tile
-    others: tuple[Instruction, ...] = ()  # what it can multiply with besides, to compare
+    others: tuple[Instruction, ...] = ()  # slower ways that `minires peak` times beside these
     allowed: Callable[[], bool] = lambda: True  # whether the system lets this process use it

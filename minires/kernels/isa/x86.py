@@ -1,7 +1,10 @@
 """Multiplying on x86: AVX2, AVX-512, and what VNNI and BF16 add to them.
 
-To add an instruction: write how LLVM emits ``acc + a * b``, describe it as an `Instruction`, and
-give it to the instruction set that has it. What CPU has which, LLVM's words for features tell.
+To add an instruction, write how LLVM emits ``acc + a * b``, and describe it as an `Instruction`. To
+add a set, write an `ISA` at the end of this file, and list it in ``isa/__init__.py`` ahead of those
+that it should win over. A CPU has a set if it has all of its `features`, which have LLVM's names;
+the set's own name is ours. Then run ``tests/kernels/test_microkernel.py``: it compares each
+instruction with the definition, bit for bit in INT8, on a CPU that has it.
 """
 
 from dataclasses import replace
@@ -11,8 +14,9 @@ from minires.kernels.ir import vector as vector_of
 from minires.kernels.isa.generic import of_halves
 from minires.kernels.isa.instruction import ISA, Instruction
 
-# Emitting. a comes from a row of activations and b from a panel of weights, both as vectors of 32
-# bits, whatever they hold.
+# Emitting. acc, a and b are vectors of 32-bit lanes. In every lane a has the same group of a row of
+# activations, and b that of another column of weights. An emitter casts them to the types that its
+# instruction takes: from LLVM 22 on these are its elements, before that always i32.
 
 
 def fma(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
@@ -120,9 +124,11 @@ VPMADDUBSW_SPLIT = replace(
     composed=True,
 )
 
-# Which set has which. 32 vector registers hold 6 x 4 sums, 4 vectors of weights and a broadcast;
-# 16 hold 6 x 2 sums, or 4 x 2 where a multiplication needs copies of its operands. MR * NR is the
-# work, MR + NR the loads: the squarer the tile, the fewer loads to a product.
+# Which set has which. A set that replaces another restates features, instructions and tiles whole;
+# begin with the largest that every such CPU has. Tiles are (MR, NR in vectors): 32 vector registers
+# hold 6 x 4 sums, 4 vectors of weights and a broadcast, and 16 hold 6 x 2 sums. It is 4 x 2 where a
+# multiplication takes several instructions, whose copies need registers too. MR * NR is the work,
+# MR + NR the loads: the squarer the tile, the fewer loads to a product.
 
 WIDE, NARROW, LOW = (6, 4), (6, 2), (4, 2)
 AVX2_FEATURES = frozenset({"avx2", "fma"})
@@ -165,7 +171,8 @@ AVX512BF16 = replace(
     tiles={"f32": WIDE, "bf16": WIDE, "u8s8": WIDE},
 )
 
-# For study, by name alone: what multiplied u8 by s8 before VNNI, made exact.
+# For study: never chosen, but MINIRES_ISA can name them. This is how u8 was multiplied by s8 before
+# VNNI, made exact.
 BEFORE_VNNI = [
     replace(
         isa,
