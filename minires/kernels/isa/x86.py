@@ -70,7 +70,7 @@ def vpmaddubsw(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
     """Add four products as before VNNI: vpmaddubsw, vpmaddwd, vpaddd. It saturates.
 
     vpmaddubsw sums two products of u8 and s8 in s16: up to 255 * 127 * 2 = 64,770, where 32,767
-    is the most that fits. What exceeds it is cut off, without a word.
+    is the most that fits. A larger sum silently becomes 32,767, and one below -32,768 that.
     """
     lanes = acc.type.count
     words, octets = vector_of(I16, 2 * lanes), vector_of(I8, 4 * lanes)
