@@ -80,15 +80,7 @@ def measure_roofs(precision: str) -> Roofs:
 def known_roofs(precision: str) -> Roofs | None:
     """Find the roofs that `measure_roofs` has kept; it takes no time.
 
-    Parameters
-    ----------
-    precision : str
-        As for `measure_roofs`.
-
-    Returns
-    -------
-    Roofs or None
-        None where this machine has not been measured yet, with as many threads.
+    The answer is None if nobody has measured this machine yet with as many threads.
     """
     try:
         kept = _kept_roofs()[_key(precision)]
@@ -137,17 +129,9 @@ def describe_machine() -> str:
 
 
 def warnings_about(peaks: list[Peak]) -> list[str]:
-    """List what makes figures of this machine doubtful.
+    """List the reasons to doubt this machine's figures, given the peaks measured just now.
 
-    Parameters
-    ----------
-    peaks : list of Peak
-        What was measured just now.
-
-    Returns
-    -------
-    list of str
-        A sentence each; empty on a quiet machine.
+    Each reason is a sentence; a quiet machine has none.
     """
     doubts = [doubt for p in peaks for doubt in p.doubts]
     found = [verdict(doubts)] if doubts else []
@@ -181,15 +165,7 @@ def _elsewhere(name: str) -> str:
 def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
     """Lay out each instruction's peak beside the arithmetic, the bandwidths, and the loops timed.
 
-    Parameters
-    ----------
-    peaks, memory : list
-        From `measure_machine`.
-
-    Returns
-    -------
-    str
-        Two tables, then the inner loops as the assembler would take them, AT&T style.
+    Peaks and bandwidths are from `measure_machine`. The loops are in assembler, AT&T style.
     """
     fp32 = next((p for p in peaks if PRECISIONS[p.instruction.operands] == "fp32"), None)
     rows, arithmetic = [], []

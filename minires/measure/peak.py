@@ -91,17 +91,9 @@ class Bandwidth(NamedTuple):
 
 
 def doubts_about(memory: list[Bandwidth]) -> list[str]:
-    """List what speaks against bandwidths that were measured; see `minires.measure.trust`.
+    """List the reasons to doubt measured bandwidths; see `minires.measure.trust`.
 
-    Parameters
-    ----------
-    memory : list of Bandwidth
-        From the fastest level to the slowest.
-
-    Returns
-    -------
-    list of str
-        A reason each.
+    The levels come in order, from the fastest to the slowest.
     """
     found = []
     for b in memory:
@@ -191,20 +183,9 @@ def _best(runs: list[Any]) -> tuple[Any, float]:
 def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None) -> Peak:
     """Time an instruction in registers: no loads, no stores.
 
-    Parameters
-    ----------
-    instruction : Instruction
-        One of `instructions`.
-    isa : ISA
-        One that this machine has.
-    threads : int, optional
-        How many beside each other; `get_num_threads` tells unless given.
-
-    Returns
-    -------
-    Peak
-        One core and all threads take turns, with the clock in between. What is still in doubt
-        after a few tries is in its `doubts`.
+    One core and all threads take turns, with the clock in between. There are `get_num_threads()`
+    threads unless you say how many. Doubts that remain after a few tries are in the answer's
+    `doubts`.
     """
     threads, lanes = threads or get_num_threads(), isa.lanes
     sums = instruction.sums
@@ -244,35 +225,20 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
 
 
 def best_instruction(precision: str, isa: ISA | None = None) -> Instruction:
-    """Choose what bounds a precision from above on this machine.
+    """Choose the instruction that bounds a precision from above on this machine.
 
-    Parameters
-    ----------
-    precision : str
-        fp32, bf16, int8 or int8-simulated, which computes in float32.
-    isa : ISA, optional
-        `choose_isa` chooses unless given.
-
-    Returns
-    -------
-    Instruction
-        Of INT8 without VNNI it is vpmaddubsw, which saturates: the exact way has to do more. Of
-        bfloat16 without an instruction of its own it is float32's.
+    The instruction set is `choose_isa()` unless given.
     """
+    # INT8 without VNNI gets vpmaddubsw. It saturates, so an exact way has to do more.
     found = instructions(isa or choose_isa())
     best = [i for i in found if i.operands == OPERANDS[precision]]
+    # bfloat16 without an instruction of its own is multiplied as float32.
     best = best or [i for i in found if i.operands == "f32"]
     return max(best, key=lambda i: (i.products, max(i.rates, default=0)))
 
 
 def peak(precision: str) -> Peak:
-    """Measure the peak of a precision, once in a process.
-
-    Parameters
-    ----------
-    precision : str
-        As for `best_instruction`.
-    """
+    """Measure the peak of a precision's `best_instruction`, once in a process."""
     isa = choose_isa()
     return _peak_once(best_instruction(precision, isa), isa.name, get_num_threads())
 
@@ -292,19 +258,10 @@ def _peak_once(instruction: Instruction, isa: str, threads: int) -> Peak:
 
 
 def inner_loop(assembly: str, mnemonic: str) -> str:
-    """Cut out of an assembly listing the innermost loop that has most of one instruction.
+    """Cut out of a listing in AT&T syntax the innermost loop that has most of one instruction.
 
-    Parameters
-    ----------
-    assembly : str
-        In AT&T syntax, as LLVM prints it.
-    mnemonic : str
-        A regular expression for the instruction's name.
-
-    Returns
-    -------
-    str
-        From the loop's label to the jump back to it; empty where there is none.
+    `mnemonic` is a regular expression for the instruction's name. The loop goes from its label to
+    the jump back; the answer is empty where there is none.
     """
     lines = [re.split("#|//", line)[0].expandtabs(8).rstrip() for line in assembly.splitlines()]
     labels: dict[str, int] = {}
@@ -337,20 +294,13 @@ def _reader() -> Callable[..., None]:
 
 
 def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
-    """Measure how fast each level of the memory is read: by halves of a core's share of a cache.
+    """Measure how fast each level of the memory is read, from L1 to memory.
 
-    Parameters
-    ----------
-    threads : int, optional
-        How many beside each other; `get_num_threads` tells unless given.
-
-    Returns
-    -------
-    list of Bandwidth
-        From L1 to memory, of which four times as much is read as the last cache holds.
-        `doubts_about` tells what is still in doubt after a few tries.
+    There are `get_num_threads()` threads unless you say how many. `doubts_about` lists the doubts
+    that remain after a few tries.
     """
     threads = threads or get_num_threads()
+    # Half of a core's share of a cache surely fits; four times the last cache surely does not.
     levels = [(cache.level, cache.size // cache.sharers // 2) for cache in caches()]
     last = max(cache.size for cache in caches())
     levels.append(("memory", max(2**25, 4 * last)))

@@ -24,12 +24,9 @@ STYLE: dict[Any, Any] = {
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raise `MiniresError` unless a plot can be drawn there: told before what is measured for it.
+    """Raise `MiniresError` unless a plot can be drawn to that file.
 
-    Parameters
-    ----------
-    path : path-like
-        The picture's file.
+    Call it before you measure for the plot, so that you do not measure for nothing.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise MiniresError('plots need matplotlib: pip install "minires[plot]"')
@@ -43,23 +40,10 @@ def check(path: str | os.PathLike[str]) -> None:
 def figure(
     path: str | os.PathLike[str], title: str, width: float = 10, height: float = 5, columns: int = 1
 ) -> Iterator[Any]:
-    """Open a figure to draw on; it is written when the with statement ends.
+    """Open a figure to draw on; the file is written when the with statement ends.
 
-    Parameters
-    ----------
-    path : path-like
-        Its suffix chooses the format: .png, .svg or .pdf.
-    title : str
-        What was measured, on what.
-    width, height : float
-        In inches.
-    columns : int
-        How many axes, beside each other.
-
-    Yields
-    ------
-    Axes or ndarray of Axes
-        An array where there are several.
+    The path's suffix chooses the format. Width and height are in inches. With several columns you
+    get an array of axes, else one alone.
     """
     check(path)
     import matplotlib

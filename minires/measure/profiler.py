@@ -421,22 +421,10 @@ def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) ->
 def profile_in_turns(
     models: Mapping[str, ResNet50], x: Array, runs: int = 10
 ) -> dict[str, Profile]:
-    """Run networks in turns, each several times, and profile all runs but the first.
+    """Run networks, by precision, in turns, and profile all runs but each one's first.
 
-    Parameters
-    ----------
-    models : mapping
-        Networks, by precision.
-    x : ndarray
-        What they are run on.
-    runs : int
-        How often each is measured; before that it runs once, which lays out its buffers.
-
-    Returns
-    -------
-    dict
-        A profile of each. Where their runs differ too much, all are measured again, and what is
-        in doubt even then is in their `doubts`.
+    The first run lays out a network's buffers. Where the runs differ too much, all are measured
+    again; doubts that remain are in the profiles' `doubts`.
     """
     for model in models.values():
         model(x)
@@ -457,14 +445,10 @@ def profile_in_turns(
 
 
 def write_chrome_trace(path: str | os.PathLike[str], profiles: Sequence[Profile]) -> None:
-    """Write what ran when as JSON in the Trace Event Format, which Perfetto opens.
+    """Write when each step ran as JSON in the Trace Event Format, which Perfetto opens.
 
-    Parameters
-    ----------
-    path : path-like
-        Where to.
-    profiles : sequence of Profile
-        A process each: steps, and beneath them their phases where these are apart.
+    Each profile is a process there. It has steps, and beneath them their phases where these are
+    apart.
     """
     spans: list[dict[str, Any]] = []
     start = min((prof.events[0].started for prof in profiles if prof.events), default=0.0)
