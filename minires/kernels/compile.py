@@ -110,34 +110,17 @@ def _held_to(isa: ISA) -> Iterator[None]:
 
 
 def compile_for(
-    isa: ISA,
+    isa: ISA,  # a CPU that lacks some of it can compile for it, too
     function: Callable[..., Any],
     signature: Any,
-    what: str = "",
-    notice: str = "",
-    keep: bool = True,
+    what: str = "",  # tells functions of the same name apart
+    notice: str = "",  # printed to stderr where there is something to compile
+    keep: bool = True,  # on the disk; such code cannot be listed afterwards
 ) -> Any:
-    """Compile a function for a signature, or load what was compiled before.
+    """Compile a function for a signature, or load the code that was compiled before.
 
-    Parameters
-    ----------
-    isa : ISA
-        The instructions that may be used. A CPU that lacks one of them can compile for it, too.
-    function : callable
-        What to compile. All that it refers to must be in this folder, or told by `what`.
-    signature : numba signature
-        Of its arguments.
-    what : str
-        Tells functions apart that have the same name.
-    notice : str
-        Printed to stderr where there is something to compile.
-    keep : bool
-        Whether to look on the disk, and to leave the code there. It cannot be listed afterwards.
-
-    Returns
-    -------
-    callable
-        It lets go of Python's global lock while it runs.
+    All that the function refers to must be in this folder, or be told by `what`. The compiled
+    function lets go of Python's global lock while it runs.
     """
     if config.DISABLE_JIT:  # then Python would run what stands for compiled code
         raise MiniresError(

@@ -68,18 +68,10 @@ class Program(NamedTuple):
 class Engine:
     """A network prepacked for one precision, on this machine.
 
-    Parameters
-    ----------
-    layers : list of Layer
-        The fused network, in the order it runs.
-    params : mapping
-        Each layer's parameters, by its name, as the NumPy operators take them.
-    precision : str
-        A key of `FORMATS`.
-    isa : ISA, optional
-        One that this machine has; `choose_isa` chooses unless given.
-    threads : int, optional
-        `get_num_threads` tells unless given.
+    The layers are fused, in the order they run. `params` has their parameters by name, as the NumPy
+    operators take them. The precision is a key of `FORMATS`. The instruction set is one that this
+    machine has, `choose_isa()` unless given. Each run asks `get_num_threads()` unless you say how
+    many.
     """
 
     def __init__(
@@ -126,22 +118,11 @@ class Engine:
     def __call__(
         self, x: Array, record: Record | None = None, started: float | None = None
     ) -> Array:
-        """Run the whole network.
+        """Run the whole network on (N, 3, H, W) float32; return (N, num_classes) float32 logits.
 
-        Parameters
-        ----------
-        x : ndarray
-            (N, 3, H, W) float32.
-        record : callable, optional
-            Told of the steps of each call, when all have run and others may run again.
-        started : float, optional
-            When the caller began with x, as time.perf_counter has it: what was done since then
-            counts as the first step's.
-
-        Returns
-        -------
-        ndarray
-            Logits, (N, num_classes) float32.
+        `record` is told of the steps of each call, when all have run and others may run again.
+        `started` is when the caller began with x, by time.perf_counter: the first step's time
+        begins there.
         """
         began = started or perf_counter()
         x = np.ascontiguousarray(x)
@@ -187,21 +168,10 @@ class Engine:
         return self.divisions[size]
 
     def run(self, shape: Shape, layer: Layer, *inputs: Array) -> Array:
-        """Run one layer, as an operator of layers.py does.
+        """Run one layer, as an operator of layers.py does, for a shape of the network's input.
 
-        Parameters
-        ----------
-        shape : tuple of int
-            That of the network's input.
-        layer : Layer
-            One of the network's.
-        *inputs : ndarray
-            NHWC, without padding; for the first layer NCHW.
-
-        Returns
-        -------
-        ndarray
-            NHWC, without padding; float32 in place of bfloat16.
+        Activations are NHWC without padding, and float32 in place of bfloat16. The first layer
+        reads NCHW.
         """
         at = self.layers.index(layer)
         with ONE_AT_A_TIME:
@@ -220,16 +190,10 @@ class Engine:
             return y[:, 0, 0] if layer.op == "avgpool" else y
 
     def time_step(self, steps: Array, at: int, execute: Callable[..., None] | None = None) -> float:
-        """Run one step on what lies in the buffers, and tell the seconds it took.
+        """Run one step on the data in the buffers, and tell the seconds it took.
 
-        Parameters
-        ----------
-        steps : ndarray
-            Of `STEP`: those of one of this engine's programs, or a changed copy of them.
-        at : int
-            Which step.
-        execute : callable, optional
-            What runs it, from `compile_network`, in place of the engine's own.
+        `steps` are those of one of this engine's programs, or a changed copy of them. You may give
+        another `execute`, from `compile_network`, in place of the engine's own.
         """
         threads = self.threads or get_num_threads()
         execute = execute or self.execute
@@ -269,14 +233,9 @@ class Engine:
         return Packed(w, *vectors)
 
     def program(self, shape: Shape, whole: bool = False) -> Program:
-        """Find the program for a shape of input, or make one.
+        """Find the program for an NCHW shape of input, or make one.
 
-        Parameters
-        ----------
-        shape : tuple of int
-            NCHW.
-        whole : bool
-            Whether all images take each step together; else as `Division` has it.
+        Where `whole`, all images take each step together; else they are divided as `Division` says.
         """
         if (shape, whole) not in self.programs:
             while len(self.programs) >= PLANS:

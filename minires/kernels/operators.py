@@ -121,20 +121,11 @@ FORMATS |= {
 
 @functools.cache
 def compile_network(precision: str, isa: str) -> Callable[..., None]:
-    """Compile, or load from the cache, what runs the steps of a program.
+    """Compile the function that runs a program's steps, or load it from the cache.
 
-    Parameters
-    ----------
-    precision : str
-        A key of `FORMATS`.
-    isa : str
-        The name of one that this machine has.
-
-    Returns
-    -------
-    callable
-        ``execute(program, times, first, last, threads)``; program is an array of `STEP`, and times
-        of int64, (steps + 1,): it is told when the first began and when each ended, in ticks.
+    The precision is a key of `FORMATS`, and this machine has the instruction set. You get
+    ``execute(program, times, first, last, threads)`` for a program of `STEP` and times of int64,
+    (steps + 1,). It writes there when the first step began and when each ended, in ticks.
     """
     spec = f"{precision}/{isa}"
     count = types.int64

@@ -42,11 +42,8 @@ def available_isas() -> list[ISA]:
 def choose_isa() -> ISA:
     """Choose the best instruction set, or the one that MINIRES_ISA names.
 
-    Raises
-    ------
-    MiniresError
-        For a name that is not known or not available: an instruction that the CPU lacks would
-        end the process.
+    A name that is not known or not available raises `MiniresError`: an instruction that the CPU
+    lacks would end the process.
     """
     isas = {isa.name: isa for isa in available_isas()}
     name = os.environ.get("MINIRES_ISA") or next(iter(isas))
