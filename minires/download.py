@@ -103,13 +103,7 @@ def torch_cache_dir() -> Path:
 
 @contextlib.contextmanager
 def offline(wanted: bool = True) -> Iterator[None]:
-    """Download nothing while a with statement lasts: it sets MINIRES_OFFLINE.
-
-    Parameters
-    ----------
-    wanted : bool
-        Where False, MINIRES_OFFLINE stays as it is.
-    """
+    """Download nothing while a with statement lasts: it sets MINIRES_OFFLINE, if wanted."""
     before = os.environ.get("MINIRES_OFFLINE")
     if wanted:
         os.environ["MINIRES_OFFLINE"] = "1"

@@ -71,23 +71,10 @@ MAX_ASPECT_RATIO = 1000  # such an image takes 215 MB when its short side is res
 
 
 def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the image files that are named, and those that lie in the folders that are named.
+    """List the files that are named, and in place of each folder its images, by name.
 
-    Parameters
-    ----------
-    sources : iterable of path-like
-        Files and folders.
-
-    Returns
-    -------
-    list of Path
-        In place of a folder its images, by name. What is no folder, or a folder without an image,
-        stays as it is: whoever opens it says what is wrong.
-
-    Raises
-    ------
-    ImageError
-        For an empty name, which would be the current folder.
+    A folder without an image stays as it is, and so does a name that is not there: whoever opens it
+    says what is wrong. An empty name raises `ImageError`: it would be the current folder.
     """
     files = []
     for given in sources:
@@ -137,16 +124,10 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 class Decoded:
-    """What Pillow has decoded, to be read upright and in RGB, some rows at a time.
+    """An image that Pillow has decoded, to be read upright and in RGB, some rows at a time.
 
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        In any mode; it is not changed.
-    orientation : int, optional
-        EXIF's: 1 is upright.
-    transparent : object, optional
-        The transparent colour, in the form that Pillow has for this mode.
+    The image may have any mode, and is not changed. The orientation is EXIF's: 1 is upright. The
+    transparent colour has the form that Pillow has for this mode.
     """
 
     def __init__(
