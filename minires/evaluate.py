@@ -121,7 +121,7 @@ def choose_networks(
 def evaluate_networks(
     models: Sequence[ResNet50],
     folder: str | os.PathLike[str],
-    rows: Sequence[tuple[str, int]],
+    rows: Sequence[tuple[str, int]],  # of `read_labels`
     tell: Callable[[ImageError], None],  # given the error of each photograph that is left out
     # Given the rows, it yields them: a bar, say.
     progress: Callable[[Sequence[tuple[str, int]]], Iterable[tuple[str, int]]] = iter,

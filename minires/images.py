@@ -23,7 +23,7 @@ ImageSource = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Array
 )
 
-# What people have photographs in, by Pillow's name, with the suffixes of such files. No other one
+# The formats of photographs, by Pillow's name, with the suffixes of such files. No other one
 # is opened: for some Pillow starts a program, as Ghostscript for EPS, and hands it the file.
 # HEIF is opened where a plug-in such as pillow-heif is registered, AVIF where Pillow was built so.
 FORMATS = {
@@ -44,7 +44,7 @@ BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
 )  # of files in ISO's container: what follows "ftyp"
 
-# What is white in Pillow's deep modes, and up to which value: a product may overshoot a little.
+# White in Pillow's deep modes, and up to which value: a product may overshoot a little.
 SCALES: dict[str, list[tuple[float, float]]] = {
     "F": [(1, 1.5), (255, 280)],
     "I": [(255, 280), (65535, 65535)],
@@ -52,7 +52,7 @@ SCALES: dict[str, list[tuple[float, float]]] = {
 }
 DEEP = ("PNG", "PPM")  # whose grey of 16 bits is mode I in some versions of Pillow, or in all
 DARKER = 0.02  # of white: as little below black is black
-# By the EXIF orientation: what turns the image upright, whether its rows are columns as stored, and
+# By the EXIF orientation: the turn to upright, whether its rows are columns as stored, and
 # whether the first one is the last as stored.
 ORIENTATION = 0x0112
 Turn = tuple[Image.Transpose | None, bool, bool]
@@ -66,7 +66,7 @@ TURNS: dict[int, Turn] = {
     7: (Image.Transpose.TRANSVERSE, True, True),
     8: (Image.Transpose.ROTATE_90, True, True),
 }
-STRIP = 2**19  # pixels: what is made of them takes some 20 MB
+STRIP = 2**19  # pixels: the arrays made of them take some 20 MB
 MAX_ASPECT_RATIO = 1000  # such an image takes 215 MB when its short side is resized to 232
 
 
@@ -216,7 +216,7 @@ def _open(source: ImageSource) -> contextlib.AbstractContextManager[Image.Image]
 
 
 def _what_it_is(source: Any) -> str:
-    """Say of what cannot be opened what it seems to be, by its first bytes."""
+    """Guess from its first bytes what kind of file it is that cannot be opened."""
     start = b""
     with contextlib.suppress(Exception):
         if isinstance(source, str | os.PathLike):
@@ -271,7 +271,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_scale(image: Image.Image) -> tuple[float, float]:
-    """Find what is black and what is white in one of Pillow's deep modes."""
+    """Find the values of black and of white in one of Pillow's deep modes."""
     strips = (np.asarray(strip) for strip in Decoded(image)._cut())
     extremes = np.array([(strip.min(), strip.max()) for strip in strips], np.float64)
     black, white = extremes[:, 0].min(), extremes[:, 1].max()

@@ -122,7 +122,7 @@ def compile_for(
     All that the function refers to must be in this folder, or be told by `what`. The compiled
     function lets go of Python's global lock while it runs.
     """
-    if config.DISABLE_JIT:  # then Python would run what stands for compiled code
+    if config.DISABLE_JIT:  # then Python would run the placeholders of compiled code
         raise MiniresError(
             "NUMBA_DISABLE_JIT keeps the kernels from compiling; unset it, or ask for backend numpy"
         )
@@ -155,7 +155,7 @@ def source_hash(folder: Path = Path(__file__).parent) -> str:
 
 
 class _CodeCache(NullCache):
-    """A function's compiled code in a file: a checksum, and behind it what Numba needs to run it.
+    """A function's compiled code in a file: a checksum, and behind it Numba's own record.
 
     Nothing here can fail. What cannot be read, or is not what was written, is not there; what
     cannot be written is not kept.
@@ -166,7 +166,7 @@ class _CodeCache(NullCache):
         self._notice = notice
 
     def _file(self, signature: Any, context: Any) -> tuple[Path, bytes]:
-        """Tell which file, and what else its code depends on."""
+        """Name the file, and all that its code depends on."""
         versions = sys.version, numba.__version__, llvmlite.__version__
         target = context.codegen().magic_tuple()
         key = repr((versions, target, self._function.__qualname__, str(signature))).encode()

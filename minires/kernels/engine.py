@@ -50,7 +50,7 @@ class Packed(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A plan with memory: what compiled code runs for one shape of input."""
+    """A plan with memory: compiled code runs it for one shape of input."""
 
     plan: Plan
     steps: Array  # of STEP
@@ -59,7 +59,7 @@ class Program(NamedTuple):
     nbytes: int  # of memory, and of the offsets into it
 
     def output(self, layer: Layer) -> Array:
-        """View what a layer writes, without padding and without channels that fill a panel up."""
+        """View a layer's output, without padding and without channels that fill a panel up."""
         number = self.plan.outputs[layer.name]
         pad = self.plan.buffers[number].pad
         return self.memory[number][:, pad : -pad or None, pad : -pad or None, : layer.out_c]
@@ -95,7 +95,7 @@ class Engine:
         self.ticks = np.zeros(len(layers) + 1, np.int64)  # between the steps, when they last ran
 
     def _tiling(self) -> Tiling:
-        """Say what the microkernels and this CPU's caches ask of a plan."""
+        """Describe the needs of the microkernels and this CPU's caches, for a plan."""
         operands = self.form.operands
         instruction = self.isa.instructions[operands]
         rows, vectors = self.isa.tiles[operands]
@@ -228,7 +228,7 @@ class Engine:
         vectors = [aligned((len(w) * self.tiling.columns,), values.dtype) for values in (bias, m)]
         for vector, values in zip(vectors, (bias, m), strict=True):
             vector[: len(values)] = values
-        if isinstance(weight.base, mmap.mmap):  # what was read of a file need not stay in memory
+        if isinstance(weight.base, mmap.mmap):  # pages read from a file need not stay in memory
             weight.base.madvise(mmap.MADV_DONTNEED)
         return Packed(w, *vectors)
 
@@ -256,7 +256,7 @@ class Engine:
             del self.programs[next(iter(self.programs))]
 
     def _too_large(self, shape: Shape) -> str:
-        """Say what an input would have taken: at least a layer's input and its output."""
+        """Tell how much memory an input needs: at least a layer's input and its output."""
         batch, _, height, width = shape
         rows = summarize(self.layers, height, width, batch)
         sizes = [self.tiling.item * math.prod(row.output_shape) for row in rows]
@@ -281,7 +281,7 @@ class Engine:
         return program
 
     def _buffer(self, buffer: Buffer) -> Array:
-        """Allocate a buffer, filled with what its padding holds."""
+        """Allocate a buffer, filled with the value of its padding."""
         dtype = np.dtype(self.form.activation)
         fill = buffer.fill
         if fill is None:
@@ -316,7 +316,7 @@ class Engine:
         self._describe_scalars(layer, step)
 
     def _describe_scalars(self, layer: Layer, step: Any) -> None:
-        """Fill in what an epilogue, a quantization or the average pool needs."""
+        """Fill in the numbers for an epilogue, a quantization or the average pool."""
         step["low"], step["high"] = 0.0 if layer.relu else -np.inf, np.inf
         if q := layer.qparams:
             step["low"], step["high"] = -q.zero_point, 255 - q.zero_point
@@ -332,7 +332,7 @@ class Engine:
 
 
 def _in_seconds(ticks: Array, started: float, ended: float) -> Array:
-    """Tell when each step began and ended, of steps that took from start to end.
+    """Tell when each step began and ended, in seconds, between a call's start and its end.
 
     Ticks are those of a clock of unknown rate: all of them took all of the time, and the call's
     own microseconds are shared out among them. Cores may read it a few ticks apart.

@@ -40,7 +40,7 @@ from minires.kernels.isa import ISA, ISAS, Instruction, amx
 
 @dataclass(frozen=True)
 class Microkernel:
-    """Which microkernel: what it multiplies with, what comes after, and the size of its tile."""
+    """Which microkernel: its instruction, its epilogue, and the size of its tile."""
 
     isa: ISA
     operands: str  # f32, bf16 or u8s8
@@ -67,7 +67,7 @@ class Microkernel:
 
     @property
     def instruction(self) -> Instruction:
-        """What multiplies."""
+        """The instruction that multiplies."""
         return self.isa.instructions[self.operands]
 
     @property
@@ -156,7 +156,7 @@ def _fetch_residual(
 def _load_columns(
     builder: Builder, kernel: Microkernel, epilogue: Epilogue, bias: Value, m: Value, scalars: Value
 ) -> list[Columns]:
-    """Load what the epilogue needs, for each vector of columns."""
+    """Load the operands of the epilogue, for each vector of columns."""
     lanes = kernel.isa.lanes
     fields = (builder.extract_value(scalars, i) for i in range(len(SCALARS)))
     known = {
@@ -271,7 +271,7 @@ def matrix_registers(_: Any, name: Any, use: Any) -> Any:
     """Lay out the matrix registers before a thread's first tile; give them up after its last.
 
     Both arguments are literals: a `Microkernel`'s name, and whether the registers will be used, or
-    no longer. An instruction that has no use for them leaves nothing to do.
+    no longer. For an instruction that has no use for them, nothing is done.
     """
     kernel = Microkernel.named(name.literal_value)
 

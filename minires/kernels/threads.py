@@ -50,7 +50,7 @@ class Workers:
 
 
 def _work(jobs: "queue.SimpleQueue[Any]") -> None:
-    """Do what comes, for as long as the process lives."""
+    """Run each job that comes, for as long as the process lives."""
     while True:
         function, arguments, thread = jobs.get()
         function(*arguments, thread)

@@ -38,7 +38,7 @@ from minires.reference import QParams, im2col_ref, requantize_ref, round_bf16_re
 Conv = Callable[[Array], Array]
 Prepare = Callable[[Product], Callable[[Array], Array]]
 LAYER = Layer("layer2.1.conv2", "conv", ("input",), 128, 128, 3, 1, 1, relu=True)
-SHAPE = (1, 28, 28, 128)  # what comes in; 231 million operations
+SHAPE = (1, 28, 28, 128)  # of the input; 231 million operations
 PAUSE = 0.1  # seconds: threads of the rung before, NumPy's BLAS above all, wait awake for a while
 WARM_UP = 0.03  # seconds: a thread that wakes may share a core until the scheduler looks
 EPS = float(np.finfo(np.float32).eps)
@@ -48,13 +48,13 @@ class Rung(NamedTuple):
     """A way to compute a convolution."""
 
     name: str
-    idea: str  # what it adds to the rung before it
+    idea: str  # the one thing that is new in it
     prepare: Callable[[Layer, Any], Conv]  # once for a layer: its weights are laid out here
     threads: int = 1
 
 
 class Result(NamedTuple):
-    """What was measured of a rung."""
+    """A rung's measurements."""
 
     rung: Rung
     seconds: float  # the median
@@ -65,7 +65,7 @@ class Result(NamedTuple):
 
 
 def _finish(product: Product, acc: Array) -> Array:
-    """Do to the sums what the definition's epilogue does, in NumPy."""
+    """Apply the definition's epilogue to the sums, in NumPy."""
     t = acc + product.bias  # (M, N)
     if product.precision == "int8":
         assert product.layer.qparams is not None
@@ -186,7 +186,7 @@ def _with(isa: ISA, operands: str) -> Prepare:
 
 
 def _better_isas(isa: ISA, operands: str) -> list[ISA]:
-    """List what rung `panels` is climbed with again: what was there before VNNI, and the set."""
+    """List the sets for rung `panels` again: the one before VNNI, and the machine's own."""
     if isa.name == GENERIC.name:
         return []
     name = f"{'avx512' if isa.lanes == 16 else 'avx2'}, vpmaddubsw"

@@ -24,7 +24,7 @@ PREPROCESSING = ("decode", "resize", "normalize")
 
 
 class Latency(NamedTuple):
-    """What single images took."""
+    """The times of single images, and the throughput of batches."""
 
     title: str
     precision: str
@@ -33,7 +33,7 @@ class Latency(NamedTuple):
 
     @property
     def doubts(self) -> list[str]:
-        """What speaks against its figures; see `minires.measure.trust`."""
+        """The reasons to doubt its figures; see `minires.measure.trust`."""
         found = doubt_spread(f"an image in {self.precision}", spread_of(self.seconds["whole"]))
         for batch, _, spread in self.throughput:
             found += doubt_spread(f"batches of {batch} in {self.precision}", spread)
@@ -71,7 +71,7 @@ def measure_latency(
     turn = max(1, runs // 10)
     while len(next(iter(rows.values()))) < runs:
         for precision, model in models.items():
-            _one_image(model, data)  # what the other network put out of the cache comes back
+            _one_image(model, data)  # so that its weights are in the cache again
             left = min(turn, runs - len(rows[precision]))
             rows[precision] += [_one_image(model, data) for _ in range(left)]
     found = []

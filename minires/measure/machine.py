@@ -92,7 +92,7 @@ def known_roofs(precision: str) -> Roofs | None:
 
 
 def _key(precision: str) -> str:
-    """Name what roofs depend on: the CPU, the instruction set, the threads, and what measures."""
+    """Name all that roofs depend on: the CPU, its instruction set, the threads, this code."""
     sources = f"{source_hash()} {source_hash(Path(__file__).parent)}"
     return f"{precision}, {describe_machine()}, sources {sources}"
 
@@ -118,7 +118,7 @@ def _keep(precision: str, roofs: Roofs) -> None:
 
 
 def describe_machine() -> str:
-    """Say in a line what measures: the CPU, the instruction set that is used, the threads."""
+    """Describe the machine in a line: the CPU, the instruction set in use, the threads."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):  # not Linux
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

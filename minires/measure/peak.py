@@ -31,12 +31,12 @@ LONGER = 4
 LONGEST = 1.0  # a busy machine gets no more seconds than this for its rounds, and 6 rounds at least
 ROUNDS = 20
 FITS = 0.12  # how far from a rate that a CPU can have a measured one may lie, as a share of it
-PRECISIONS = {"f32": "fp32", "bf16": "bf16", "u8s8": "int8"}  # by what is multiplied
+PRECISIONS = {"f32": "fp32", "bf16": "bf16", "u8s8": "int8"}  # by the operands
 OPERANDS = {"fp32": "f32", "int8-simulated": "f32", "bf16": "bf16", "int8": "u8s8"}
 
 
 class Peak(NamedTuple):
-    """What one instruction, or sequence, reached."""
+    """The peak of one instruction, or of a sequence of them."""
 
     instruction: Instruction
     lanes: int
@@ -55,7 +55,7 @@ class Peak(NamedTuple):
 
     @property
     def likely_rate(self) -> float | None:
-        """The rate that this CPU must have; None where none is near what was measured."""
+        """The rate that this CPU must have; None where none is near the measured one."""
         rates = self.instruction.rates
         best = min(rates, key=lambda rate: abs(math.log(rate / self.rate)), default=math.inf)
         return best if abs(self.rate / best - 1) <= FITS else None
@@ -68,7 +68,7 @@ class Peak(NamedTuple):
 
     @property
     def doubts(self) -> list[str]:
-        """What speaks against this measurement; see `minires.measure.trust`."""
+        """The reasons to doubt this measurement; see `minires.measure.trust`."""
         name = self.instruction.name
         found = [*doubt_spread(name, self.spread), *doubt_others(name, self.others)]
         if self.all_gops > HIGHEST * self.threads * self.gops:
@@ -108,7 +108,7 @@ def doubts_about(memory: list[Bandwidth]) -> list[str]:
 
 
 def instructions(isa: ISA) -> list[Instruction]:
-    """List what an instruction set multiplies with: also what it could, and what came before."""
+    """List a set's multiplying instructions, with those that the kernels do not use."""
     found = [*isa.others, *isa.instructions.values()]
     order = ["f32", "bf16", "u8s8"]
     return sorted((i for i in found if not i.composed), key=lambda i: order.index(i.operands))
@@ -125,7 +125,7 @@ def spinner(isa: str, name: str) -> Any:
 
     integer = types.int64
     signature = types.void(integer, integer, integer)
-    # Not kept on the disk: what was timed is listed, too.
+    # Not kept on the disk: code from there has no listing to show.
     return compile_for(ISAS[isa], run, signature, spec, keep=False)
 
 

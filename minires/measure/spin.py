@@ -22,9 +22,9 @@ from minires.kernels.ir import (
 )
 from minires.kernels.isa import INSTRUCTIONS, amx
 
-CLOCK = "clock"  # in place of an instruction: what takes a known number of cycles
+CLOCK = "clock"  # in place of an instruction: a chain of a known number of cycles
 CHAIN = 16  # instructions of the clock, each of which waits for the one before and takes one cycle
-SUMS = {"f32": F32, "bf16": F32, "u8s8": I32}  # what products are added up in, by their operands
+SUMS = {"f32": F32, "bf16": F32, "u8s8": I32}  # the type of the sums, by the operands
 
 
 def _chain(builder: Builder, acc: Value, a: Value, b: Value) -> Value:

@@ -28,11 +28,11 @@ def spread_of(times: Sequence[float] | npt.NDArray[Any]) -> float:
     return float((high - low) / middle)
 
 
-# These take the name of what was measured, as the reader is told it. They list one reason, or none.
+# These take the measured thing's name, for the reader. They list one reason, or none.
 
 
 def doubt_spread(name: str, spread: float) -> list[str]:
-    """Doubt a figure whose runs lie too far apart; the spread is a share of the median."""
+    """Doubt a figure whose runs lie too far apart; the spread is a share, not percent."""
     # Each comparison here is written so that NaN is in doubt.
     return [] if spread <= WIDE else [f"runs of {name} differ by {spread:.0%}"]
 
@@ -46,7 +46,7 @@ def doubt_pair(name: str, one: float, other: float) -> list[str]:
 
 
 def doubt_share(name: str, share: float) -> list[str]:
-    """Doubt a share that is above what can be reached; 1 is all of it."""
+    """Doubt a share that is above its limit, which is 1."""
     return [] if share <= HIGHEST else [f"{name} seems faster than its limit"]
 
 

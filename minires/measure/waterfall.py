@@ -39,7 +39,7 @@ REST = "rest, unexplained"  # of the whole: what its parts do not add up to
 
 
 class Part(NamedTuple):
-    """What a part takes in both precisions, in seconds."""
+    """A part's seconds in both precisions."""
 
     name: str
     fp32: float
@@ -62,11 +62,11 @@ class Waterfall(NamedTuple):
     ablation: list[tuple[str, float]]  # seconds of their excess, by cause
     preprocessing: dict[str, float]  # seconds: decode, resize, normalize
     others: dict[str, float]  # seconds of the whole in other precisions
-    doubts: list[str]  # what speaks against these figures; see `minires.measure.trust`
+    doubts: list[str]  # reasons to doubt these figures; see `minires.measure.trust`
 
 
 class _Times(NamedTuple):
-    """What one measurement of the networks gave, run by run."""
+    """One measurement of the networks, run by run."""
 
     before: list[dict[str, float]]  # of preprocessing, by its parts
     whole: dict[str, list[float]]  # of the network, by precision
@@ -148,7 +148,7 @@ def _measure_times(
 def ablate(
     models: Mapping[str, ResNet50], x: Array, rounds: int
 ) -> tuple[Part, list[tuple[str, float]]]:
-    """Find what the convolutions' excess is made of, by leaving things out.
+    """Find the causes of the convolutions' excess, by leaving things out.
 
     x is one image, (1, 3, H, W) float32. You get the convolutions' times in both precisions, and
     the seconds of their excess by cause. The causes add up to the excess.

@@ -32,7 +32,7 @@ def _present(features: str) -> set[str]:
 
 
 def available_isas() -> list[ISA]:
-    """List what this CPU has and Numba compiles for: the best first, those for study last."""
+    """List the sets of this CPU that Numba compiles for: the best first, those for study last."""
     features = _present(get_host_cpu_features())  # as Numba has it: AVX only where it trusts it
     if config.CPU_FEATURES is not None:  # restricted by NUMBA_CPU_FEATURES or NUMBA_CPU_NAME
         features &= _present(config.CPU_FEATURES)
