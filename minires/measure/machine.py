@@ -78,10 +78,7 @@ def measure_roofs(precision: str) -> Roofs:
 
 
 def known_roofs(precision: str) -> Roofs | None:
-    """Find the roofs that `measure_roofs` has kept; it takes no time.
-
-    The answer is None if nobody has measured this machine yet with as many threads.
-    """
+    """Find the roofs that `measure_roofs` has kept; None if there are none for this machine."""
     try:
         kept = _kept_roofs()[_key(precision)]
         memory = [Bandwidth(*level) for level in kept["memory"]]
@@ -129,10 +126,7 @@ def describe_machine() -> str:
 
 
 def warnings_about(peaks: list[Peak]) -> list[str]:
-    """List the reasons to doubt this machine's figures, given the peaks measured just now.
-
-    Each reason is a sentence; a quiet machine has none.
-    """
+    """List the reasons to doubt this machine's figures, given the peaks measured just now."""
     doubts = [doubt for p in peaks for doubt in p.doubts]
     found = [verdict(doubts)] if doubts else []
     quota, cores = cpu_quota(), os.cpu_count() or 1
@@ -163,10 +157,7 @@ def _elsewhere(name: str) -> str:
 
 
 def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
-    """Lay out each instruction's peak beside the arithmetic, the bandwidths, and the loops timed.
-
-    Peaks and bandwidths are from `measure_machine`. The loops are in assembler, AT&T style.
-    """
+    """Lay out the answers of `measure_machine`, the arithmetic, and the loops in AT&T syntax."""
     fp32 = next((p for p in peaks if PRECISIONS[p.instruction.operands] == "fp32"), None)
     rows, arithmetic = [], []
     for p in peaks:

@@ -91,10 +91,7 @@ class Bandwidth(NamedTuple):
 
 
 def doubts_about(memory: list[Bandwidth]) -> list[str]:
-    """List the reasons to doubt measured bandwidths; see `minires.measure.trust`.
-
-    The levels come in order, from the fastest to the slowest.
-    """
+    """List the reasons to doubt bandwidths, which come from the fastest level to the slowest."""
     found = []
     for b in memory:
         found += doubt_spread(f"reading {b.level}", b.spread)

@@ -24,10 +24,7 @@ STYLE: dict[Any, Any] = {
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raise `MiniresError` unless a plot can be drawn to that file.
-
-    Call it before you measure for the plot, so that you do not measure for nothing.
-    """
+    """Raise `MiniresError` unless a plot can be drawn there: call it before you measure."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MiniresError('plots need matplotlib: pip install "minires[plot]"')
     if os.path.splitext(path)[1].lower() not in (".png", ".svg", ".pdf"):
