@@ -104,13 +104,7 @@ def torch_cache_dir() -> Path:
 
 @contextlib.contextmanager
 def offline(wanted: bool = True) -> Iterator[None]:
-    """Download nothing while a with statement lasts: it sets MINIRES_OFFLINE.
-
-    Parameters
-    ----------
-    wanted : bool
-        Where False, MINIRES_OFFLINE stays as it is.
-    """
+    """Download nothing while a with statement lasts: it sets MINIRES_OFFLINE, if wanted."""
     before = os.environ.get("MINIRES_OFFLINE")
     if wanted:
         os.environ["MINIRES_OFFLINE"] = "1"
@@ -280,7 +274,7 @@ def check_at_rest(path: Path, entry: Weights) -> None:
 
 
 def verify(name: str) -> Path:
-    """Compare the checksum of weights that are here, and say what is wrong with them."""
+    """Compare the checksum of weights that are here; `WeightsError` if they are not, or damaged."""
     entry = get_weights(name)
     places = _places(entry)
     if not places:
@@ -316,7 +310,7 @@ def _obtain(entry: Weights, progress: bool, whole: bool = False) -> Path:
 
 
 def _fetch(entry: Weights, progress: bool, *, hurry: bool = False, whole: bool = False) -> Path:
-    """Find or download; in a hurry, what does not work soon and at once is left."""
+    """Find or download; in a hurry, give up at the first failure or delay."""
     if found := _find(entry, whole):
         return found[0]
     if entry.files[0].bundled:
@@ -424,7 +418,7 @@ def _run_pooch(
     def download(url: str, path: str, _: object) -> None:
         os.remove(path)  # pooch made it readable for its owner alone
         with (
-            # What came compressed would hide its size.
+            # A compressed answer would hide its size.
             requests.get(
                 url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}
             ) as response,

@@ -35,22 +35,10 @@ class Comparison(NamedTuple):
 
 
 def read_labels(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
-    """Read a CSV of file names and class indices, with the columns ``file`` and ``label``.
+    """Read a CSV's file names and class indices, from the columns ``file`` and ``label``.
 
-    Parameters
-    ----------
-    path : path-like
-        The CSV file; its first line names the columns.
-
-    Returns
-    -------
-    list of (str, int)
-        In the file's order.
-
-    Raises
-    ------
-    MiniresError
-        For a missing file or column, or a label that is not a whole number.
+    Its first line names the columns. A missing file or column, or a label that is not a whole
+    number, raises `MiniresError`.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes a mark
@@ -70,25 +58,11 @@ def logits_of(
     models: Sequence[ResNet50],
     folder: str | os.PathLike[str],
     files: Iterable[str],
-    batch_size: int = 8,
+    batch_size: int = 8,  # how many photographs are held at once
 ) -> Iterator[list[Array]]:
-    """Run several networks over the same photographs.
+    """Run several networks over the same photographs, with the first one's preprocessing.
 
-    Parameters
-    ----------
-    models : sequence of ResNet50
-        All with the first one's preprocessing.
-    folder : path-like
-        Where the photographs lie.
-    files : iterable of str
-        Their names.
-    batch_size : int
-        How many are held at once.
-
-    Yields
-    ------
-    list of ndarray
-        For each batch the logits of each model, (batch_size or fewer, num_classes) float32.
+    For each batch you get the logits of each model, (batch_size or fewer, num_classes) float32.
     """
     paths = [Path(folder) / name for name in files]
     for start in range(0, len(paths), batch_size):
@@ -97,47 +71,22 @@ def logits_of(
 
 
 def accuracy(logits: Array, labels: Array) -> Accuracy:
-    """Compare logits with the right labels.
-
-    Parameters
-    ----------
-    logits : ndarray
-        (N, num_classes) float32.
-    labels : ndarray
-        (N,) class indices.
-
-    Returns
-    -------
-    Accuracy
-        Of two equal logits the lower class index counts as first.
-    """
+    """Compare logits, (N, num_classes) float32, with the right class indices, (N,)."""
+    # Stable: of two equal logits the lower class index counts as first.
     five = np.argsort(-logits, axis=1, kind="stable")[:, :5]  # (N, 5)
     hits = five == labels[:, np.newaxis]
     return Accuracy(len(labels), float(hits[:, 0].mean()), float(hits.any(axis=1).mean()))
 
 
 def compare(logits: Array, other: Array, labels: Array) -> Comparison:
-    """Compare two networks' answers to the same images.
-
-    Parameters
-    ----------
-    logits, other : ndarray
-        (N, num_classes) float32.
-    labels : ndarray
-        (N,) class indices.
-
-    Returns
-    -------
-    Comparison
-        The interval is Agresti and Min's for matched pairs ("Simple improved confidence
-        intervals for comparing matched proportions", Statistics in Medicine 24, 2005): half a
-        count is added to each of the four outcomes, then it is the normal one. Pairing leaves
-        only the images on which the two differ to chance, so it is much narrower than what two
-        separate samples would give.
-    """
+    """Compare two networks' logits, (N, num_classes), with each other and the labels, (N,)."""
     first, second = logits.argmax(axis=1), other.argmax(axis=1)
     wins = int(np.sum((first == labels) & (second != labels)))
     losses = int(np.sum((first != labels) & (second == labels)))
+    # The interval is Agresti and Min's for matched pairs ("Simple improved confidence intervals for
+    # comparing matched proportions", Statistics in Medicine 24, 2005): add half a count to each of
+    # the four outcomes, then take the normal one. Only the images on which the two differ are left
+    # to chance, so it is much narrower than the interval of two separate samples.
     n = len(labels) + 2
     centre = (wins - losses) / n
     half = 1.96 * np.sqrt((wins + losses + 1) - (wins - losses) ** 2 / n) / n
@@ -153,27 +102,14 @@ def compare(logits: Array, other: Array, labels: Array) -> Comparison:
 def choose_networks(
     precision: str,
     weights: str | Weights,
-    against: str | None = None,
-    against_weights: str | None = None,
+    against: str | None = None,  # the other's precision, or "none"; fp32 unless given
+    against_weights: str | None = None,  # the other's; the same unless given
 ) -> list[tuple[str, str | Weights]]:
-    """Choose what to evaluate: the network asked for, and the one that it is compared with.
+    """Choose the networks to evaluate: the one asked for, and the one to compare it with.
 
-    Parameters
-    ----------
-    precision, weights : str
-        Of the network asked for.
-    against : str, optional
-        The other one's precision, or "none" for no other. Unless given it is fp32; but weights
-        that are in INT8 alone have nothing to be compared with.
-    against_weights : str, optional
-        The other one's weights: the same unless given.
-
-    Returns
-    -------
-    list of (str, str or Weights)
-        One or two pairs of precision and weights.
+    You get one or two pairs of precision and weights.
     """
-    if against is None:
+    if against is None:  # weights that are in INT8 alone have nothing to be compared with
         is_file = isinstance(weights, str) and os.path.isfile(weights)
         int8_alone = is_file and is_int8_file(Path(str(weights))) and not against_weights
         against = "none" if int8_alone else "fp32"
@@ -185,35 +121,16 @@ def choose_networks(
 def evaluate_networks(
     models: Sequence[ResNet50],
     folder: str | os.PathLike[str],
-    rows: Sequence[tuple[str, int]],
-    tell: Callable[[ImageError], None],
+    rows: Sequence[tuple[str, int]],  # of `read_labels`
+    tell: Callable[[ImageError], None],  # given the error of each photograph that is left out
+    # Given the rows, it yields them: a bar, say.
     progress: Callable[[Sequence[tuple[str, int]]], Iterable[tuple[str, int]]] = iter,
 ) -> dict[str, Any]:
     """Measure the accuracy of one network, or of two and how they differ.
 
-    Parameters
-    ----------
-    models : sequence of ResNet50
-        One or two, of the same classes.
-    folder : path-like
-        Where the photographs lie.
-    rows : sequence of (str, int)
-        File names and labels, from `read_labels`.
-    tell : callable
-        Called with the error of each photograph that cannot be used; it is left out.
-    progress : callable
-        Called with the rows, it yields them: a bar, say.
-
-    Returns
-    -------
-    dict
-        ``images``, ``unusable`` and ``models``; where there are two models, ``comparison``. It can
-        be written as JSON.
-
-    Raises
-    ------
-    MiniresError
-        For networks of different classes, a label that they do not know, or no usable photograph.
+    You get ``images``, ``unusable`` and ``models``, and with two models ``comparison``: all of it
+    can be written as JSON. Networks of different classes, a label that they do not know, or no
+    usable photograph raise `MiniresError`.
     """
     _check_classes(models, rows)
     labels: list[int] = []
@@ -256,18 +173,7 @@ def _check_classes(models: Sequence[ResNet50], rows: Sequence[tuple[str, int]]) 
 
 
 def format_evaluation(result: dict[str, Any]) -> str:
-    """Lay out what `evaluate_networks` returned as text.
-
-    Parameters
-    ----------
-    result : dict
-        From `evaluate_networks`.
-
-    Returns
-    -------
-    str
-        A line for each network, and three on how two of them differ.
-    """
+    """Lay out the answer of `evaluate_networks` as text: each network, and how two differ."""
     lines = [f"{result['images']} images"]
     for m in result["models"]:
         lines.append(

@@ -23,7 +23,7 @@ ImageSource = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Array
 )
 
-# What people have photographs in, by Pillow's name, with the suffixes of such files. No other one
+# The formats of photographs, by Pillow's name, with the suffixes of such files. No other one
 # is opened: for some Pillow starts a program, as Ghostscript for EPS, and hands it the file.
 # HEIF is opened where a plug-in such as pillow-heif is registered, AVIF where Pillow was built so.
 FORMATS = {
@@ -44,7 +44,7 @@ BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
 )  # of files in ISO's container: what follows "ftyp"
 
-# What is white in Pillow's deep modes, and up to which value: a product may overshoot a little.
+# White in Pillow's deep modes, and up to which value: a product may overshoot a little.
 SCALES: dict[str, list[tuple[float, float]]] = {
     "F": [(1, 1.5), (255, 280)],
     "I": [(255, 280), (65535, 65535)],
@@ -52,7 +52,7 @@ SCALES: dict[str, list[tuple[float, float]]] = {
 }
 DEEP = ("PNG", "PPM")  # whose grey of 16 bits is mode I in some versions of Pillow, or in all
 DARKER = 0.02  # of white: as little below black is black
-# By the EXIF orientation: what turns the image upright, whether its rows are columns as stored, and
+# By the EXIF orientation: the turn to upright, whether its rows are columns as stored, and
 # whether the first one is the last as stored.
 ORIENTATION = 0x0112
 Turn = tuple[Image.Transpose | None, bool, bool]
@@ -66,28 +66,15 @@ TURNS: dict[int, Turn] = {
     7: (Image.Transpose.TRANSVERSE, True, True),
     8: (Image.Transpose.ROTATE_90, True, True),
 }
-STRIP = 2**19  # pixels: what is made of them takes some 20 MB
+STRIP = 2**19  # pixels: the arrays made of them take some 20 MB
 MAX_ASPECT_RATIO = 1000  # such an image takes 215 MB when its short side is resized to 232
 
 
 def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the image files that are named, and those that lie in the folders that are named.
+    """List the files that are named, and in place of each folder its images, by name.
 
-    Parameters
-    ----------
-    sources : iterable of path-like
-        Files and folders.
-
-    Returns
-    -------
-    list of Path
-        In place of a folder its images, by name. What is no folder, or a folder without an image,
-        stays as it is: whoever opens it says what is wrong.
-
-    Raises
-    ------
-    ImageError
-        For an empty name, which would be the current folder.
+    A folder without an image stays as it is, and so does a name that is not there: whoever opens it
+    says what is wrong. An empty name raises `ImageError`: it would be the current folder.
     """
     files = []
     for given in sources:
@@ -137,16 +124,10 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 class Decoded:
-    """What Pillow has decoded, to be read upright and in RGB, some rows at a time.
+    """An image that Pillow has decoded, to be read upright and in RGB, some rows at a time.
 
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        In any mode; it is not changed.
-    orientation : int, optional
-        EXIF's: 1 is upright.
-    transparent : object, optional
-        The transparent colour, in the form that Pillow has for this mode.
+    The image may have any mode, and is not changed. The orientation is EXIF's: 1 is upright. The
+    transparent colour has the form that Pillow has for this mode.
     """
 
     def __init__(
@@ -235,7 +216,7 @@ def _open(source: ImageSource) -> contextlib.AbstractContextManager[Image.Image]
 
 
 def _what_it_is(source: Any) -> str:
-    """Say of what cannot be opened what it seems to be, by its first bytes."""
+    """Guess from its first bytes what kind of file it is that cannot be opened."""
     start = b""
     with contextlib.suppress(Exception):
         if isinstance(source, str | os.PathLike):
@@ -290,7 +271,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_scale(image: Image.Image) -> tuple[float, float]:
-    """Find what is black and what is white in one of Pillow's deep modes."""
+    """Find the values of black and of white in one of Pillow's deep modes."""
     strips = (np.asarray(strip) for strip in Decoded(image)._cut())
     extremes = np.array([(strip.min(), strip.max()) for strip in strips], np.float64)
     black, white = extremes[:, 0].min(), extremes[:, 1].max()

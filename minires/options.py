@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser, except that it answers a wrong word with the nearest right one."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Look for a wrong option first: argparse would first ask for what is missing."""
+        """Look for a wrong option first: argparse would first ask for missing ones."""
         words = sys.argv[1:] if args is None else list(args)
         if self._subparsers:  # what follows the command is for the command's own parser
             words = words[:1]
@@ -102,7 +102,7 @@ def precision(parser: Parser) -> None:
 
 
 def precisions(parser: Parser, *default: str) -> None:
-    """Add --precisions, for what measures several of them."""
+    """Add --precisions, for commands that measure several of them."""
     text = f"{', '.join(default)} unless given"
     parser.add_argument("--precisions", nargs="+", default=default, choices=MEASURED, help=text)
 
@@ -145,6 +145,6 @@ def chosen_weights(arguments: Namespace) -> str | download.Weights:
 
 
 def check_folder(path: Path) -> None:
-    """Raise `MiniresError` unless a file can be written there: told before what takes long."""
+    """Raise `MiniresError` unless a file can be written there: call it before long work."""
     if not os.path.isdir(path.absolute().parent):
         raise MiniresError(f"{path}: its folder is not there; make it first")

@@ -19,20 +19,7 @@ class SummaryRow(NamedTuple):
 def summarize(
     layers: Sequence[Layer], height: int = 224, width: int = 224, batch: int = 1
 ) -> list[SummaryRow]:
-    """Work out each layer's output shape, parameters and multiply-adds.
-
-    Parameters
-    ----------
-    layers : sequence of Layer
-        The network, in the order it runs.
-    height, width, batch : int
-        The input's pixels, and how many images.
-
-    Returns
-    -------
-    list of SummaryRow
-        One for each layer.
-    """
+    """Work out each layer's output shape, parameters and multiply-adds, in the order they run."""
     shapes: dict[str, Shape] = {}
     rows = []
     for layer in layers:
@@ -43,18 +30,7 @@ def summarize(
 
 
 def format_summary(rows: list[SummaryRow]) -> str:
-    """Lay the rows out as text, the totals at the end.
-
-    Parameters
-    ----------
-    rows : list of SummaryRow
-        From `summarize`.
-
-    Returns
-    -------
-    str
-        A line for each row, and a line of names above.
-    """
+    """Lay the rows out as text, with names above and the totals at the end."""
     total = SummaryRow("total", "", (), sum(r.parameters for r in rows), sum(r.macs for r in rows))
     lines = [f"{'name':<22}{'operator':<10}{'output (NHWC)':<22}{'parameters':>12}{'MACs':>16}"]
     for name, op, shape, parameters, macs in [*rows, total]:
@@ -66,17 +42,8 @@ def format_summary(rows: list[SummaryRow]) -> str:
 def format_edges(layers: Sequence[Layer], saturated: Mapping[str, float]) -> str:
     """Lay out as text how each edge of an INT8 network stands for real numbers.
 
-    Parameters
-    ----------
-    layers : sequence of Layer
-        The network; layers whose output stays float32 have no line.
-    saturated : mapping of str to float
-        The share of an edge's values that lay outside its range in calibration, where known.
-
-    Returns
-    -------
-    str
-        A line for each edge, and a line of names above.
+    `saturated` has the share of an edge's values outside its range in calibration, where it is
+    known. A layer whose output stays float32 has no line.
     """
     lines = [f"{'edge':<22}{'range':<24}{'scale':>12}{'zero point':>12}{'saturated':>12}"]
     for layer in layers:

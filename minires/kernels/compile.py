@@ -110,36 +110,19 @@ def _held_to(isa: ISA) -> Iterator[None]:
 
 
 def compile_for(
-    isa: ISA,
+    isa: ISA,  # a CPU that lacks some of it can compile for it, too
     function: Callable[..., Any],
     signature: Any,
-    what: str = "",
-    notice: str = "",
-    keep: bool = True,
+    what: str = "",  # tells functions of the same name apart
+    notice: str = "",  # printed to stderr where there is something to compile
+    keep: bool = True,  # on the disk; such code cannot be listed afterwards
 ) -> Any:
-    """Compile a function for a signature, or load what was compiled before.
+    """Compile a function for a signature, or load the code that was compiled before.
 
-    Parameters
-    ----------
-    isa : ISA
-        The instructions that may be used. A CPU that lacks one of them can compile for it, too.
-    function : callable
-        What to compile. All that it refers to must be in this folder, or told by `what`.
-    signature : numba signature
-        Of its arguments.
-    what : str
-        Tells functions apart that have the same name.
-    notice : str
-        Printed to stderr where there is something to compile.
-    keep : bool
-        Whether to look on the disk, and to leave the code there. It cannot be listed afterwards.
-
-    Returns
-    -------
-    callable
-        It lets go of Python's global lock while it runs.
+    All that the function refers to must be in this folder, or be told by `what`. The compiled
+    function lets go of Python's global lock while it runs.
     """
-    if config.DISABLE_JIT:  # then Python would run what stands for compiled code
+    if config.DISABLE_JIT:  # then Python would run the placeholders of compiled code
         raise MiniresError(
             "NUMBA_DISABLE_JIT keeps the kernels from compiling; unset it, or ask for backend numpy"
         )
@@ -172,7 +155,7 @@ def source_hash(folder: Path = Path(__file__).parent) -> str:
 
 
 class _CodeCache(NullCache):
-    """A function's compiled code in a file: a checksum, and behind it what Numba needs to run it.
+    """A function's compiled code in a file: a checksum, and behind it Numba's own record.
 
     Nothing here can fail. What cannot be read, or is not what was written, is not there; what
     cannot be written is not kept.
@@ -183,7 +166,7 @@ class _CodeCache(NullCache):
         self._notice = notice
 
     def _file(self, signature: Any, context: Any) -> tuple[Path, bytes]:
-        """Tell which file, and what else its code depends on."""
+        """Name the file, and all that its code depends on."""
         versions = sys.version, numba.__version__, llvmlite.__version__
         target = context.codegen().magic_tuple()
         key = repr((versions, target, self._function.__qualname__, str(signature))).encode()

@@ -28,7 +28,7 @@ class Cache(NamedTuple):
 
 @functools.cache
 def caches() -> list[Cache]:
-    """Ask Linux for the sizes of the caches; where it does not tell, assume what is usual."""
+    """Ask Linux for the sizes of the caches; where it does not tell, assume the usual ones."""
     found = []
     for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:

@@ -50,7 +50,7 @@ class Packed(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A plan with memory: what compiled code runs for one shape of input."""
+    """A plan with memory: compiled code runs it for one shape of input."""
 
     plan: Plan
     steps: Array  # of STEP
@@ -59,7 +59,7 @@ class Program(NamedTuple):
     nbytes: int  # of memory, and of the offsets into it
 
     def output(self, layer: Layer) -> Array:
-        """View what a layer writes, without padding and without channels that fill a panel up."""
+        """View a layer's output, without padding and without channels that fill a panel up."""
         number = self.plan.outputs[layer.name]
         pad = self.plan.buffers[number].pad
         return self.memory[number][:, pad : -pad or None, pad : -pad or None, : layer.out_c]
@@ -68,18 +68,10 @@ class Program(NamedTuple):
 class Engine:
     """A network prepacked for one precision, on this machine.
 
-    Parameters
-    ----------
-    layers : list of Layer
-        The fused network, in the order it runs.
-    params : mapping
-        Each layer's parameters, by its name, as the NumPy operators take them.
-    precision : str
-        A key of `FORMATS`.
-    isa : ISA, optional
-        One that this machine has; `choose_isa` chooses unless given.
-    threads : int, optional
-        `get_num_threads` tells unless given.
+    The layers are fused, in the order they run. `params` has their parameters by name, as the NumPy
+    operators take them. The precision is a key of `FORMATS`. The instruction set is one that this
+    machine has, `choose_isa()` unless given. Each run asks `get_num_threads()` unless you say how
+    many.
     """
 
     def __init__(
@@ -103,7 +95,7 @@ class Engine:
         self.ticks = np.zeros(len(layers) + 1, np.int64)  # between the steps, when they last ran
 
     def _tiling(self) -> Tiling:
-        """Say what the microkernels and this CPU's caches ask of a plan."""
+        """Describe the needs of the microkernels and this CPU's caches, for a plan."""
         operands = self.form.operands
         instruction = self.isa.instructions[operands]
         rows, vectors = self.isa.tiles[operands]
@@ -126,22 +118,11 @@ class Engine:
     def __call__(
         self, x: Array, record: Record | None = None, started: float | None = None
     ) -> Array:
-        """Run the whole network.
+        """Run the whole network on (N, 3, H, W) float32; return (N, num_classes) float32 logits.
 
-        Parameters
-        ----------
-        x : ndarray
-            (N, 3, H, W) float32.
-        record : callable, optional
-            Told of the steps of each call, when all have run and others may run again.
-        started : float, optional
-            When the caller began with x, as time.perf_counter has it: what was done since then
-            counts as the first step's.
-
-        Returns
-        -------
-        ndarray
-            Logits, (N, num_classes) float32.
+        `record` is told of the steps of each call, when all have run and others may run again.
+        `started` is when the caller began with x, by time.perf_counter: the first step's time
+        begins there.
         """
         began = started or perf_counter()
         x = np.ascontiguousarray(x)
@@ -187,21 +168,10 @@ class Engine:
         return self.divisions[size]
 
     def run(self, shape: Shape, layer: Layer, *inputs: Array) -> Array:
-        """Run one layer, as an operator of layers.py does.
+        """Run one layer, as an operator of layers.py does, for a shape of the network's input.
 
-        Parameters
-        ----------
-        shape : tuple of int
-            That of the network's input.
-        layer : Layer
-            One of the network's.
-        *inputs : ndarray
-            NHWC, without padding; for the first layer NCHW.
-
-        Returns
-        -------
-        ndarray
-            NHWC, without padding; float32 in place of bfloat16.
+        Activations are NHWC without padding, and float32 in place of bfloat16. The first layer
+        reads NCHW.
         """
         at = self.layers.index(layer)
         with ONE_AT_A_TIME:
@@ -220,16 +190,10 @@ class Engine:
             return y[:, 0, 0] if layer.op == "avgpool" else y
 
     def time_step(self, steps: Array, at: int, execute: Callable[..., None] | None = None) -> float:
-        """Run one step on what lies in the buffers, and tell the seconds it took.
+        """Run one step on the data in the buffers, and tell the seconds it took.
 
-        Parameters
-        ----------
-        steps : ndarray
-            Of `STEP`: those of one of this engine's programs, or a changed copy of them.
-        at : int
-            Which step.
-        execute : callable, optional
-            What runs it, from `compile_network`, in place of the engine's own.
+        `steps` are those of one of this engine's programs, or a changed copy of them. You may give
+        another `execute`, from `compile_network`, in place of the engine's own.
         """
         threads = self.threads or get_num_threads()
         execute = execute or self.execute
@@ -264,19 +228,14 @@ class Engine:
         vectors = [aligned((len(w) * self.tiling.columns,), values.dtype) for values in (bias, m)]
         for vector, values in zip(vectors, (bias, m), strict=True):
             vector[: len(values)] = values
-        if isinstance(weight.base, mmap.mmap):  # what was read of a file need not stay in memory
+        if isinstance(weight.base, mmap.mmap):  # pages read from a file need not stay in memory
             weight.base.madvise(mmap.MADV_DONTNEED)
         return Packed(w, *vectors)
 
     def program(self, shape: Shape, whole: bool = False) -> Program:
-        """Find the program for a shape of input, or make one.
+        """Find the program for an NCHW shape of input, or make one.
 
-        Parameters
-        ----------
-        shape : tuple of int
-            NCHW.
-        whole : bool
-            Whether all images take each step together; else as `Division` has it.
+        Where `whole`, all images take each step together; else they are divided as `Division` says.
         """
         if (shape, whole) not in self.programs:
             while len(self.programs) >= PLANS:
@@ -297,7 +256,7 @@ class Engine:
             del self.programs[next(iter(self.programs))]
 
     def _too_large(self, shape: Shape) -> str:
-        """Say what an input would have taken: at least a layer's input and its output."""
+        """Tell how much memory an input needs: at least a layer's input and its output."""
         batch, _, height, width = shape
         rows = summarize(self.layers, height, width, batch)
         sizes = [self.tiling.item * math.prod(row.output_shape) for row in rows]
@@ -322,7 +281,7 @@ class Engine:
         return program
 
     def _buffer(self, buffer: Buffer) -> Array:
-        """Allocate a buffer, filled with what its padding holds."""
+        """Allocate a buffer, filled with the value of its padding."""
         dtype = np.dtype(self.form.activation)
         fill = buffer.fill
         if fill is None:
@@ -357,7 +316,7 @@ class Engine:
         self._describe_scalars(layer, step)
 
     def _describe_scalars(self, layer: Layer, step: Any) -> None:
-        """Fill in what an epilogue, a quantization or the average pool needs."""
+        """Fill in the numbers for an epilogue, a quantization or the average pool."""
         step["low"], step["high"] = 0.0 if layer.relu else -np.inf, np.inf
         if q := layer.qparams:
             step["low"], step["high"] = -q.zero_point, 255 - q.zero_point
@@ -373,7 +332,7 @@ class Engine:
 
 
 def _in_seconds(ticks: Array, started: float, ended: float) -> Array:
-    """Tell when each step began and ended, of steps that took from start to end.
+    """Tell when each step began and ended, in seconds, between a call's start and its end.
 
     Ticks are those of a clock of unknown rate: all of them took all of the time, and the call's
     own microseconds are shared out among them. Cores may read it a few ticks apart.

@@ -32,12 +32,12 @@ SCALARS = {  # of an epilogue, in the order that a microkernel takes them
 
 
 class Columns(NamedTuple):
-    """What an epilogue knows of its columns, a vector each; the scalars are the same in all."""
+    """An epilogue's operands: a vector for each vector of columns, and scalars for all."""
 
     bias: Value
     m: Value
     scalars: dict[str, Value]  # as `SCALARS`
-    instruction: Instruction  # what has made the sums
+    instruction: Instruction  # it has made the sums
 
 
 def _clip(builder: Builder, t: Value, low: Value, high: Value) -> Value:
@@ -87,7 +87,7 @@ def _activate_bf16(builder: Builder, acc: Value, p: Columns, residual: Value | N
 
 
 def _fake_quantize(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
-    """Keep what eight bits keep, as float32: simulated INT8. Its clip is the ReLU."""
+    """Round to values of eight bits, as float32: simulated INT8. Its clip is the ReLU."""
     t = builder.fadd(acc, p.bias)
     if residual is not None:
         t = builder.fadd(t, residual)
@@ -112,7 +112,7 @@ def _dequantize(builder: Builder, acc: Value, p: Columns, residual: Value | None
 
 
 def _store_as_is(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
-    """Store as many bytes as the activation has, and compute nothing: what an epilogue costs."""
+    """Store as many bytes as the activation has, and compute nothing, to time an epilogue."""
     return builder.trunc(acc, vector(I8, acc.type.count)) if acc.type.element == I32 else acc
 
 
@@ -122,7 +122,7 @@ def _store_sums(builder: Builder, acc: Value, p: Columns, residual: Value | None
 
 
 class Epilogue(NamedTuple):
-    """What is done with the sums, and what its operands are in memory."""
+    """The last operation on the sums, and its operands' types in memory."""
 
     run: Callable[..., Value]
     bias: Any  # the lanes' types

@@ -40,7 +40,7 @@ from minires.kernels.isa import ISA, ISAS, Instruction, amx
 
 @dataclass(frozen=True)
 class Microkernel:
-    """Which microkernel: what it multiplies with, what comes after, and the size of its tile."""
+    """Which microkernel: its instruction, its epilogue, and the size of its tile."""
 
     isa: ISA
     operands: str  # f32, bf16 or u8s8
@@ -67,7 +67,7 @@ class Microkernel:
 
     @property
     def instruction(self) -> Instruction:
-        """What multiplies."""
+        """The instruction that multiplies."""
         return self.isa.instructions[self.operands]
 
     @property
@@ -85,32 +85,20 @@ def microkernel(
 ) -> Any:  # fmt: skip
     """Compute one tile: called from compiled code, with addresses and counts in int64.
 
-    Parameters
-    ----------
-    name : str literal
-        A `Microkernel`'s.
-    x, x_offsets : int64
-        Address of the activations; of MR + 1 int32, in bytes: where each row's first tap lies, and
-        that of the next tile's first row, which is fetched meanwhile. For a matrix instruction 16
-        rows each lie a fixed stride apart, the same for all.
-    w : int64
-        Address of the panel: for each group along K, 32 bits for each of NR columns.
-    taps, groups, tap_stride : int64
-        K is `taps` runs of `groups` times 32 bits, `tap_stride` bytes apart: one run for each
-        row of a convolution's kernel, because its columns are neighbours in NHWC.
-    later, later_step : int64
-        Address of weights that are read later, and bytes: with each group along K the second cache
-        fetches a line from there, so far apart. Matrix instructions leave it no time for that.
-    bias, m : int64
-        Addresses of NR values for the columns.
-    residual : int64
-        Address of a tensor laid out as y, or 0.
-    y, y_offsets : int64
-        Address of the output; of MR int32, in elements: where each row's first column goes. For a
-        matrix instruction a row that is below 0 is not written.
-    scalars : tuple
-        As `SCALARS`.
+    `name` is a `Microkernel`'s, as a literal. The scalars are those of `SCALARS`, as a tuple.
     """
+    # x, x_offsets: the activations, and MR + 1 int32, in bytes. These tell where each row's first
+    #     tap lies, and that of the next tile's first row, which is fetched meanwhile. A matrix
+    #     instruction wants each 16 rows a fixed stride apart, the same for all.
+    # w: the panel. For each group along K it has 32 bits for each of NR columns.
+    # taps, groups, tap_stride: K is `taps` runs of `groups` times 32 bits, `tap_stride` bytes
+    #     apart. A row of a convolution's kernel is one run: its columns are neighbours in NHWC.
+    # later, later_step: weights that are read later, and bytes. With each group along K the second
+    #     cache fetches a line, so far apart. Matrix instructions leave it no time for that.
+    # bias, m: NR values each, for the columns.
+    # residual: a tensor laid out as y, or 0 for none.
+    # y, y_offsets: the output, and MR int32, in elements: where each row's first column goes. A
+    #     matrix instruction does not write a row whose offset is below 0.
     kernel = Microkernel.named(name.literal_value)
     numbers = [types.int64] * 13
 
@@ -168,7 +156,7 @@ def _fetch_residual(
 def _load_columns(
     builder: Builder, kernel: Microkernel, epilogue: Epilogue, bias: Value, m: Value, scalars: Value
 ) -> list[Columns]:
-    """Load what the epilogue needs, for each vector of columns."""
+    """Load the operands of the epilogue, for each vector of columns."""
     lanes = kernel.isa.lanes
     fields = (builder.extract_value(scalars, i) for i in range(len(SCALARS)))
     known = {
@@ -280,14 +268,10 @@ def _sum_in_vectors(
 
 @intrinsic(prefer_literal=True)
 def matrix_registers(_: Any, name: Any, use: Any) -> Any:
-    """Lay out the matrix registers before a thread's first tile, and give them up after its last.
+    """Lay out the matrix registers before a thread's first tile; give them up after its last.
 
-    Parameters
-    ----------
-    name : str literal
-        A `Microkernel`'s; where its instruction has no use for them, nothing is done.
-    use : bool literal
-        Whether they are to be used, or no longer.
+    Both arguments are literals: a `Microkernel`'s name, and whether the registers will be used, or
+    no longer. For an instruction that has no use for them, nothing is done.
     """
     kernel = Microkernel.named(name.literal_value)
 
@@ -303,16 +287,9 @@ def matrix_registers(_: Any, name: Any, use: Any) -> Any:
 def largest(_: Any, spec: Any, y: Any, x: Any, kernel: Any, row: Any, pixel: Any) -> Any:
     """Store the largest of a window's vectors, value by value: called with int64.
 
-    Parameters
-    ----------
-    spec : str literal
-        NumPy's name of the values' dtype, and their number, between slashes.
-    y, x : int64
-        Addresses: where to, and of the window's first vector.
-    kernel : int64
-        Rows and columns of the window.
-    row, pixel : int64
-        Bytes from one to the next.
+    `spec` is a literal: the values' dtype by NumPy's name, a slash, and their number. `y` is the
+    address to store at, `x` that of the window's first vector. The window has `kernel` rows and
+    columns, `row` and `pixel` bytes apart.
     """
     name, count = spec.literal_value.split("/")
     values = vector({"float32": F32, "int16": I16, "uint8": I8}[name], int(count))
@@ -337,17 +314,10 @@ def largest(_: Any, spec: Any, y: Any, x: Any, kernel: Any, row: Any, pixel: Any
 
 
 def assembly(kernel: Microkernel) -> str:
-    """Show what LLVM makes of a microkernel, for a CPU that need not be this one.
+    """Show the assembly that LLVM makes of a microkernel, for a CPU that need not be this one.
 
-    Parameters
-    ----------
-    kernel : Microkernel
-        Of an instruction set of x86, or the generic one.
-
-    Returns
-    -------
-    str
-        In AT&T syntax: the result comes last.
+    The microkernel is of an instruction set of x86, or the generic one. The syntax is AT&T's: the
+    result comes last.
     """
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()

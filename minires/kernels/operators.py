@@ -91,7 +91,7 @@ class Format(NamedTuple):
     epilogue: str  # of a convolution
     last_epilogue: str  # of the classifier
     quantize: Callable[..., Any]  # a pixel
-    widen: Callable[..., Any]  # to what is summed
+    widen: Callable[..., Any]  # to the type of the sums
     average: Callable[..., Any]  # the sum over all pixels
 
 
@@ -121,20 +121,11 @@ FORMATS |= {
 
 @functools.cache
 def compile_network(precision: str, isa: str) -> Callable[..., None]:
-    """Compile, or load from the cache, what runs the steps of a program.
+    """Compile the function that runs a program's steps, or load it from the cache.
 
-    Parameters
-    ----------
-    precision : str
-        A key of `FORMATS`.
-    isa : str
-        The name of one that this machine has.
-
-    Returns
-    -------
-    callable
-        ``execute(program, times, first, last, threads)``; program is an array of `STEP`, and times
-        of int64, (steps + 1,): it is told when the first began and when each ended, in ticks.
+    The precision is a key of `FORMATS`; `isa` names a set that this machine has. You get
+    ``execute(program, times, first, last, threads)`` for a program of `STEP` and times of int64,
+    (steps + 1,). It writes there when the first step began and when each ended, in ticks.
     """
     spec = f"{precision}/{isa}"
     count = types.int64
@@ -172,7 +163,7 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
 
 def run_share(spec: str, step: Any, share: int, shares: int) -> None:
     """Do one thread's share of a step, out of `shares`; for compiled code alone."""
-    raise NotImplementedError  # it stands for what `_run_share` makes
+    raise NotImplementedError  # `_run_share` makes the code in its place
 
 
 @overload(run_share, prefer_literal=True)
@@ -214,7 +205,7 @@ def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., N
 
 
 def _tiles(form: Format, isa: ISA) -> Callable[..., None]:
-    """Make what computes the tiles of a GEMM: of a convolution, or of the classifier."""
+    """Make the code for the tiles of a GEMM: of a convolution, or of the classifier."""
     kernel = Microkernel.of(isa, form.operands, form.epilogue)
     rows, columns = kernel.rows, kernel.columns
     size = np.dtype(form.activation).itemsize
@@ -265,7 +256,7 @@ def _tiles(form: Format, isa: ISA) -> Callable[..., None]:
 
 
 def _convert(form: Format) -> Callable[..., None]:
-    """Make what brings NCHW in float32 to NHWC in the network's own type."""
+    """Make the code that turns NCHW in float32 into NHWC in the network's own type."""
     activation, quantize = from_dtype(np.dtype(form.activation)), form.quantize
 
     def convert(step: Any, begin: int, end: int) -> None:

@@ -20,29 +20,16 @@ def aligned(shape: Shape, dtype: np.typing.DTypeLike, fill: float = 0) -> Array:
 
 
 def prepack(
-    weight: Array, kernel: int, in_c: int, group: int, columns: int, at_once: int = 1
+    weight: Array,  # (N, K), K in the order of OHWI
+    kernel: int,  # its rows and columns; a row of it is one run in NHWC
+    in_c: int,  # channels as they lie in memory: weights of those that are not there are zero
+    group: int,  # values that share 32 bits: 1 float32, 2 bfloat16 or 4 s8
+    columns: int,  # NR: output channels are filled up with zeros to a multiple of it
+    at_once: int = 1,  # groups that are multiplied at once: runs are filled up to a multiple of it
 ) -> Array:
     """Cut weights into panels, `columns` output channels wide, read from front to back.
 
-    Parameters
-    ----------
-    weight : ndarray
-        (N, K), K in the order of OHWI.
-    kernel : int
-        Rows and columns of the convolution's kernel. A row of it is one run in NHWC.
-    in_c : int
-        Channels as they lie in memory: weights of further ones than there are, are zero.
-    group : int
-        Values that share 32 bits: 1 float32, 2 bfloat16 or 4 s8.
-    columns : int
-        NR, the microkernel's: output channels are filled up with zeros to a multiple of it.
-    at_once : int
-        Groups that the microkernel multiplies at once: runs are filled up to a multiple of these.
-
-    Returns
-    -------
-    ndarray
-        (panels, kernel * groups, columns, group), aligned, in weight's dtype.
+    You get (panels, kernel * groups, columns, group), aligned, in the weights' dtype.
     """
     n, channels = len(weight), weight.shape[1] // kernel**2
     taps = weight.reshape(n, kernel, kernel, channels)

@@ -25,7 +25,7 @@ LOGITS = -1  # in place of a buffer's number: where the classifier writes
 
 @dataclass(frozen=True)
 class Tiling:
-    """What the kernels of a machine ask of a plan, for one precision."""
+    """The needs of a machine's kernels, for one precision."""
 
     item: int  # bytes of an activation
     group: int  # activations in 32 bits
@@ -45,7 +45,7 @@ class Tiling:
         return layer.out_c if layer.op == "input" else panels * self.columns
 
     def packed_groups(self, layer: Layer, in_c: int) -> int:
-        """Count the groups along K of one row of the kernel, filled up to what goes at once."""
+        """Count the groups along K of one row of the kernel, filled up to whole steps."""
         groups = -(-layer.kernel * in_c // self.group)
         return -(-groups // self.groups) * self.groups
 
@@ -65,7 +65,7 @@ class Buffer(NamedTuple):
 
     shape: Shape  # with the padding, and channels filled up to whole panels
     pad: int  # pixels on each side
-    fill: float | None  # what the padding holds; None is the least that there is
+    fill: float | None  # the padding's value; None is the least that there is
     spare: int  # values behind it
 
     def strides(self, item: int) -> tuple[int, int, int]:
@@ -128,7 +128,7 @@ class Call(NamedTuple):
 
 @dataclass
 class Plan:
-    """What runs for one shape of input."""
+    """The buffers and steps for one shape of input."""
 
     shape: Shape  # NCHW
     tiling: Tiling
@@ -246,7 +246,7 @@ class _Pool:
                 self.free[self.plan.buffers[number]].append(number)
 
     def _like(self, layer: Layer, shape: Shape) -> Buffer:
-        """Tell what a buffer has to be like: its shape, the padding, and what that holds."""
+        """Describe the buffer for an output: its shape, its padding, and the padding's value."""
         tiling, readers = self.plan.tiling, self.readers[layer.name]
         multiplied = [r for r in readers if r.inputs[0] == layer.name]
         pad = max((r.padding for r in multiplied), default=0)
@@ -326,7 +326,7 @@ def _gemm(step: Step, plan: Plan) -> Gemm:
         together = tiling.rows // tiling.run
         x_rows, y_rows = in_runs(x_rows, y_rows, x_strides[2], line, tiling.run, together)
     # Rows that are missing in the last tile are the last row again, written behind the output.
-    # So is what a tile after it would begin with.
+    # So is the first row of a tile after it.
     missing = -len(x_rows) % tiling.rows
     x_rows = np.pad(x_rows, (0, missing + 1), mode="edge")
     y_rows = np.pad(y_rows, (0, missing), constant_values=behind)
@@ -355,7 +355,7 @@ def _block(tiling: Tiling, rows: int, x_bytes: int, panels: int, panel_bytes: in
     further away: then a block's activations stay in the far cache; or there is one block, if
     reading all of them for each panel is less.
     """
-    # Rows of a 3x3 share most of what they read; a 1x1 with a stride reads but a part.
+    # Rows of a 3x3 read mostly the same values; a 1x1 with a stride reads only a part.
     group_bytes = panel_bytes // tiling.columns  # of K, for one row
     bytes_of_row = min(group_bytes * tiling.rows, -(-x_bytes // rows))
     weights = panels * panel_bytes

@@ -35,7 +35,7 @@ def pointer(_: Any, address: Any) -> Any:
 
 @intrinsic
 def count_up(_: Any, address: Any) -> Any:
-    """Add 1 to an int64 that several threads count with, and tell what it was before."""
+    """Add 1 to an int64 that several threads count with, and return its old value."""
 
     def codegen(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
         return builder.atomic_rmw("add", pointer_to(builder, arguments[0]), I64(1), "acq_rel")

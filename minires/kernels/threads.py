@@ -21,17 +21,9 @@ class Workers:
     def share(self, function: Callable[..., None], threads: int, *arguments: Any) -> None:
         """Have ``function(*arguments, thread)`` called by each of so many threads.
 
-        The caller is thread 0, and comes back when its own call does. A thread that comes late
-        must find out by itself that nothing is left to do.
-
-        Parameters
-        ----------
-        function : callable
-            Compiled, so that it runs without Python's global lock.
-        threads : int
-            How many.
-        *arguments : object
-            The same for all.
+        The caller is thread 0, and comes back when its own call does. A thread that comes late must
+        find out by itself that nothing is left to do. The function is compiled, so that it runs
+        without Python's global lock.
         """
         for thread in range(1, threads):
             self._queue(thread).put((function, arguments, thread))
@@ -58,7 +50,7 @@ class Workers:
 
 
 def _work(jobs: "queue.SimpleQueue[Any]") -> None:
-    """Do what comes, for as long as the process lives."""
+    """Run each job that comes, for as long as the process lives."""
     while True:
         function, arguments, thread = jobs.get()
         function(*arguments, thread)

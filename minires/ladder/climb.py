@@ -38,7 +38,7 @@ from minires.reference import QParams, im2col_ref, requantize_ref, round_bf16_re
 Conv = Callable[[Array], Array]
 Prepare = Callable[[Product], Callable[[Array], Array]]
 LAYER = Layer("layer2.1.conv2", "conv", ("input",), 128, 128, 3, 1, 1, relu=True)
-SHAPE = (1, 28, 28, 128)  # what comes in; 231 million operations
+SHAPE = (1, 28, 28, 128)  # of the input; 231 million operations
 PAUSE = 0.1  # seconds: threads of the rung before, NumPy's BLAS above all, wait awake for a while
 WARM_UP = 0.03  # seconds: a thread that wakes may share a core until the scheduler looks
 EPS = float(np.finfo(np.float32).eps)
@@ -48,13 +48,13 @@ class Rung(NamedTuple):
     """A way to compute a convolution."""
 
     name: str
-    idea: str  # what it adds to the rung before it
+    idea: str  # the one thing that is new in it
     prepare: Callable[[Layer, Any], Conv]  # once for a layer: its weights are laid out here
     threads: int = 1
 
 
 class Result(NamedTuple):
-    """What was measured of a rung."""
+    """A rung's measurements."""
 
     rung: Rung
     seconds: float  # the median
@@ -65,7 +65,7 @@ class Result(NamedTuple):
 
 
 def _finish(product: Product, acc: Array) -> Array:
-    """Do to the sums what the definition's epilogue does, in NumPy."""
+    """Apply the definition's epilogue to the sums, in NumPy."""
     t = acc + product.bias  # (M, N)
     if product.precision == "int8":
         assert product.layer.qparams is not None
@@ -138,12 +138,8 @@ def vector_isa(operands: str) -> ISA:
 def rungs(precision: str) -> list[Rung]:
     """List the rungs that this machine can climb, from the definition up.
 
-    All are compiled for the same instruction set, so that none is slower for its set's sake.
-
-    Parameters
-    ----------
-    precision : str
-        "fp32", "int8" or "bf16", whose ladder is short.
+    All are compiled for the same instruction set, so that none is slower for its set's sake. The
+    precision is fp32, int8 or bf16, whose ladder is short.
     """
     threads, operands = get_num_threads(), OPERANDS[precision]
     isa, numpy = vector_isa(operands), OPERATORS[precision]["conv"]
@@ -190,7 +186,7 @@ def _with(isa: ISA, operands: str) -> Prepare:
 
 
 def _better_isas(isa: ISA, operands: str) -> list[ISA]:
-    """List what rung `panels` is climbed with again: what was there before VNNI, and the set."""
+    """List the sets for rung `panels` again: the one before VNNI, and the machine's own."""
     if isa.name == GENERIC.name:
         return []
     name = f"{'avx512' if isa.lanes == 16 else 'avx2'}, vpmaddubsw"
@@ -199,25 +195,9 @@ def _better_isas(isa: ISA, operands: str) -> list[ISA]:
 
 
 def problem(precision: str, layer: Layer = LAYER, x: tuple[int, ...] = SHAPE) -> tuple[Any, ...]:
-    """Make a layer, its parameters and an input, seeded.
+    """Make a convolution's parameters and its input, seeded, and return the layer with them.
 
-    Parameters
-    ----------
-    precision : str
-        As for `rungs`.
-    layer : Layer
-        A convolution.
-    x : tuple of int
-        Its input's shape, NHWC.
-
-    Returns
-    -------
-    layer : Layer
-        The convolution, with an output scale where it is in INT8.
-    p : FloatParams or Int8Params
-        Its parameters.
-    x : ndarray
-        What it reads.
+    You give the input's shape, NHWC. In INT8 the layer that you get has its output's scale.
     """
     random = np.random.default_rng(0)
     K = layer.kernel**2 * layer.in_c
@@ -264,20 +244,10 @@ def _times_in_turn(run: Conv, x: Array) -> list[float]:
 
 
 def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
-    """Check each rung, then time all of them in turns.
+    """Check each rung, then time all of them in turns, the slow ones in fewer rounds.
 
-    Parameters
-    ----------
-    precision : str
-        As for `rungs`.
-    rounds : int
-        How often each is timed; slow rungs take part in fewer.
-
-    Yields
-    ------
-    Result
-        In the order of `rungs`. Where something is in doubt, all are timed once more; what is in
-        doubt even then is in their `doubts`.
+    Results come in the order of `rungs`. Where something is in doubt, all are timed once more;
+    doubts that remain are in the results' `doubts`.
     """
     layer, p, x = problem(precision)
     expected = OPERATORS[precision]["conv"](layer, p, x)
@@ -318,34 +288,12 @@ def _time_all(
 
 
 def doubts_about(results: Iterable[Result]) -> list[str]:
-    """List what speaks against measurements, each reason once.
-
-    Parameters
-    ----------
-    results : iterable of Result
-        What `climb` gave.
-
-    Returns
-    -------
-    list of str
-        For `minires.measure.trust.verdict`.
-    """
+    """List the reasons to doubt measurements, each once, for `minires.measure.trust.verdict`."""
     return list(dict.fromkeys(doubt for result in results for doubt in result.doubts))
 
 
 def format_table(results: dict[str, list[Result]]) -> str:
-    """Lay measurements out as a Markdown table.
-
-    Parameters
-    ----------
-    results : dict
-        What `climb` gave, by precision.
-
-    Returns
-    -------
-    str
-        A row a rung; beneath them a line where something is in doubt.
-    """
+    """Lay out the results of `climb`, by precision, as a Markdown table, and what is in doubt."""
     lines = ["| precision | rung | its idea | ms | GOP/s | of peak |", "| --- " * 6 + "|"]
     for precision, climbed in results.items():
         for r in climbed:
@@ -359,15 +307,7 @@ def format_table(results: dict[str, list[Result]]) -> str:
 
 
 def plot(results: dict[str, list[Result]], path: str) -> None:
-    """Draw each ladder as shares of the peak, where its axis ends; needs matplotlib.
-
-    Parameters
-    ----------
-    results : dict
-        What `climb` gave, by precision.
-    path : str
-        The picture's file: its suffix chooses the format.
-    """
+    """Draw each ladder as shares of the peak, where its axis ends; needs matplotlib."""
     with plots.figure(
         path,
         f"{LAYER.name}, {LAYER.kernel}x{LAYER.kernel} convolution of {SHAPE}",

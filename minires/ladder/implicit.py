@@ -21,7 +21,7 @@ from minires.layers import Array
 
 
 def prepare(product: Product) -> Callable[[Array], Array]:
-    """Pack the weights run by run, and compile a thread's loops; what is returned takes NHWC."""
+    """Pack the weights run by run, and compile a thread's loops, for activations in NHWC."""
     kernel = Microkernel.of(product.isa, product.form.operands, product.form.epilogue)
     name, rows, columns, layer = kernel.name, kernel.rows, kernel.columns, product.layer
     N, taps, pad, stride = layer.out_c, layer.kernel, layer.padding, layer.stride

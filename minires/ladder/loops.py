@@ -13,7 +13,7 @@ from minires.layers import Array
 
 
 def prepare(product: Product) -> Callable[[Array], Array]:
-    """Compile the loops; what is returned multiplies a, (M, K)."""
+    """Compile the loops into a function that multiplies a, (M, K)."""
     number = product.sums  # float32, or int32
 
     def gemm(a: Array, b: Array, c: Array) -> None:

@@ -35,7 +35,7 @@ class Product(NamedTuple):
     weight: Array  # (N, K) float32, s8, or the bits of bfloat16
     bias: Array  # (N,), of the sums' type
     m: Array  # (N,) float32: from the sums to the output's steps
-    zero_point: int  # of what comes in: the padding's value
+    zero_point: int  # of the input: the padding's value
     scalars: tuple[Any, ...]  # of the epilogue
 
     @property
@@ -45,7 +45,7 @@ class Product(NamedTuple):
 
     @property
     def sums(self) -> Any:
-        """What products are added up in."""
+        """The type of the sums."""
         return np.int32 if self.precision == "int8" else np.float32
 
     @property
@@ -68,7 +68,7 @@ class Product(NamedTuple):
         return types.void(a[:, ::1], offsets, w, epilogue, a[:, ::1], *more)
 
     def epilogue(self, columns: int) -> tuple[Any, ...]:
-        """Give what an epilogue needs: bias and m, filled up to whole panels, and scalars."""
+        """Give an epilogue's operands: bias and m, filled up to whole panels, and scalars."""
         bias, m = (fill_up(values[None], 1, columns)[0] for values in (self.bias, self.m))
         return bias, m, self.scalars
 
@@ -97,7 +97,7 @@ def product_of(layer: Layer, p: Any, precision: str, isa: ISA, threads: int) -> 
 
 
 def in_memory(x: Array, precision: str) -> Array:
-    """Tell what lies in memory for these numbers: of bfloat16 the upper half of a float32."""
+    """Turn numbers into their form in memory: for bfloat16 the upper half of a float32."""
     if precision != "bf16":
         return x
     return (round_bf16_ref(x).view(np.int32) >> 16).astype(np.int16)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_ladder(parser: Parser) -> None:
-    """Say what `ladder` takes."""
+    """Add the options of `ladder`."""
     options.precisions(parser, "fp32", "int8")
     options.plot(parser)
     text = "put the table between <!-- ladder --> and <!-- /ladder --> in a Markdown file"
@@ -52,7 +52,7 @@ def ladder(arguments: Namespace) -> int:
 
 
 def add_profile(parser: Parser) -> None:
-    """Say what `profile` takes."""
+    """Add the options of `profile`."""
     parser.add_argument("image", type=options.path, help="a photograph")
     options.weights(parser)
     options.offline(parser)
@@ -114,7 +114,7 @@ def _tell_profiles(models: "dict[str, ResNet50]", data: bytes, arguments: Namesp
     x = preprocess(data, first.meta["preset"])  # (1, 3, H, W)
     profiles = profiler.profile_in_turns(models, x, runs)
     roofs = {precision: machine.measure_roofs(precision) for precision in models}
-    _warn([])  # of a quota; what is in doubt stands beneath the tables
+    _warn([])  # of a quota; doubts stand beneath the tables
     fall = None
     if {"fp32", "int8"} <= models.keys():
         fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
@@ -135,7 +135,7 @@ def _tell_profiles(models: "dict[str, ResNet50]", data: bytes, arguments: Namesp
 
 
 def add_peak(parser: Parser) -> None:
-    """Say what `peak` takes."""
+    """Add the options of `peak`."""
     options.json_answer(parser)
 
 
@@ -155,7 +155,7 @@ def peak(arguments: Namespace) -> int:
 
 
 def add_roofline(parser: Parser) -> None:
-    """Say what `roofline` takes."""
+    """Add the options of `roofline`."""
     options.weights(parser)
     options.offline(parser)
     options.precisions(parser, "fp32", "int8")
@@ -186,7 +186,7 @@ def roofline(arguments: Namespace) -> int:
 
 
 def _warn(peaks: "list[Peak]") -> None:
-    """Say on stderr what makes figures of this machine doubtful."""
+    """Print the reasons to doubt this machine's figures to stderr."""
     from minires.measure.machine import warnings_about
 
     for text in warnings_about(peaks):

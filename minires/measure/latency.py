@@ -24,7 +24,7 @@ PREPROCESSING = ("decode", "resize", "normalize")
 
 
 class Latency(NamedTuple):
-    """What single images took."""
+    """The times of single images, and the throughput of batches."""
 
     title: str
     precision: str
@@ -33,7 +33,7 @@ class Latency(NamedTuple):
 
     @property
     def doubts(self) -> list[str]:
-        """What speaks against its figures; see `minires.measure.trust`."""
+        """The reasons to doubt its figures; see `minires.measure.trust`."""
         found = doubt_spread(f"an image in {self.precision}", spread_of(self.seconds["whole"]))
         for batch, _, spread in self.throughput:
             found += doubt_spread(f"batches of {batch} in {self.precision}", spread)
@@ -41,21 +41,10 @@ class Latency(NamedTuple):
 
 
 def time_preprocessing(data: bytes, preset: Preset) -> tuple[Array, dict[str, float]]:
-    """Bring a file's bytes to the network's input, and time each step of that.
+    """Turn an image file's bytes into the network's input, and time each step of that.
 
-    Parameters
-    ----------
-    data : bytes
-        The file's.
-    preset : Preset
-        How the network wants its images.
-
-    Returns
-    -------
-    x : ndarray
-        (1, 3, H, W) float32.
-    seconds : dict
-        Of decode, resize (with the crop) and normalize.
+    It returns the input, (1, 3, H, W) float32, and the seconds of decode, resize (with the crop)
+    and normalize.
     """
     times = [time.perf_counter()]
     image = load_image(data)
@@ -73,29 +62,16 @@ def measure_latency(
     runs: int = 200,
     batches: Sequence[int] = (1, 2, 4, 8, 16, 32),
 ) -> list[Latency]:
-    """Bring an image from bytes to a label over and over; then time batches of it.
+    """Bring an image file's bytes to a label many times, then time batches of the image.
 
-    Parameters
-    ----------
-    models : mapping
-        Networks, by precision; they take turns, a tenth of the runs each.
-    data : bytes
-        An image file's.
-    runs : int
-        How many images, one after the other.
-    batches : sequence of int
-        Batch sizes for the throughput of the network alone.
-
-    Returns
-    -------
-    list of Latency
-        One for each network. Parts are decode, resize, normalize, inference and softmax.
+    The networks, by precision, take turns of a tenth of the runs each. `batches` are for the
+    throughput of the network alone, without what comes before and after it.
     """
     rows: dict[str, list[list[float]]] = {precision: [] for precision in models}
     turn = max(1, runs // 10)
     while len(next(iter(rows.values()))) < runs:
         for precision, model in models.items():
-            _one_image(model, data)  # what the other network put out of the cache comes back
+            _one_image(model, data)  # so that its weights are in the cache again
             left = min(turn, runs - len(rows[precision]))
             rows[precision] += [_one_image(model, data) for _ in range(left)]
     found = []
@@ -141,19 +117,8 @@ def _throughput(model: ResNet50, x: Array, batch: int) -> tuple[float, float]:
 
 
 def format_latency(latency: Latency) -> str:
-    """Lay out percentiles and throughput as two tables.
-
-    Parameters
-    ----------
-    latency : Latency
-        From `measure_latency`.
-
-    Returns
-    -------
-    str
-        Percentiles are of each part by itself, so they do not add up; where there are too few
-        images for one, it is left out.
-    """
+    """Lay out percentiles and throughput as two tables."""
+    # A percentile is of one part by itself, so those of the parts do not add up to the whole's.
     doubts = latency.doubts
     rows = []
     for part, seconds in latency.seconds.items():
@@ -178,15 +143,7 @@ def format_latency(latency: Latency) -> str:
 
 
 def plot_latency(latencies: Sequence[Latency], path: str | os.PathLike[str]) -> None:
-    """Draw how long images take, and throughput by batch, of one precision or several.
-
-    Parameters
-    ----------
-    latencies : sequence of Latency
-        From `measure_latency`.
-    path : path-like
-        The picture's file: its suffix chooses the format. Needs matplotlib.
-    """
+    """Draw how long images take, and the throughput by batch; needs matplotlib."""
     title = "\n".join(latency.title for latency in latencies)
     with plots.figure(path, title, height=3.9, columns=2) as (left, right):
         for latency in latencies:

@@ -78,18 +78,7 @@ def measure_roofs(precision: str) -> Roofs:
 
 
 def known_roofs(precision: str) -> Roofs | None:
-    """Find the roofs that `measure_roofs` has kept; it takes no time.
-
-    Parameters
-    ----------
-    precision : str
-        As for `measure_roofs`.
-
-    Returns
-    -------
-    Roofs or None
-        None where this machine has not been measured yet, with as many threads.
-    """
+    """Find the roofs that `measure_roofs` has kept; None if there are none for this machine."""
     try:
         kept = _kept_roofs()[_key(precision)]
         memory = [Bandwidth(*level) for level in kept["memory"]]
@@ -100,7 +89,7 @@ def known_roofs(precision: str) -> Roofs | None:
 
 
 def _key(precision: str) -> str:
-    """Name what roofs depend on: the CPU, the instruction set, the threads, and what measures."""
+    """Name all that roofs depend on: the CPU, its instruction set, the threads, this code."""
     sources = f"{source_hash()} {source_hash(Path(__file__).parent)}"
     return f"{precision}, {describe_machine()}, sources {sources}"
 
@@ -126,7 +115,7 @@ def _keep(precision: str, roofs: Roofs) -> None:
 
 
 def describe_machine() -> str:
-    """Say in a line what measures: the CPU, the instruction set that is used, the threads."""
+    """Describe the machine in a line: the CPU, the instruction set in use, the threads."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):  # not Linux
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -137,18 +126,7 @@ def describe_machine() -> str:
 
 
 def warnings_about(peaks: list[Peak]) -> list[str]:
-    """List what makes figures of this machine doubtful.
-
-    Parameters
-    ----------
-    peaks : list of Peak
-        What was measured just now.
-
-    Returns
-    -------
-    list of str
-        A sentence each; empty on a quiet machine.
-    """
+    """List the reasons to doubt this machine's figures, given the peaks measured just now."""
     doubts = [doubt for p in peaks for doubt in p.doubts]
     found = [verdict(doubts)] if doubts else []
     quota, cores = cpu_quota(), os.cpu_count() or 1
@@ -179,18 +157,7 @@ def _elsewhere(name: str) -> str:
 
 
 def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
-    """Lay out each instruction's peak beside the arithmetic, the bandwidths, and the loops timed.
-
-    Parameters
-    ----------
-    peaks, memory : list
-        From `measure_machine`.
-
-    Returns
-    -------
-    str
-        Two tables, then the inner loops as the assembler would take them, AT&T style.
-    """
+    """Lay out the answers of `measure_machine`, the arithmetic, and the loops in AT&T syntax."""
     fp32 = next((p for p in peaks if PRECISIONS[p.instruction.operands] == "fp32"), None)
     rows, arithmetic = [], []
     for p in peaks:

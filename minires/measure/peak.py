@@ -31,12 +31,12 @@ LONGER = 4
 LONGEST = 1.0  # a busy machine gets no more seconds than this for its rounds, and 6 rounds at least
 ROUNDS = 20
 FITS = 0.12  # how far from a rate that a CPU can have a measured one may lie, as a share of it
-PRECISIONS = {"f32": "fp32", "bf16": "bf16", "u8s8": "int8"}  # by what is multiplied
+PRECISIONS = {"f32": "fp32", "bf16": "bf16", "u8s8": "int8"}  # by the operands
 OPERANDS = {"fp32": "f32", "int8-simulated": "f32", "bf16": "bf16", "int8": "u8s8"}
 
 
 class Peak(NamedTuple):
-    """What one instruction, or sequence, reached."""
+    """The peak of one instruction, or of a sequence of them."""
 
     instruction: Instruction
     lanes: int
@@ -55,7 +55,7 @@ class Peak(NamedTuple):
 
     @property
     def likely_rate(self) -> float | None:
-        """The rate that this CPU must have; None where none is near what was measured."""
+        """The rate that this CPU must have; None where none is near the measured one."""
         rates = self.instruction.rates
         best = min(rates, key=lambda rate: abs(math.log(rate / self.rate)), default=math.inf)
         return best if abs(self.rate / best - 1) <= FITS else None
@@ -68,7 +68,7 @@ class Peak(NamedTuple):
 
     @property
     def doubts(self) -> list[str]:
-        """What speaks against this measurement; see `minires.measure.trust`."""
+        """The reasons to doubt this measurement; see `minires.measure.trust`."""
         name = self.instruction.name
         found = [*doubt_spread(name, self.spread), *doubt_others(name, self.others)]
         if self.all_gops > HIGHEST * self.threads * self.gops:
@@ -91,18 +91,7 @@ class Bandwidth(NamedTuple):
 
 
 def doubts_about(memory: list[Bandwidth]) -> list[str]:
-    """List what speaks against bandwidths that were measured; see `minires.measure.trust`.
-
-    Parameters
-    ----------
-    memory : list of Bandwidth
-        From the fastest level to the slowest.
-
-    Returns
-    -------
-    list of str
-        A reason each.
-    """
+    """List the reasons to doubt bandwidths, which come from the fastest level to the slowest."""
     found = []
     for b in memory:
         found += doubt_spread(f"reading {b.level}", b.spread)
@@ -116,7 +105,7 @@ def doubts_about(memory: list[Bandwidth]) -> list[str]:
 
 
 def instructions(isa: ISA) -> list[Instruction]:
-    """List what an instruction set multiplies with: also what it could, and what came before."""
+    """List a set's multiplying instructions, with those that the kernels do not use."""
     found = [*isa.others, *isa.instructions.values()]
     order = ["f32", "bf16", "u8s8"]
     return sorted((i for i in found if not i.composed), key=lambda i: order.index(i.operands))
@@ -133,7 +122,7 @@ def spinner(isa: str, name: str) -> Any:
 
     integer = types.int64
     signature = types.void(integer, integer, integer)
-    # Not kept on the disk: what was timed is listed, too.
+    # Not kept on the disk: code from there has no listing to show.
     return compile_for(ISAS[isa], run, signature, spec, keep=False)
 
 
@@ -191,20 +180,9 @@ def _best(runs: list[Any]) -> tuple[Any, float]:
 def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None) -> Peak:
     """Time an instruction in registers: no loads, no stores.
 
-    Parameters
-    ----------
-    instruction : Instruction
-        One of `instructions`.
-    isa : ISA
-        One that this machine has.
-    threads : int, optional
-        How many beside each other; `get_num_threads` tells unless given.
-
-    Returns
-    -------
-    Peak
-        One core and all threads take turns, with the clock in between. What is still in doubt
-        after a few tries is in its `doubts`.
+    One core and all threads take turns, with the clock in between. There are `get_num_threads()`
+    threads unless you say how many. Doubts that remain after a few tries are in the answer's
+    `doubts`.
     """
     threads, lanes = threads or get_num_threads(), isa.lanes
     sums = instruction.sums
@@ -244,35 +222,20 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
 
 
 def best_instruction(precision: str, isa: ISA | None = None) -> Instruction:
-    """Choose what bounds a precision from above on this machine.
+    """Choose the instruction that bounds a precision from above on this machine.
 
-    Parameters
-    ----------
-    precision : str
-        fp32, bf16, int8 or int8-simulated, which computes in float32.
-    isa : ISA, optional
-        `choose_isa` chooses unless given.
-
-    Returns
-    -------
-    Instruction
-        Of INT8 without VNNI it is vpmaddubsw, which saturates: the exact way has to do more. Of
-        bfloat16 without an instruction of its own it is float32's.
+    The instruction set is `choose_isa()` unless given.
     """
+    # INT8 without VNNI gets vpmaddubsw. It saturates, so an exact way has to do more.
     found = instructions(isa or choose_isa())
     best = [i for i in found if i.operands == OPERANDS[precision]]
+    # bfloat16 without an instruction of its own is multiplied as float32.
     best = best or [i for i in found if i.operands == "f32"]
     return max(best, key=lambda i: (i.products, max(i.rates, default=0)))
 
 
 def peak(precision: str) -> Peak:
-    """Measure the peak of a precision, once in a process.
-
-    Parameters
-    ----------
-    precision : str
-        As for `best_instruction`.
-    """
+    """Measure the peak of a precision's `best_instruction`, once in a process."""
     isa = choose_isa()
     return _peak_once(best_instruction(precision, isa), isa.name, get_num_threads())
 
@@ -292,19 +255,10 @@ def _peak_once(instruction: Instruction, isa: str, threads: int) -> Peak:
 
 
 def inner_loop(assembly: str, mnemonic: str) -> str:
-    """Cut out of an assembly listing the innermost loop that has most of one instruction.
+    """Cut out of a listing in AT&T syntax the innermost loop that has most of one instruction.
 
-    Parameters
-    ----------
-    assembly : str
-        In AT&T syntax, as LLVM prints it.
-    mnemonic : str
-        A regular expression for the instruction's name.
-
-    Returns
-    -------
-    str
-        From the loop's label to the jump back to it; empty where there is none.
+    `mnemonic` is a regular expression for the instruction's name. The loop goes from its label to
+    the jump back; the answer is empty where there is none.
     """
     lines = [re.split("#|//", line)[0].expandtabs(8).rstrip() for line in assembly.splitlines()]
     labels: dict[str, int] = {}
@@ -337,20 +291,13 @@ def _reader() -> Callable[..., None]:
 
 
 def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
-    """Measure how fast each level of the memory is read: by halves of a core's share of a cache.
+    """Measure how fast each level of the memory is read, from L1 to memory.
 
-    Parameters
-    ----------
-    threads : int, optional
-        How many beside each other; `get_num_threads` tells unless given.
-
-    Returns
-    -------
-    list of Bandwidth
-        From L1 to memory, of which four times as much is read as the last cache holds.
-        `doubts_about` tells what is still in doubt after a few tries.
+    There are `get_num_threads()` threads unless you say how many. `doubts_about` lists the doubts
+    that remain after a few tries.
     """
     threads = threads or get_num_threads()
+    # Half of a core's share of a cache surely fits; four times the last cache surely does not.
     levels = [(cache.level, cache.size // cache.sharers // 2) for cache in caches()]
     last = max(cache.size for cache in caches())
     levels.append(("memory", max(2**25, 4 * last)))

@@ -24,13 +24,7 @@ STYLE: dict[Any, Any] = {
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raise `MiniresError` unless a plot can be drawn there: told before what is measured for it.
-
-    Parameters
-    ----------
-    path : path-like
-        The picture's file.
-    """
+    """Raise `MiniresError` unless a plot can be drawn there: call it before you measure."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MiniresError('plots need matplotlib: pip install "minires[plot]"')
     if os.path.splitext(path)[1].lower() not in (".png", ".svg", ".pdf"):
@@ -43,23 +37,10 @@ def check(path: str | os.PathLike[str]) -> None:
 def figure(
     path: str | os.PathLike[str], title: str, width: float = 10, height: float = 5, columns: int = 1
 ) -> Iterator[Any]:
-    """Open a figure to draw on; it is written when the with statement ends.
+    """Open a figure to draw on; the file is written when the with statement ends.
 
-    Parameters
-    ----------
-    path : path-like
-        Its suffix chooses the format: .png, .svg or .pdf.
-    title : str
-        What was measured, on what.
-    width, height : float
-        In inches.
-    columns : int
-        How many axes, beside each other.
-
-    Yields
-    ------
-    Axes or ndarray of Axes
-        An array where there are several.
+    The path's suffix chooses the format. Width and height are in inches. With several columns you
+    get an array of axes, else one alone.
     """
     check(path)
     import matplotlib

@@ -25,7 +25,7 @@ from minires.measure.trust import (
 from minires.model import ResNet50
 from minires.summary import summarize
 
-SHORT = 20e-6  # seconds of a call: what is shorter is told as a time, not as a speed
+SHORT = 20e-6  # seconds: a shorter call is told as a time, not as a speed
 FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's one phase; a NumPy one's last
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int8-simulated": 4}  # of an activation or a weight
 
@@ -57,7 +57,7 @@ class Event(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a step takes."""
+    """The work of a step."""
 
     macs: int
     bytes: dict[str, int]  # by phase
@@ -246,7 +246,7 @@ class Profile:
         return sorted(found.values(), key=SORTS[sort])
 
     def _work(self, layer: Layer, shape: Shape) -> Work:
-        """Count what a step computes, and what each phase of it reads and writes."""
+        """Count a step's multiplications, and the bytes that each phase reads and writes."""
         rows = summarize(self.model.layers, shape[2], shape[3], shape[0])
         shapes = {row.name: row.output_shape for row in rows}
         size = BYTES[self.precision]
@@ -306,7 +306,7 @@ class Profile:
         return "\n".join([*lines, verdict(doubts)] if doubts else lines)
 
     def _cells(self, row: Row, doubts: Sequence[str]) -> list[str]:
-        """Write what the table has of a row, of one run, but for its shares of the roofs."""
+        """Write a row's cells, for one run, without its shares of the roofs."""
         runs = self.runs or 1
         speed = f"{row.gops:.1f}" if row.macs else ""
         return [
@@ -421,22 +421,10 @@ def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) ->
 def profile_in_turns(
     models: Mapping[str, ResNet50], x: Array, runs: int = 10
 ) -> dict[str, Profile]:
-    """Run networks in turns, each several times, and profile all runs but the first.
+    """Run networks, by precision, in turns, and profile all runs but the first of each.
 
-    Parameters
-    ----------
-    models : mapping
-        Networks, by precision.
-    x : ndarray
-        What they are run on.
-    runs : int
-        How often each is measured; before that it runs once, which lays out its buffers.
-
-    Returns
-    -------
-    dict
-        A profile of each. Where their runs differ too much, all are measured again, and what is
-        in doubt even then is in their `doubts`.
+    The first run lays out a network's buffers. Where the runs differ too much, all are measured
+    again; doubts that remain are in the profiles' `doubts`.
     """
     for model in models.values():
         model(x)
@@ -445,7 +433,7 @@ def profile_in_turns(
         profiles = {precision: profile(model) for precision, model in models.items()}
         for _ in range(runs):
             for precision, model in models.items():
-                model(x)  # what the other network put out of the cache comes back
+                model(x)  # so that its weights are in the cache again
                 with profiles[precision]:
                     model(x)
         return profiles
@@ -457,14 +445,10 @@ def profile_in_turns(
 
 
 def write_chrome_trace(path: str | os.PathLike[str], profiles: Sequence[Profile]) -> None:
-    """Write what ran when as JSON in the Trace Event Format, which Perfetto opens.
+    """Write when each step ran as JSON in the Trace Event Format, which Perfetto opens.
 
-    Parameters
-    ----------
-    path : path-like
-        Where to.
-    profiles : sequence of Profile
-        A process each: steps, and beneath them their phases where these are apart.
+    Each profile is a process there. It has steps, and beneath them their phases where these are
+    apart.
     """
     spans: list[dict[str, Any]] = []
     start = min((prof.events[0].started for prof in profiles if prof.events), default=0.0)

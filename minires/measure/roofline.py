@@ -28,21 +28,10 @@ from minires.model import ResNet50
 def measure_layers(
     models: Mapping[str, ResNet50], x: Array, runs: int = 10
 ) -> dict[str, list[Row]]:
-    """Time every step of networks on this machine.
+    """Time every step of networks, by precision, on this machine; they run in turns.
 
-    Parameters
-    ----------
-    models : mapping
-        Networks, by precision.
-    x : ndarray
-        What they are run on.
-    runs : int
-        How often each runs, in turns.
-
-    Returns
-    -------
-    dict
-        By precision, the rows of the steps that multiply: of one run, with the median's time.
+    The answer has the rows of the steps that multiply, by precision. They are of one run, with the
+    median's time.
     """
     found: dict[str, list[Row]] = {}
     profiles, doubts = _profiles(models, x, runs)
@@ -80,20 +69,7 @@ def _profiles(
 
 
 def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:
-    """Lay out how close each layer comes to its roof.
-
-    Parameters
-    ----------
-    layers : mapping
-        From `measure_layers`.
-    title : str
-        What was measured, on what.
-
-    Returns
-    -------
-    str
-        A line a layer, with three columns a precision.
-    """
+    """Lay out how close layers come to their roofs: a line each, three columns a precision."""
     head = ["layer", *(f"{p} {c}" for p in layers for c in ("op/byte", "GOP/s", "of roof"))]
     rows = []
     doubts: list[str] = []
@@ -111,17 +87,7 @@ def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:
 
 
 def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], title: str) -> None:
-    """Draw this machine's roofline, each layer a point on it; needs matplotlib.
-
-    Parameters
-    ----------
-    layers : mapping
-        From `measure_layers`.
-    path : path-like
-        The picture's file: its suffix chooses the format.
-    title : str
-        What was measured, on what.
-    """
+    """Draw this machine's roofline, each layer a point on it; needs matplotlib."""
     with plots.figure(path, title, width=9, height=5.5) as axes:
         intensity = np.geomspace(0.25, 1024, 200)
         tallest, lowest = 0.0, min(row.gops for rows in layers.values() for row in rows)

@@ -22,9 +22,9 @@ from minires.kernels.ir import (
 )
 from minires.kernels.isa import INSTRUCTIONS, amx
 
-CLOCK = "clock"  # in place of an instruction: what takes a known number of cycles
+CLOCK = "clock"  # in place of an instruction: a chain of a known number of cycles
 CHAIN = 16  # instructions of the clock, each of which waits for the one before and takes one cycle
-SUMS = {"f32": F32, "bf16": F32, "u8s8": I32}  # what products are added up in, by their operands
+SUMS = {"f32": F32, "bf16": F32, "u8s8": I32}  # the type of the sums, by the operands
 
 
 def _chain(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
@@ -41,14 +41,9 @@ def _chain(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
 def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
     """Multiply and add over and over: called from compiled code.
 
-    Parameters
-    ----------
-    spec : str literal
-        The instruction's name, or `CLOCK`, and a vector's lanes, between slashes.
-    operands : int64
-        Address of two vectors, which are loaded once, and room for one more.
-    count : int64
-        How often each sum is added to.
+    `spec` is a literal: the instruction's name or `CLOCK`, a slash, and a vector's lanes.
+    `operands` is the address of two vectors, which are loaded once, and of room for one more. Each
+    sum is added to `count` times.
     """
     name, lanes = spec.literal_value.split("/")
 

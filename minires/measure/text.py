@@ -12,20 +12,7 @@ from minires.errors import MiniresError
 
 
 def format_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table, its first column to the left and all others to the right.
-
-    Parameters
-    ----------
-    head : sequence of str
-        The columns' names.
-    rows : sequence of sequence of str
-        As many cells as there are columns.
-
-    Returns
-    -------
-    str
-        A line of names, a rule, and a line a row.
-    """
+    """Lay out a table, its first column to the left and all others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
     for cells in (head, ["-" * width for width in widths], *rows):
@@ -35,24 +22,10 @@ def format_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def around(path: Path, mark: str) -> tuple[str, str]:
-    """Read a Markdown file but for what was generated into it.
+    """Read a Markdown file's text before <!-- mark --> and behind <!-- /mark -->.
 
-    Parameters
-    ----------
-    path : Path
-        It has the comments ``<!-- mark -->`` and ``<!-- /mark -->``.
-    mark : str
-        Their name.
-
-    Returns
-    -------
-    (str, str)
-        What comes before, and behind, what is between them.
-
-    Raises
-    ------
-    MiniresError
-        Where the marks are missing, or there more than once.
+    The marks belong to what you get; the text between them was generated, and is left out. A mark
+    that is missing, or there more than once, raises `MiniresError`.
     """
     text, begin, end = path.read_text(encoding="utf-8"), f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
     if (text.count(begin), text.count(end)) != (1, 1):
@@ -61,18 +34,7 @@ def around(path: Path, mark: str) -> tuple[str, str]:
 
 
 def to_json(measured: Any) -> str:
-    """Write measurements as JSON: named tuples and data classes as objects, arrays as lists.
-
-    Parameters
-    ----------
-    measured : object
-        Of dicts, lists, tuples, arrays, strings and numbers.
-
-    Returns
-    -------
-    str
-        With an indentation of two.
-    """
+    """Write measurements as JSON: named tuples and data classes as objects, arrays as lists."""
     return json.dumps(_plain(measured), indent=2)
 
 

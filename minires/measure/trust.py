@@ -28,40 +28,17 @@ def spread_of(times: Sequence[float] | npt.NDArray[Any]) -> float:
     return float((high - low) / middle)
 
 
+# These take the measured thing's name, for the reader. They list one reason, or none.
+
+
 def doubt_spread(name: str, spread: float) -> list[str]:
-    """Doubt a figure whose runs lie too far apart.
-
-    Parameters
-    ----------
-    name : str
-        What was measured, as the reader is told.
-    spread : float
-        How far its runs lie apart, as a share.
-
-    Returns
-    -------
-    list of str
-        The reason, or nothing.
-    """
+    """Doubt a figure whose runs lie too far apart; the spread is a share, not percent."""
     # Each comparison here is written so that NaN is in doubt.
     return [] if spread <= WIDE else [f"runs of {name} differ by {spread:.0%}"]
 
 
 def doubt_pair(name: str, one: float, other: float) -> list[str]:
-    """Doubt what was measured in two ways that disagree.
-
-    Parameters
-    ----------
-    name : str
-        What was measured, as the reader is told.
-    one, other : float
-        The two measures, both above 0.
-
-    Returns
-    -------
-    list of str
-        The reason, or nothing.
-    """
+    """Doubt a figure if two ways of measuring it, both above 0, disagree."""
     ratio = one / other if other else np.inf
     if 1 / (1 + WIDE) <= ratio <= 1 + WIDE:
         return []
@@ -69,38 +46,12 @@ def doubt_pair(name: str, one: float, other: float) -> list[str]:
 
 
 def doubt_share(name: str, share: float) -> list[str]:
-    """Doubt a share that is above what can be reached.
-
-    Parameters
-    ----------
-    name : str
-        What reached it, as the reader is told.
-    share : float
-        1 is all of it.
-
-    Returns
-    -------
-    list of str
-        The reason, or nothing.
-    """
+    """Doubt a share that is above its limit, which is 1."""
     return [] if share <= HIGHEST else [f"{name} seems faster than its limit"]
 
 
 def doubt_others(name: str, share: float) -> list[str]:
-    """Doubt what was measured while others had the cores.
-
-    Parameters
-    ----------
-    name : str
-        What was measured, as the reader is told.
-    share : float
-        The part of the cores' time that this process did not get.
-
-    Returns
-    -------
-    list of str
-        The reason, or nothing.
-    """
+    """Doubt a figure if others had too large a share of the cores' time meanwhile."""
     return [] if share <= WIDE else [f"others had {share:.0%} of the cores' time during {name}"]
 
 
@@ -111,21 +62,8 @@ def measure_until_steady(
 ) -> tuple[Found, list[str]]:
     """Measure, and measure again while something is in doubt.
 
-    Parameters
-    ----------
-    measure : callable
-        It takes nothing and returns what it measured.
-    doubts_about : callable
-        It takes that, and lists what is doubtful about it.
-    tries : int
-        How often to measure at most: `TRIES` unless given.
-
-    Returns
-    -------
-    found : object
-        The measurement with the fewest doubts; of several, the last.
-    doubts : list of str
-        What is still doubtful about it.
+    It measures `TRIES` times at most unless you say how often. You get the measurement with the
+    fewest doubts, of several the last, and its doubts.
     """
     found = measure()
     doubts = doubts_about(found)
@@ -140,23 +78,9 @@ def measure_until_steady(
 
 
 def time_steadily(name: str, run: Callable[[], object], runs: int = 100) -> tuple[float, list[str]]:
-    """Time something that is short enough to run many times.
+    """Time something short many times; return the median, in seconds, and the doubts.
 
-    Parameters
-    ----------
-    name : str
-        What it is, as the reader is told.
-    run : callable
-        It takes nothing.
-    runs : int
-        How often it runs; as often again where the runs differ too much.
-
-    Returns
-    -------
-    seconds : float
-        The median.
-    doubts : list of str
-        What is still doubtful about it.
+    It runs as often again where the runs differ too much.
     """
 
     def measure() -> npt.NDArray[Any]:
@@ -181,18 +105,7 @@ def percent(share: float, doubts: Sequence[str] = ()) -> str:
 
 
 def verdict(doubts: Sequence[str]) -> str:
-    """Say in one line whether the figures beside it are to be believed.
-
-    Parameters
-    ----------
-    doubts : sequence of str
-        All that is left of them.
-
-    Returns
-    -------
-    str
-        With the first reason, and how many more there are.
-    """
+    """Say in one line whether you can believe the figures beside it, and if not, why."""
     if not doubts:
         return "Steady: runs of the same thing agree."
     more = f" (and {len(doubts) - 1} more)" if len(doubts) > 1 else ""

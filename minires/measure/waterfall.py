@@ -39,7 +39,7 @@ REST = "rest, unexplained"  # of the whole: what its parts do not add up to
 
 
 class Part(NamedTuple):
-    """What a part takes in both precisions, in seconds."""
+    """A part's seconds in both precisions."""
 
     name: str
     fp32: float
@@ -62,11 +62,11 @@ class Waterfall(NamedTuple):
     ablation: list[tuple[str, float]]  # seconds of their excess, by cause
     preprocessing: dict[str, float]  # seconds: decode, resize, normalize
     others: dict[str, float]  # seconds of the whole in other precisions
-    doubts: list[str]  # what speaks against these figures; see `minires.measure.trust`
+    doubts: list[str]  # reasons to doubt these figures; see `minires.measure.trust`
 
 
 class _Times(NamedTuple):
-    """What one measurement of the networks gave, run by run."""
+    """One measurement of the networks, run by run."""
 
     before: list[dict[str, float]]  # of preprocessing, by its parts
     whole: dict[str, list[float]]  # of the network, by precision
@@ -87,23 +87,10 @@ class _Times(NamedTuple):
 def measure_waterfall(
     models: Mapping[str, ResNet50], data: bytes, group: str = "stage", rounds: int = 30
 ) -> Waterfall:
-    """Time two precisions in turns, whole and by parts, and what lies behind the difference.
+    """Time two precisions in turns, whole and by parts, and find the causes of the difference.
 
-    Parameters
-    ----------
-    models : mapping
-        Compiled networks by precision: fp32, int8, and others to be told beside them.
-    data : bytes
-        An image file's.
-    group : str
-        What makes a part: stage, block, operator or step, as for a profile.
-    rounds : int
-        How often each is run, whole and by parts.
-
-    Returns
-    -------
-    Waterfall
-        Of medians.
+    `models` are compiled networks by precision: fp32, int8, and others to be told beside them.
+    `group` makes a part, as for a profile. All figures are medians.
     """
     x, _ = time_preprocessing(data, models["fp32"].meta["preset"])
     times, doubts = measure_until_steady(
@@ -161,26 +148,10 @@ def _measure_times(
 def ablate(
     models: Mapping[str, ResNet50], x: Array, rounds: int
 ) -> tuple[Part, list[tuple[str, float]]]:
-    """Find what the convolutions' excess is made of, by leaving things out.
+    """Find the causes of the convolutions' excess, by leaving things out.
 
-    Parameters
-    ----------
-    models : mapping
-        With fp32 and int8.
-    x : ndarray
-        (1, 3, H, W) float32.
-    rounds : int
-        How often each layer is run in each way.
-
-    Returns
-    -------
-    convolutions : Part
-        What they take in both precisions.
-    causes : list of (str, float)
-        Seconds of the excess by cause: instruction (the ratio of the peaks is not 4; arithmetic
-        from what was measured of those that the kernels use), epilogue (against a plain store of
-        the result), edges (against full tiles alone, of layers that have one), and what none of
-        them explains. They add up.
+    x is one image, (1, 3, H, W) float32. You get the convolutions' times in both precisions, and
+    the seconds of their excess by cause. The causes add up to the excess.
     """
     if len(x) != 1:
         raise MiniresError(f"an ablation is of one image, not of {len(x)}")
@@ -212,8 +183,11 @@ def ablate(
     bare_fp32 = convs["fp32"] - epilogue["fp32"] - edges["fp32"]
     name = f"instruction: {used[0].instruction.name} peaks at {ratio:.2f}x"
     causes = [
+        # The ratio of the peaks is not 4: arithmetic, from the peaks of the kernels' instructions.
         (name, bare_fp32 * (1 / ratio - 1 / 4)),
+        # Against a plain store of the result.
         ("epilogue", epilogue["int8"] - epilogue["fp32"] / 4),
+        # Against full tiles alone, in the layers that have one.
         ("edges of tiles", edges["int8"] - edges["fp32"] / 4),
     ]
     whole = Part("convolutions", float(convs["fp32"]), float(convs["int8"]))
@@ -222,18 +196,7 @@ def ablate(
 
 
 def format_waterfall(fall: Waterfall) -> str:
-    """Lay the waterfall out as text, in milliseconds.
-
-    Parameters
-    ----------
-    fall : Waterfall
-        From `measure_waterfall`.
-
-    Returns
-    -------
-    str
-        The parts, the causes behind the convolutions' excess, and the whole application.
-    """
+    """Lay out the waterfall, its causes and the whole application as text, in milliseconds."""
 
     def ms(seconds: float) -> str:
         return mark(f"{1e3 * seconds:.3f}", fall.doubts)
@@ -278,15 +241,7 @@ def format_waterfall(fall: Waterfall) -> str:
 
 
 def plot_waterfall(fall: Waterfall, path: str | os.PathLike[str]) -> None:
-    """Draw the waterfall, and the causes behind it; needs matplotlib.
-
-    Parameters
-    ----------
-    fall : Waterfall
-        From `measure_waterfall`.
-    path : path-like
-        The picture's file: its suffix chooses the format.
-    """
+    """Draw the waterfall, and the causes behind it; needs matplotlib."""
     whole, quarter = fall.whole, fall.whole.fp32 / 4
     steps = [("fp32 / 4", quarter, "tab:blue")]
     steps += [(part.name, part.excess, "tab:orange") for part in fall.parts[:-1]]

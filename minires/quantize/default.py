@@ -38,20 +38,10 @@ def calibration_photographs() -> list[Path]:
 
 
 def default_batches(preset: Preset) -> Iterator[Array]:
-    """Cut several crops from each photograph in weights/calibration.
+    """Cut several crops from each photograph in weights/calibration: (crops, 3, H, W) float32.
 
-    A few photographs have to stand for all: from each the network sees the whole, and the
-    two ends and the middle of an enlarged one.
-
-    Parameters
-    ----------
-    preset : Preset
-        How the network wants its images.
-
-    Yields
-    ------
-    ndarray
-        One photograph's crops, (crops, 3, H, W) float32.
+    A few photographs have to stand for all. From each the network sees the whole, and the two ends
+    and the middle of an enlarged one.
     """
     for path in calibration_photographs():
         image = load_image(path)
@@ -63,23 +53,10 @@ def default_batches(preset: Preset) -> Iterator[Array]:
 
 
 def stored_calibration(fp32: ResNet50) -> Calibration | None:
-    """Take the calibration that came in the metadata of the network's weights.
+    """Take the calibration from the metadata of a network's weights; None where it has none.
 
-    Parameters
-    ----------
-    fp32 : ResNet50
-        The network in fp32. Its meta has the text under `STORED_CALIBRATION`: a `Calibration`'s
-        fields in JSON.
-
-    Returns
-    -------
-    Calibration or None
-        None where there was none.
-
-    Raises
-    ------
-    WeightsError
-        For one that is damaged, or another network's.
+    It is a `Calibration`'s fields in JSON, in the network's meta under `STORED_CALIBRATION`. One
+    that is damaged, or another network's, raises `WeightsError`.
     """
     text = fp32.meta.get(STORED_CALIBRATION)
     if text is None:
@@ -98,19 +75,8 @@ def default_int8(
 ) -> ResNet50:
     """Load the INT8 network from the cache, or make it by the default recipe and cache it.
 
-    Parameters
-    ----------
-    load_fp32 : callable
-        Returns the network in fp32; called only where nothing is cached yet.
-    weights_key : str
-        What tells these weights from all others, such as their checksum.
-    progress : bool
-        Whether a bar on stderr says what is going on, on a terminal.
-
-    Returns
-    -------
-    ResNet50
-        With precision "int8".
+    `weights_key` tells these weights from all others, as a checksum does. `load_fp32` is called
+    only where nothing is cached yet. `progress` shows a bar on stderr, if that is a terminal.
     """
     key = hashlib.sha256(f"{weights_key} {RECIPE}".encode()).hexdigest()[:16]
     cached = cache_dir() / f"resnet50-int8-{key}.safetensors"

@@ -15,21 +15,8 @@ ENOUGH = 128  # more hardly change the ranges
 class Photographs:
     """Photographs as batches of one, read again each time they are asked for.
 
-    A thousand of them, preprocessed and kept, would take 600 MB.
-
-    Parameters
-    ----------
-    files : sequence of Path
-        Image files.
-    preset : Preset
-        How the network wants its images.
-    tell : callable
-        Called with the error of each file that cannot be used, once; the file is left out.
-
-    Attributes
-    ----------
-    unusable : set of Path
-        The files that were left out so far.
+    A thousand of them, preprocessed and kept, would take 600 MB. A file that cannot be used is left
+    out: `tell` gets its error, once, and `unusable` gets the file.
     """
 
     def __init__(
@@ -57,24 +44,9 @@ class Photographs:
 
 
 def choose_photographs(folder: str | os.PathLike[str], count: int = ENOUGH) -> list[Path]:
-    """List a folder's images, evenly spread over it where there are more than wanted.
+    """List a folder's images by name, evenly spread over it where there are more than wanted.
 
-    Parameters
-    ----------
-    folder : path-like
-        The folder; or one image file.
-    count : int
-        How many are wanted.
-
-    Returns
-    -------
-    list of Path
-        By name.
-
-    Raises
-    ------
-    MiniresError
-        Where there is no image.
+    The folder may be one image file. Where there is no image, it raises `MiniresError`.
     """
     files = find_images([folder])
     if files == [Path(folder)] and not files[0].is_file():

@@ -28,25 +28,11 @@ class Report(NamedTuple):
 
 
 def report(fp32: ResNet50, int8: ResNet50, batches: Iterable[Array]) -> Report:
-    """Walk both networks side by side.
+    """Run both networks side by side, and compare each quantized edge in the order they run.
 
-    Parameters
-    ----------
-    fp32, int8 : ResNet50
-        The float network and the one made from it. The noise of a layer holds what the layers
-        before it have passed on.
-    batches : iterable of ndarray
-        What the models take, (N, 3, H, W) float32.
-
-    Returns
-    -------
-    Report
-        A row for each quantized edge, in the order they run.
-
-    Raises
-    ------
-    MiniresError
-        For no images.
+    The INT8 network is made from the float one. A layer's noise holds the noise that the layers
+    before it have passed on. Batches are (N, 3, H, W) float32; no images at all raise
+    `MiniresError`.
     """
     sums: dict[str, Array] = {}  # signal, noise, values beyond the range, values
     images = same = 0
@@ -74,18 +60,7 @@ def report(fp32: ResNet50, int8: ResNet50, batches: Iterable[Array]) -> Report:
 
 
 def format_report(result: Report) -> str:
-    """Lay a report out as text.
-
-    Parameters
-    ----------
-    result : Report
-        From `report`.
-
-    Returns
-    -------
-    str
-        A line for each edge, and one on the labels.
-    """
+    """Lay a report out as text: a line for each edge, and one on the labels."""
     lines = [f"{'edge':<22}{'SQNR (dB)':>10}{'saturated':>12}"]
     lines += [f"{r.name:<22}{r.sqnr_db:>10.1f}{r.saturated:>12.4%}" for r in result.layers]
     lines.append(f"FP32 and INT8 agree on {result.agreement:.1%} of {result.images} images")

@@ -32,7 +32,7 @@ def _present(features: str) -> set[str]:
 
 
 def available_isas() -> list[ISA]:
-    """List what this CPU has and Numba compiles for: the best first, those for study last."""
+    """List the sets of this CPU that Numba compiles for: the best first, those for study last."""
     features = _present(get_host_cpu_features())  # as Numba has it: AVX only where it trusts it
     if config.CPU_FEATURES is not None:  # restricted by NUMBA_CPU_FEATURES or NUMBA_CPU_NAME
         features &= _present(config.CPU_FEATURES)
@@ -42,11 +42,8 @@ def available_isas() -> list[ISA]:
 def choose_isa() -> ISA:
     """Choose the best instruction set, or the one that MINIRES_ISA names.
 
-    Raises
-    ------
-    MiniresError
-        For a name that is not known or not available: an instruction that the CPU lacks would
-        end the process.
+    A name that is not known or not available raises `MiniresError`: an instruction that the CPU
+    lacks would end the process.
     """
     isas = {isa.name: isa for isa in available_isas()}
     name = os.environ.get("MINIRES_ISA") or next(iter(isas))
