@@ -130,7 +130,13 @@ def _manifest() -> dict[str, Any]:
 
 
 def available_weights() -> list[str]:
-    """List the names that `get_weights` and `fetch` take, sorted."""
+    """List the names that `get_weights` takes.
+
+    Returns
+    -------
+    list of str
+        Sorted.
+    """
     return sorted(_manifest())
 
 
