@@ -37,7 +37,7 @@ def quantize_weights(p: FloatParams, x: QParams) -> tuple[Array, Array, Array]:
         (x - x.zero_point) * w is sum of x * w, less x.zero_point times the sum of w (equation 5.4).
     """
     for_weights = np.abs(p.weight).max(axis=1) / np.float32(127)
-    for_bias = (np.abs(p.bias) / (x.scale * BIAS_LIMIT)).astype(np.float32)
+    for_bias = (np.abs(p.bias) / (np.float64(x.scale) * BIAS_LIMIT)).astype(np.float32)
     w_scale = np.maximum(np.maximum(for_weights, for_bias), np.finfo(np.float32).tiny)
     w_s8 = np.clip(np.rint(p.weight / w_scale[:, np.newaxis]), -127, 127).astype(np.int8)
     bias = np.rint(p.bias / (np.float64(x.scale) * w_scale))
