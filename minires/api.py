@@ -11,7 +11,7 @@ import numpy as np
 
 from minires import checkpoint, download
 from minires.cache import noted_sha256
-from minires.errors import ImageError, MiniresError, WeightsError, check_choice
+from minires.errors import ImageError, MiniresError, WeightsError, check_choice, short
 from minires.images import ImageSource
 from minires.layers import OPERATORS, Array, Layer
 from minires.metadata import read_json, read_meta
@@ -120,7 +120,7 @@ def _guess_meta(path: Path, classes: int) -> dict[str, Any]:
     """Assume of an unknown file: ImageNet's names where the number fits, and V1's preset."""
     names = download.imagenet_categories()
     return {
-        "name": path.name,
+        "name": short(path.name),
         "categories": names if classes == len(names) else [f"class {i}" for i in range(classes)],
         "preset": IMAGENET_V1,
     }

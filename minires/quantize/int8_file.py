@@ -53,7 +53,8 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     MiniresError
-        For a network in another precision, and for a place that cannot be written to.
+        For a network in another precision, for a meta that `load_int8` would refuse, and for a
+        place that cannot be written to.
     """
     if model.precision not in SAME_PARAMETERS[1]:
         raise MiniresError(
@@ -78,6 +79,7 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
         ),
         "meta": json.dumps(meta),
     }
+    read_meta(read_json(metadata["meta"]), model.layers[-1].out_c)  # as `load_int8` will
     write_whole(path, seal(save(tensors, metadata)))
 
 

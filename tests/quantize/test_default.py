@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save, save_file
 
-from minires.api import FORMAT, resnet50
+from minires.api import FORMAT, _guess_meta, resnet50
 from minires.download import imagenet_categories, weights_dir
 from minires.errors import WeightsError
 from minires.images import load_image
@@ -295,6 +295,14 @@ def test_a_copy_or_a_chmod_of_ones_own_weights_is_not_calibrated_anew(
     resnet50(own, "int8")
     assert keys[:3] == [keys[0]] * 3 == [keys[4]] * 3
     assert keys[3] != keys[0]
+
+
+@pytest.mark.parametrize("name", ["a" * 240, "katze \n\x1b[2J"])
+def test_weights_of_any_name_are_cached(name: str, fp32: ResNet50, cache: Path) -> None:
+    meta = _guess_meta(Path(name), 1000)
+    named = ResNet50(fp32.layers, fp32.params, meta={**meta, "preset": SMALL})
+    default_int8(lambda: named, "named")
+    assert default_int8(ask, "named").meta["name"] == meta["name"]
 
 
 # A calibration that comes with the weights

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,18 @@ def test_saving_replaces_a_file(model: ResNet50, tmp_path: Path) -> None:
     save_int8(model, path)
     assert_same(load_int8(path).params["fc"].w_s8, model.params["fc"].w_s8)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_could_not_be_loaded_is_not_saved(model: ResNet50, tmp_path: Path) -> None:
+    for meta in (
+        {"categories": ["one"]},
+        {"name": "a" * 300},
+        {"preset": replace(IMAGENET_V2, crop=1)},
+    ):
+        other = ResNet50(model.layers, model.params, "int8", {**model.meta, **meta})
+        with pytest.raises(MiniresError):
+            save_int8(other, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_size_is_told_before(saved: Path, model: ResNet50) -> None:
