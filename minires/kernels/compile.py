@@ -34,7 +34,7 @@ from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from minires.cache import cache_dir
+from minires.cache import cache_dir, remove_oldest
 from minires.errors import MiniresError
 from minires.kernels.isa import ISA
 from minires.notice import tell
@@ -202,9 +202,7 @@ class _CodeCache(NullCache):
                     os.replace(new.name, file)
                 except OSError:
                     os.unlink(new.name)
-            kept = sorted(file.parent.glob("*.code"), key=lambda other: other.stat().st_mtime)
-            for old in kept[:-KEPT]:
-                old.unlink()
+            remove_oldest(file.parent, "*.code", KEPT)
 
 
 def _is_trusted(status: os.stat_result) -> bool:

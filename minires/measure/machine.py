@@ -4,11 +4,11 @@ import contextlib
 import json
 import os
 import platform
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minires.cache import cache_dir
+from minires.errors import MiniresError
 from minires.kernels.compile import source_hash
 from minires.kernels.cpu import cpu_quota, get_num_threads
 from minires.kernels.isa import INSTRUCTIONS, ISAS, choose_isa
@@ -28,6 +28,7 @@ from minires.measure.peak import (
 )
 from minires.measure.text import format_columns
 from minires.measure.trust import mark, verdict
+from minires.writing import write_whole
 
 ROOFS = "roofs.json"  # in minires's cache
 WANTED = {
@@ -105,13 +106,9 @@ def _kept_roofs() -> dict[str, Any]:
 def _keep(precision: str, roofs: Roofs) -> None:
     """Write roofs down for the next process; where that cannot be done, it measures again."""
     kept = _kept_roofs() | {_key(precision): {"peak": roofs.peak, "memory": roofs.memory}}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, MiniresError):
         cache_dir().mkdir(parents=True, exist_ok=True)
-        # Written beside it and then renamed: nobody ever reads half a file.
-        with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
-            whole = Path(folder) / ROOFS
-            whole.write_text(json.dumps(kept, indent=2), encoding="utf-8")
-            whole.replace(cache_dir() / ROOFS)
+        write_whole(cache_dir() / ROOFS, json.dumps(kept, indent=2).encode())
 
 
 def describe_machine() -> str:
