@@ -169,8 +169,8 @@ def gemm_u8s8_ref(a: npt.NDArray[np.uint8], b: npt.NDArray[np.int8]) -> npt.NDAr
 
     NumPy hands float matrices to BLAS, whose kernels are tuned for vectors and caches; integer
     matrices go through a plain loop, tens of times slower. But a float32 holds every integer up
-    to 2**24, and 512 products sum to at most 255 * 128 * 512 = 16,711,680 < 2**24. So
-    in blocks of 512 along K nothing rounds, in whatever order, and blocks are added as integers.
+    to 2**24, and 512 products sum to at most 255 * 128 * 512 = 16,711,680 < 2**24. So nothing
+    rounds in a block of 512 along K, in whatever order, and the blocks are added as integers.
     The same in one slow line: ``a.astype(np.int64) @ b.astype(np.int64)``.
 
     ``|acc| <= 255 * 128 * K``: for the largest K here, 4608, that is 150,405,120, and K may be
@@ -192,8 +192,8 @@ def requantize_ref(
     """Bring sums, (M, N), to the output's scale and back into eight bits: equations 7.2 and 7.3.
 
     t = float32(acc) * m + shortcut; y = rint(clip(t, -zero_point, 255 - zero_point)) + zero_point.
-    The sums hold the bias, less the input's zero point. m is x_scale * w_scale / y_scale, (N,) or
-    one for all. The shortcut is the residual in the output's scale, added before the rounding.
+    The sums hold the bias, with what the input's zero point adds taken off. m, (N,) or one for all,
+    is x_scale * w_scale / y_scale. The shortcut, added before the rounding, is in steps of y_scale.
 
     The clip comes before the conversion, which therefore cannot overflow; with a zero point of
     0 it is the ReLU. Above 2**24 float32(acc) rounds, half to even: part of the definition.
