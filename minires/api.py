@@ -1,6 +1,7 @@
 """What a user calls: weights in, model out; image in, labels out."""
 
 import functools
+import importlib.util
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from minires.quantize.default import default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
 
-BACKENDS = ("numba", "numpy")  # the first is the default
+BACKENDS = ("numba", "numpy", "cuda")  # the first is the default
 FORMAT = "minires-float"  # a .safetensors file whose metadata has categories, preset, calibration
 
 
@@ -41,7 +42,18 @@ def make_engine(layers: Sequence[Layer], params: Mapping[str, Any], precision: s
     return engine.Engine(list(layers), params, precision)
 
 
-ResNet50.engines["numba"] = make_engine
+def make_cuda_engine(layers: Sequence[Layer], params: Mapping[str, Any], precision: str) -> Engine:
+    """Lay a network out for an NVIDIA GPU."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        raise MiniresError(
+            'backend "cuda" needs numba-cuda, which is not installed: pip install "minires[cuda]"'
+        )
+    from minires.kernels.cuda import engine
+
+    return engine.Engine(list(layers), params, precision)
+
+
+ResNet50.engines |= {"numba": make_engine, "cuda": make_cuda_engine}
 
 
 def resnet50(
@@ -94,7 +106,7 @@ def resnet50(
                 f"{path} holds INT8 weights, which cannot run in {precision}; "
                 "ask for precision int8 or int8-simulated"
             )
-    elif precision in ("fp32", "bf16"):
+    elif precision not in ("int8", "int8-simulated"):
         model = load_fp32()
     else:
         with checkpoint.naming(path):

@@ -166,17 +166,7 @@ def avgpool_f32(layer: Layer, _: None, x: Array) -> Array:
     return ref.global_avgpool_ref(x)
 
 
-# FP32 with fewer bits: operands are rounded, and what is computed with them stays float32.
-
-
-def bf16(layer: Layer, _: Any, y: Array) -> Array:
-    """Round what the next layer reads to bfloat16."""
-    return ref.round_bf16_ref(y)
-
-
-def gemm_bf16(layer: Layer, p: FloatParams, columns: Array) -> Array:
-    """Multiply by weights rounded to bfloat16; the columns are so already."""
-    return ref.gemm_f32_ref(columns, ref.round_bf16_ref(p.weight).T)
+# Simulated INT8: operands are rounded, and what is computed with them stays float32.
 
 
 def fake(layer: Layer, _: Any, y: Array) -> Array:
@@ -269,6 +259,24 @@ class Operator:
         return y.reshape(layer.output_shape(x.shape)) if layer.op == "conv" else y
 
 
+def rounded(narrow: Callable[[Array], Array]) -> dict[str, Operator]:
+    """FP32's operators on fewer bits: operands are rounded, products are summed in float32."""
+
+    def quantize(layer: Layer, _: Any, y: Array) -> Array:
+        return narrow(y)  # for the next layer, which reads it
+
+    def gemm(layer: Layer, p: FloatParams, columns: Array) -> Array:
+        return ref.gemm_f32_ref(columns, narrow(p.weight).T)
+
+    return {
+        "input": Operator(input=to_nhwc, quantize=quantize),
+        "conv": Operator(im2col=im2col, gemm=gemm, epilogue=epilogue_f32, quantize=quantize),
+        "maxpool": Operator(maxpool=maxpool),
+        "avgpool": Operator(avgpool=avgpool_f32, quantize=quantize),
+        "linear": Operator(gemm=gemm, epilogue=epilogue_f32),
+    }
+
+
 # Each precision is a table: an operator a line, a phase a column.
 OPERATORS: dict[str, dict[str, Operator]] = {
     "fp32": {
@@ -278,13 +286,9 @@ OPERATORS: dict[str, dict[str, Operator]] = {
         "avgpool": Operator(avgpool=avgpool_f32),
         "linear": Operator(gemm=gemm_f32, epilogue=epilogue_f32),
     },
-    "bf16": {
-        "input": Operator(input=to_nhwc, quantize=bf16),
-        "conv": Operator(im2col=im2col, gemm=gemm_bf16, epilogue=epilogue_f32, quantize=bf16),
-        "maxpool": Operator(maxpool=maxpool),
-        "avgpool": Operator(avgpool=avgpool_f32, quantize=bf16),
-        "linear": Operator(gemm=gemm_bf16, epilogue=epilogue_f32),
-    },
+    "bf16": rounded(ref.round_bf16_ref),
+    "fp16": rounded(ref.round_f16_ref),
+    "tf32": rounded(ref.round_tf32_ref),
     "int8-simulated": {
         "input": Operator(input=to_nhwc, quantize=fake),
         "conv": Operator(im2col=im2col, gemm=gemm_f32, epilogue=epilogue_f32, quantize=fake),

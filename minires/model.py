@@ -17,7 +17,7 @@ from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Record,
 from minires.summary import format_edges, format_summary, summarize
 
 # Which precisions one set of parameters can run in: it holds either real numbers or INT8's.
-SAME_PARAMETERS = [{"fp32", "bf16"}, {"int8", "int8-simulated"}]
+SAME_PARAMETERS = [{"fp32", "bf16", "fp16", "tf32"}, {"int8", "int8-simulated"}]
 
 
 class Engine(Protocol):

@@ -219,3 +219,15 @@ def round_bf16_ref(x: Float32) -> Float32:
     rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
     y: Float32 = rounded.view(np.float32)
     return y
+
+
+def round_f16_ref(x: Float32) -> Float32:
+    """Round to the nearest IEEE half float, half to even: 10 bits of fraction, up to 65,504."""
+    return x.astype(np.float16).astype(np.float32)
+
+
+def round_tf32_ref(x: Float32) -> Float32:
+    """Round to 10 bits of fraction, half away from zero, by the bits; the exponent stays."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    y: Float32 = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return y

@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class Tiling:
     columns: int  # NR
     run: int = 1  # rows of a tile that have to lie a fixed step apart
     groups: int = 1  # of 32 bits along K, that are multiplied at once
+    pixel: int = 1  # values that a pixel of the image has in memory, at least
+    line: int = 1  # pixels that a row of the image is filled up to a multiple of
     near: int = 2**15  # bytes of the cache that a panel passes through, and a block stays in
     far: int = 2**18  # bytes of the next one
     room: int = 2**25  # bytes that a step leaves to the next while activations are large
@@ -41,8 +43,9 @@ class Tiling:
 
     def channels(self, layer: Layer) -> int:
         """Count the channels that an output has in memory: whole panels, but for images."""
-        panels = -(-layer.out_c // self.columns)
-        return layer.out_c if layer.op == "input" else panels * self.columns
+        if layer.op == "input":
+            return max(layer.out_c, self.pixel)
+        return -(-layer.out_c // self.columns) * self.columns
 
     def packed_groups(self, layer: Layer, in_c: int) -> int:
         """Count the groups along K of one row of the kernel, filled up to whole steps."""
@@ -67,6 +70,22 @@ class Buffer(NamedTuple):
     pad: int  # pixels on each side
     fill: float | None  # the padding's value; None is the least that there is
     spare: int  # values behind it
+    slack: int = 0  # pixels at the end of a row, behind the padding
+
+    @property
+    def height(self) -> int:
+        """Of the activation itself."""
+        return self.shape[1] - 2 * self.pad
+
+    @property
+    def width(self) -> int:
+        """Of the activation itself."""
+        return self.shape[2] - 2 * self.pad - self.slack
+
+    def inside(self, memory: Any) -> Any:
+        """View the activation itself, in an array of the buffer's shape."""
+        pad = self.pad
+        return memory[:, pad : pad + self.height, pad : pad + self.width]
 
     def strides(self, item: int) -> tuple[int, int, int]:
         """Tell the bytes from an image, a row and a pixel to the next."""
@@ -256,13 +275,14 @@ class _Pool:
         elif tiling.quantized and layer.qparams:
             fill = float(layer.qparams.zero_point)
         batch, height, width, _ = shape
-        padded = (batch, height + 2 * pad, width + 2 * pad, tiling.channels(layer))
+        slack = -(width + 2 * pad) % tiling.line if layer.op == "input" else 0
+        padded = (batch, height + 2 * pad, width + 2 * pad + slack, tiling.channels(layer))
         # Behind it, a row for the last tile's overhang; or, where a run of rows is loaded whole, up
         # to all of its rows but one, and less than 64 bytes of K.
         spare = padded[-1]
         if tiling.run > 1:
             spare = (tiling.run - 1) * self.stride * padded[-1] + 64
-        return Buffer(padded, pad, fill if pad else 0.0, spare)
+        return Buffer(padded, pad, fill if pad else 0.0, spare, slack)
 
 
 def _first_pixel(buffer: Buffer, item: int, padding: int = 0) -> int:
@@ -280,16 +300,14 @@ def _step(layer: Layer, plan: Plan) -> Step:
     else:
         number = plan.outputs[layer.name]
         y = plan.buffers[number]
-        batch, height, width, channels = y.shape
-        step = Step(layer, Place(number, _first_pixel(y, item)), batch, channels=channels)
-        step.out_h, step.out_w = height - 2 * y.pad, width - 2 * y.pad
+        step = Step(layer, Place(number, _first_pixel(y, item)), y.shape[0], channels=y.shape[-1])
+        step.out_h, step.out_w = y.height, y.width
         step.y_image, step.y_row, _ = y.strides(item)
     if layer.inputs:
         number = plan.outputs[layer.inputs[0]]
         x = plan.buffers[number]
         step.x = Place(number, _first_pixel(x, item, layer.padding))
-        batch, height, width, _ = x.shape
-        step.batch, step.in_h, step.in_w = batch, height - 2 * x.pad, width - 2 * x.pad
+        step.batch, step.in_h, step.in_w = x.shape[0], x.height, x.width
         step.x_image, step.x_row, _ = x.strides(item)
     if layer.inputs[1:]:
         number = plan.outputs[layer.inputs[1]]

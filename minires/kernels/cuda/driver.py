@@ -1,0 +1,109 @@
+"""The GPU itself: finding it, recording graphs, and its errors as sentences."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from minires.errors import MiniresError
+
+OLDEST = (8, 0)  # compute capability: since when memory is copied past the registers
+
+
+class Gpu(NamedTuple):
+    """What the kernels need to know of a GPU."""
+
+    name: str
+    capability: tuple[int, int]
+    processors: int  # streaming multiprocessors
+    process: int  # that opened it
+
+    def check_process(self) -> None:
+        """Refuse a child that was forked: CUDA does not come along."""
+        if os.getpid() != self.process:
+            raise MiniresError(
+                "a GPU that was in use before a fork cannot be used after it; "
+                "start processes by multiprocessing's spawn"
+            )
+
+
+def open_gpu() -> Gpu:
+    """Find the GPU; where there is none that can be used, say why."""
+    from numba import cuda
+
+    try:
+        device = cuda.get_current_device()
+    except Exception as error:
+        raise MiniresError(
+            f"no NVIDIA GPU can be used here ({_told(error)}); take backend numba or numpy"
+        ) from error
+    name = device.name.decode() if isinstance(device.name, bytes) else device.name
+    capability = tuple(device.compute_capability)
+    if capability < OLDEST:
+        raise MiniresError(
+            f"{name} has compute capability {capability[0]}.{capability[1]}; backend "
+            f'"cuda" needs {OLDEST[0]}.{OLDEST[1]} or newer; take backend numba'
+        )
+    return Gpu(name, capability, device.MULTIPROCESSOR_COUNT, os.getpid())
+
+
+@contextlib.contextmanager
+def errors(what: str) -> Iterator[None]:
+    """Turn the driver's errors into sentences; `what` needed the GPU's memory."""
+    from numba.cuda.cudadrv.driver import CudaAPIError
+
+    try:
+        yield
+    except CudaAPIError as error:
+        told = _told(error)
+        if "MEMORY" in told.upper():
+            raise MiniresError(
+                f"the GPU has not enough memory for {what}; take fewer images at once"
+            ) from error
+        if "PTX" in told.upper():
+            raise MiniresError(
+                f"the GPU's driver is older than the compiler ({told}); update the driver, or "
+                'install numba-cuda for an older one: pip install "numba-cuda[cu12]"'
+            ) from error
+        raise MiniresError(f"the GPU failed: {told}; a new process may find it well") from error
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+class Graph:
+    """Launches that were recorded, ready to be run again by one call."""
+
+    def __init__(self) -> None:
+        self.executable: Any = None
+
+    def launch(self, stream: Any) -> None:
+        """Run them all, in order."""
+        from cuda.bindings import driver
+
+        _check(driver.cuGraphLaunch(self.executable, int(stream.handle)))
+
+
+@contextlib.contextmanager
+def recording(stream: Any) -> Iterator[Graph]:
+    """Record what is launched on a stream, in place of running it."""
+    from cuda.bindings import driver
+
+    graph = Graph()
+    handle = int(stream.handle)
+    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    _check(driver.cuStreamBeginCapture(handle, mode))
+    try:
+        yield graph
+    finally:
+        recorded = _check(driver.cuStreamEndCapture(handle))
+    graph.executable = _check(driver.cuGraphInstantiate(recorded, 0))
+    _check(driver.cuGraphDestroy(recorded))
+
+
+def _check(answer: tuple[Any, ...]) -> Any:
+    status, *rest = answer
+    if int(status) != 0:
+        raise MiniresError(f"the GPU failed: {status.name}; a new process may find it well")
+    return rest[0] if rest else None
