@@ -16,14 +16,13 @@ from minires.errors import ImageError, MiniresError, WeightsError, check_choice,
 from minires.images import ImageSource
 from minires.layers import OPERATORS, Array, Layer
 from minires.metadata import read_json, read_meta
-from minires.model import Engine, ResNet50, resnet50_layers
+from minires.model import Backend, Engine, ResNet50, resnet50_layers
 from minires.preprocess import IMAGENET_V1, Preset, preprocess
 from minires.quantize.calibrate import STORED_CALIBRATION
 from minires.quantize.default import default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
 
-BACKENDS = ("numba", "numpy", "cuda")  # the first is the default
 FORMAT = "minires-float"  # a .safetensors file whose metadata has categories, preset, calibration
 
 
@@ -53,13 +52,17 @@ def make_cuda_engine(layers: Sequence[Layer], params: Mapping[str, Any], precisi
     return engine.Engine(list(layers), params, precision)
 
 
-ResNet50.engines |= {"numba": make_engine, "cuda": make_cuda_engine}
+ResNet50.backends |= {
+    "numba": Backend(("fp32", "bf16", "int8", "int8-simulated"), make_engine),
+    "cuda": Backend(("fp32", "tf32", "fp16", "bf16", "int8"), make_cuda_engine),
+}
+BACKENDS = tuple(ResNet50.backends)
 
 
 def resnet50(
     weights: str | os.PathLike[str] | download.Weights | None = None,
     precision: str = "fp32",
-    backend: str = BACKENDS[0],
+    backend: str = "numba",
     *,
     progress: bool = True,
 ) -> ResNet50:
@@ -73,11 +76,11 @@ def resnet50(
         IMAGENET1K_V2 where it is here or can be fetched, else CIFAR10, which comes with the
         package; a line on stderr says so.
     precision : str
-        "fp32", "bf16", "int8" or "int8-simulated" (INT8's numbers, computed in float32). Float
-        weights are calibrated once for INT8, on photographs that come with the package, unless
-        their file has a calibration of its own.
+        "fp32", "bf16", "int8" or "int8-simulated" (INT8's numbers, computed in float32); a GPU
+        also has "fp16" and "tf32". Float weights are calibrated once for INT8, on photographs that
+        come with the package, unless their file has a calibration of its own.
     backend : str
-        "numba", compiled kernels; or "numpy", the definitions.
+        "numba", compiled kernels; "cuda", an NVIDIA GPU; or "numpy", the definitions.
     progress : bool
         Whether downloading and calibrating show a bar on stderr.
 
@@ -94,7 +97,7 @@ def resnet50(
         For weights that cannot be found, fetched or read, or that are another network's.
     """
     check_choice("precision", precision, OPERATORS)
-    check_choice("backend", backend, BACKENDS)
+    check_choice("backend", backend, ResNet50.backends)
     weights = download.default_weights(progress) if weights is None else weights
     path, entry = download.resolve(weights, progress)
     load_fp32 = functools.partial(_load_fp32, path, entry)

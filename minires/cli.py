@@ -95,8 +95,8 @@ def add_classify(parser: Parser) -> None:
     options.weights(parser)
     options.offline(parser)
     options.precision(parser)
-    text = "compiled kernels or NumPy's definitions: %(default)s unless given"
-    parser.add_argument("--backend", default=BACKENDS[0], choices=BACKENDS, help=text)
+    text = "compiled kernels, an NVIDIA GPU, or NumPy's definitions: %(default)s unless given"
+    parser.add_argument("--backend", default="numba", choices=BACKENDS, help=text)
     options.number(parser, "--top", 5, "how many labels an image gets", "K")
     options.number(parser, "--batch-size", 8, "how many images are computed, and held, at once")
     options.json_answer(parser)

@@ -30,6 +30,13 @@ class Engine(Protocol):
         """Run one layer, of a network whose input has this shape."""
 
 
+class Backend(NamedTuple):
+    """A way to compute: the precisions it runs, and what makes its engine."""
+
+    precisions: tuple[str, ...]
+    make: Callable[..., Engine] | None = None  # of layers, params and precision
+
+
 def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
     """List the layers in the order they run."""
 
@@ -130,9 +137,8 @@ class ResNet50:
     """
 
     operators: ClassVar[Mapping[str, Mapping[str, Operator]]] = OPERATORS
-    # What makes an engine of layers, params and precision, by the name of its backend. api.py fills
-    # it in, so that nothing here depends on a compiler.
-    engines: ClassVar[dict[str, Callable[..., Engine]]] = {}
+    # By name, and filled in by api.py: so nothing here depends on a compiler.
+    backends: ClassVar[dict[str, Backend]] = {"numpy": Backend(tuple(OPERATORS))}
 
     def __init__(
         self,
@@ -181,17 +187,23 @@ class ResNet50:
                 f"weights in {self._precision} cannot run in {precision}; "
                 f'load a network that can: minires.resnet50(weights, precision="{precision}")'
             )
+        self._check_backend(precision, self._backend)
         self._precision = precision
 
     @property
     def backend(self) -> str:
-        """What computes: "numpy", the definitions, or "numba", compiled kernels."""
+        """What computes: "numpy", the definitions; "numba", compiled kernels; or "cuda", a GPU."""
         return self._backend
 
     @backend.setter
     def backend(self, backend: str) -> None:
-        check_choice("backend", backend, ("numpy", *self.engines))
+        self._check_backend(self._precision, backend)
         self._backend = backend
+
+    def _check_backend(self, precision: str, backend: str) -> None:
+        check_choice("backend", backend, self.backends)
+        if precision not in (runs := self.backends[backend].precisions):
+            raise MiniresError(f"backend {backend} runs {', '.join(runs)}, and not {precision}")
 
     def preprocess(self, images: Any) -> Array:
         """Turn images into a batch, as `minires.preprocess` does, in the way these weights want."""
@@ -241,7 +253,9 @@ class ResNet50:
     def _engine(self) -> Engine:
         key = self.backend, self.precision
         if key not in self._laid_out:
-            made = self.engines[self.backend](self.layers, self.params, self.precision)
+            make = self.backends[self.backend].make
+            assert make
+            made = make(self.layers, self.params, self.precision)
             self._laid_out.setdefault(key, made)  # another thread may have been quicker
         return self._laid_out[key]
 

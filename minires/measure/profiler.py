@@ -27,7 +27,7 @@ from minires.summary import summarize
 
 SHORT = 20e-6  # seconds: a shorter call is told as a time, not as a speed
 FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's one phase; a NumPy one's last
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int8-simulated": 4}  # of an activation or a weight
+BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int8-simulated": 4}  # a value
 
 
 class Event(NamedTuple):
@@ -225,7 +225,8 @@ class Profile:
             if value not in known:
                 raise MiniresError(f"{what} is {value!r}; wanted one of {', '.join(known)}")
         weights = BYTES[self.precision] * sum(layer.parameters for layer in self.model.layers)
-        roofs = roofs or known_roofs(self.precision)
+        if self.backend != "cuda":  # the roofs that are known are the CPU's
+            roofs = roofs or known_roofs(self.precision)
         roofs = roofs._replace(weights=weights) if roofs else None
         found: dict[str, Row] = {}
         work: dict[tuple[Layer, Shape], Work] = {}
@@ -250,7 +251,7 @@ class Profile:
         rows = summarize(self.model.layers, shape[2], shape[3], shape[0])
         shapes = {row.name: row.output_shape for row in rows}
         size = BYTES[self.precision]
-        if self.backend == "numpy" and self.precision == "bf16":
+        if self.backend == "numpy" and self.precision in ("bf16", "fp16"):
             size = 4  # rounded, but kept as float32
         y, inputs = math.prod(shapes[layer.name]), [shapes[name] for name in layer.inputs]
         x = math.prod(inputs[0]) if inputs else math.prod(shape)

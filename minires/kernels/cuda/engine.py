@@ -7,7 +7,7 @@ once for a shape of input; from then on one call replays them all.
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from minires.kernels.cuda.operators import FORMATS, THREADS, operators
 from minires.kernels.pack import prepack
 from minires.kernels.plan import LOGITS, Buffer, Division, Plan, Step, Tiling, lay_out
 from minires.layers import Array, Int8Params, Layer, Record, Shape
-from minires.reference import QParams, round_bf16_ref
+from minires.reference import QParams, round_bf16_ref, round_tf32_ref
 
 BATCH = 128  # images that go through together, at most
 PLANS = 4  # shapes of input whose buffers are kept
@@ -72,12 +72,9 @@ class Program:
         self.kept: list[Any] = []  # offsets and workspaces: they live as long as the program
         self.launches: list[Launch] = []
         self.graph: Any = None
+        self.timed: Any = None  # the same with events between the launches
+        self.events: list[Any] = []
         self.nbytes = 0
-
-
-def make_engine(layers: Sequence[Layer], params: Mapping[str, Any], precision: str) -> "Engine":
-    """Lay a network out for the GPU; `ResNet50` asks for it at its first run."""
-    return Engine(list(layers), params, precision)
 
 
 class Engine:
@@ -160,18 +157,25 @@ class Engine:
             launch.kernel[launch.grid, launch.block, self.stream](*launch.arguments)
 
     def _run_apart(self, program: Program) -> Array:
-        """Run step by step, with an event between them; tell when each began and ended."""
-        self._launch(program)  # so that no kernel is loaded between two events
-        events = [cuda.event() for _ in range(len(program.launches) + 1)]
+        """Run with an event between the steps; tell when each began and ended.
+
+        The events are part of a graph, too: between launches by hand the GPU would wait.
+        """
+        if program.timed is None:
+            self.replay(program)  # so that all kernels are loaded
+            self.stream.synchronize()
+            program.events = [cuda.event() for _ in range(len(program.launches) + 1)]
+            with driver.recording(self.stream) as program.timed:
+                driver.record_event(program.events[0], self.stream)
+                for launch, event in zip(program.launches, program.events[1:], strict=True):
+                    launch.kernel[launch.grid, launch.block, self.stream](*launch.arguments)
+                    driver.record_event(event, self.stream)
         self.stream.synchronize()
         called = perf_counter()
-        events[0].record(self.stream)
-        for launch, event in zip(program.launches, events[1:], strict=True):
-            launch.kernel[launch.grid, launch.block, self.stream](*launch.arguments)
-            event.record(self.stream)
+        program.timed.launch(self.stream)
         self.stream.synchronize()
-        ends = [events[0].elapsed_time(event) / 1000 for event in events]
-        times = called + np.array(ends)
+        first = program.events[0]
+        times = called + np.array([first.elapsed_time(event) / 1000 for event in program.events])
         return np.stack([times[:-1], times[1:]], axis=1)
 
     def run(self, shape: Shape, layer: Layer, *inputs: Array) -> Array:
@@ -215,6 +219,8 @@ class Engine:
         """Bring real numbers to the form in memory; eight bits and float32 are so already."""
         if self.form.out == "bf16":
             return (round_bf16_ref(np.asarray(x, np.float32)).view(np.int32) >> 16).astype(np.int16)
+        if self.form.out == "tf32":
+            return round_tf32_ref(x)
         return x.astype(self.form.dtype)
 
     def _widen(self, y: Array) -> Array:
@@ -234,7 +240,7 @@ class Engine:
         else:
             weight, bias = p.dequantize() if isinstance(p, Int8Params) else p
             m = bias
-            weight = self._narrow(_round_weight(self.form.out, weight))
+            weight = self._narrow(weight)
         reads = next(other for other in self.layers if other.name == layer.inputs[0])
         in_c = self.tiling.channels(reads)
         w = prepack(weight, layer.kernel, in_c, self.tiling.group, 1, self.tiling.groups)
@@ -251,17 +257,22 @@ class Engine:
             held = sum(program.nbytes for program in self.programs.values())
             while self.programs and (len(self.programs) >= PLANS or held > KEPT):
                 held -= self.programs.pop(next(iter(self.programs))).nbytes  # the oldest
-            plan = lay_out(self.layers, shape, self.tiling, Division(0, shape[0], shape[0]))
-            self.programs[shape] = self._allocate(plan)
+            self.programs[shape] = self.allocate(shape)
         return self.programs[shape]
+
+    def allocate(self, shape: Shape) -> Program:
+        """Lay the network out for an NCHW shape of input, all images together."""
+        return self._allocate(
+            lay_out(self.layers, shape, self.tiling, Division(0, shape[0], shape[0]))
+        )
 
     def _allocate(self, plan: Plan) -> Program:
         """Give a plan's buffers memory, and make a launch of each of its steps."""
         program = Program(plan)
         program.images = cuda.device_array(plan.shape, np.float32)
         program.memory = [self._buffer(buffer) for buffer in plan.buffers]
-        columns = self.packed[self.layers[-1].name].bias.size
-        program.logits = cuda.device_array((plan.shape[0], columns), np.float32)
+        logits = plan.shape[0], self.tiling.channels(self.layers[-1])
+        program.logits = cuda.device_array(logits, np.float32)
         program.launches = [self._describe(step, program) for step in plan.steps]
         arrays = [*program.memory, *program.kept, program.images, program.logits]
         program.nbytes = sum(array.nbytes for array in arrays)
@@ -322,12 +333,11 @@ class Engine:
         m_rows = step.batch * step.out_h * step.out_w
         packed = self.packed[layer.name]
         steps = plan.taps * plan.groups * 4 // STEP
-        channels = packed.bias.size if last else step.channels
-        tile, splits = choose_tile(m_rows, channels, steps, self.gpu.processors)
+        tile, splits = choose_tile(m_rows, step.channels, steps, self.gpu.processors)
         each = -(-steps // splits)
         y_offsets = plan.y_offsets.copy()
         y_offsets[m_rows:] = -1  # a block is larger than what is left for it
-        grid = channels // tile.columns, -(-m_rows // tile.rows), -(-steps // each)
+        grid = step.channels // tile.columns, -(-m_rows // tile.rows), -(-steps // each)
         kept = [cuda.to_device(plan.x_offsets), cuda.to_device(y_offsets)]
         if tile.splits:
             blocks = grid[0] * grid[1]
@@ -409,10 +419,3 @@ def choose_tile(m_rows: int, columns: int, steps: int, processors: int) -> tuple
         return large, 1
     splits = max(1, min(SPLITS, 2 * processors // count(SMALL), steps // 4))
     return (SHARED, splits) if splits > 1 else (SMALL, 1)
-
-
-def _round_weight(out: str, weight: Array) -> Array:
-    """Round weights as the definition does, where the form in memory does not."""
-    from minires.reference import round_tf32_ref
-
-    return round_tf32_ref(weight) if out == "tf32" else weight

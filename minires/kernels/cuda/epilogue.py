@@ -107,7 +107,7 @@ class _Writer:
         self.m = [self._parameters(self.step.m, at, F32) if self.quantized else []
                   for at in self.columns]  # fmt: skip
         rows = list(itertools.product(range(tile.down), range(2)))
-        together = len(rows) if self.item < 4 else 2
+        together = {1: len(rows), 2: 4, 4: 2}[self.item]  # as many as there are registers for
         for i in range(0, len(rows), together):
             self._write_rows(rows[i : i + together], sums)
 

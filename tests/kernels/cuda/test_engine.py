@@ -1,0 +1,171 @@
+"""The engine for GPUs against the definitions, on a GPU made of NumPy: INT8 bit for bit."""
+
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason="kernels for a GPU need numba-cuda: pip install .[cuda]")
+
+from numba.cuda.cudadrv.driver import CudaAPIError
+
+from minires import api
+from minires.errors import MiniresError
+from minires.kernels.cuda import driver, engine as engine_module, gemm as gemm_module
+from minires.kernels.cuda import operators as operators_module
+from minires.kernels.cuda.engine import BATCH, Engine, choose_instruction, choose_tile
+from minires.kernels.cuda.gemm import LARGE, SHARED, SMALL, TALL
+from minires.kernels.cuda.operators import FORMATS
+from minires.model import ResNet50
+from minires.reference import round_bf16_ref, round_f16_ref, round_tf32_ref
+from tests.comparing import assert_same
+from tests.kernels.cuda import pretend
+from tests.seeded_weights import seeded_input
+
+GPU = driver.Gpu("GPU of NumPy", (9, 0), 132, os.getpid())
+# Half of the last bit that a precision keeps, of the largest value: with a tie, one more step.
+STEPS = {"fp32": 1e-5, "tf32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}
+
+
+class PretendCuda:
+    """What engine.py uses of `numba.cuda`."""
+
+    stream, event = pretend.Stream, pretend.Event
+    device_array, to_device = staticmethod(pretend.device_array), staticmethod(pretend.to_device)
+
+    @staticmethod
+    def jit(_: Any) -> Any:
+        return pretend.Kernel
+
+
+@pytest.fixture(autouse=True)
+def _pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(engine_module, "cuda", PretendCuda)
+    monkeypatch.setattr(driver, "open_gpu", lambda: GPU)
+
+    def gemm_function(kernel: Any) -> Any:
+        return functools.partial(pretend.gemm, kernel)
+
+    def operators(form: Any) -> Any:
+        return {name: (run, None) for name, run in pretend.operators(form).items()}
+
+    monkeypatch.setattr(engine_module, "gemm_function", gemm_function)
+    monkeypatch.setattr(engine_module, "operators", operators)
+    monkeypatch.setattr(Engine, "replay", Engine._launch)
+    yield
+
+
+@functools.cache
+def bundled(precision: str) -> ResNet50:
+    return api.resnet50("CIFAR10", precision, "numpy", progress=False)
+
+
+def laid_out(precision: str) -> Engine:
+    model = bundled(precision)
+    return Engine(list(model.layers), model.params, precision)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 64, 64), (1, 3, 35, 51)])
+def test_int8_is_the_definitions_bit_for_bit(shape: tuple[int, ...]) -> None:
+    x = seeded_input(shape)
+    assert_same(laid_out("int8")(x), bundled("int8")(x))
+
+
+@pytest.mark.parametrize("precision", [p for p in FORMATS if p != "int8"])
+def test_each_layer_is_the_definitions_but_for_a_rounding(precision: str) -> None:
+    model, engine = bundled(precision), laid_out(precision)
+    for step in model.steps(seeded_input((1, 3, 33, 64))):
+        y = engine.run((1, 3, 33, 64), step.layer, *step.inputs)
+        assert y.shape == step.output.shape
+        bound = STEPS[precision] * np.abs(step.output).max()
+        assert np.abs(y - step.output).max() <= bound, step.name
+
+
+def test_int8_layers_run_one_by_one() -> None:
+    model, engine = bundled("int8"), laid_out("int8")
+    for step in model.steps(seeded_input((2, 3, 33, 64))):
+        assert_same(engine.run((2, 3, 33, 64), step.layer, *step.inputs), step.output)
+
+
+def test_a_large_batch_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "BATCH", 2)
+    x = seeded_input((5, 3, 32, 32))
+    engine = laid_out("int8")
+    assert_same(engine(x), bundled("int8")(x))
+    assert {shape[0] for shape in engine.programs} == {2, 1}
+    assert BATCH >= 128
+
+
+def test_no_more_than_a_few_shapes_are_kept() -> None:
+    engine = laid_out("int8")
+    for width in range(32, 32 + 2 * engine_module.PLANS, 1):
+        engine.program((1, 3, 32, width))
+    assert len(engine.programs) == engine_module.PLANS
+
+
+def test_tiles_fill_the_gpu() -> None:
+    assert choose_tile(128 * 3136, 64, 9, 132) == (TALL, 1)
+    assert choose_tile(128 * 196, 1024, 4, 132) == (LARGE, 1)
+    assert choose_tile(3136, 256, 1, 132) == (SMALL, 1)
+    tile, splits = choose_tile(49, 512, 72, 132)
+    assert tile == SHARED
+    assert splits == 16
+    assert choose_tile(49, 2048, 8, 132) == (SHARED, 2)
+
+
+def test_an_instruction_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_instruction("u8s8", (9, 0)).name == "mma-u8s8"
+    monkeypatch.setenv("MINIRES_ISA", "cuda-cores")
+    assert choose_instruction("u8s8", (9, 0)).name == "dp4a"
+    with pytest.raises(MiniresError, match="cuda-cores cannot multiply f16"):
+        choose_instruction("f16", (9, 0))
+
+
+def test_an_old_gpu_is_told() -> None:
+    with pytest.raises(MiniresError, match=r"compute capability 7\.5.*needs 8\.0"):
+        choose_instruction("u8s8", (7, 5))
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ("[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY", "enough memory for a thing"),
+        ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "driver is older than the compiler"),
+        ("CUDA_ERROR_ECC_UNCORRECTABLE", "the GPU failed"),
+    ],
+)
+def test_the_drivers_errors_are_sentences(told: str, sentence: str) -> None:
+    with pytest.raises(MiniresError, match=sentence), driver.errors("a thing"):
+        raise CudaAPIError(2, told)
+
+
+def test_a_forked_child_is_told() -> None:
+    with pytest.raises(MiniresError, match="spawn"):
+        GPU._replace(process=-1).check_process()
+
+
+def test_the_parents_process_may_go_on() -> None:
+    GPU.check_process()
+
+
+def test_the_backend_runs_what_api_says() -> None:
+    assert ResNet50.backends["cuda"].precisions == tuple(FORMATS)
+
+
+def test_modules_are_those_that_run() -> None:
+    """The pretended functions take the place of these."""
+    assert engine_module.__dict__["gemm_function"] is not gemm_module.gemm_function
+    assert engine_module.__dict__["operators"] is not operators_module.operators
+
+
+@pytest.mark.parametrize(
+    ("precision", "narrow"),
+    [("tf32", round_tf32_ref), ("fp16", round_f16_ref), ("bf16", round_bf16_ref)],
+)
+def test_weights_are_rounded_as_the_definition_does(precision: str, narrow: Any) -> None:
+    weight = bundled(precision).params["fc"].weight
+    engine = laid_out(precision)
+    assert_same(engine._widen(np.asarray(engine._narrow(weight))), narrow(weight))
