@@ -329,7 +329,15 @@ class Profile:
         batch = sum(shape[0] for shape in shapes) // (self.runs or 1)
         size = " x ".join(map(str, [batch, *shapes[0][1:]])) if shapes else "nothing"
         network = f"{self.model.meta.get('name', 'ResNet-50')}, {self.precision}, {self.backend}"
-        return f"{network}, input {size}, on {describe_machine()}"
+        return f"{network}, input {size}, on {self._machine}"
+
+    @property
+    def _machine(self) -> str:
+        if self.backend != "cuda":
+            return describe_machine()
+        from minires.kernels.cuda.driver import open_gpu  # only here: others have no numba-cuda
+
+        return open_gpu().name
 
     def to_json(self, roofs: Roofs | None = None) -> str:
         """Write what `rows` of phases tell as JSON, with what it was measured on.

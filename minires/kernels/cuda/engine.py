@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
+from numba.cuda.core import config
 
 from minires.errors import MiniresError
 from minires.kernels.cuda import driver
@@ -42,6 +43,7 @@ KEPT = 2**33  # bytes of them that may stay after a run
 SPARE = 256  # bytes behind a buffer that a step along K may read, and that count for nothing
 SPLITS = 16  # blocks that may share K
 ONE_AT_A_TIME = threading.Lock()  # buffers are shared
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # of few blocks: a single image has no more
 
 
 class Packed(NamedTuple):
@@ -67,6 +69,7 @@ class Program:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.images: Any = None  # (batch, 3, h, w) float32
+        self.pinned: Any = None  # the same in the host's memory, where the GPU can fetch it
         self.memory: list[Any] = []  # the plan's buffers, flat, with their padding and `SPARE`
         self.logits: Any = None  # (batch, N) float32
         self.kept: list[Any] = []  # offsets and workspaces: they live as long as the program
@@ -123,10 +126,11 @@ class Engine:
         calls: list[tuple[Any, ...]] = []
         with ONE_AT_A_TIME:
             for start in range(0, len(x), images):
-                together = np.ascontiguousarray(x[start : start + images])
+                together = x[start : start + images]
                 with driver.errors(f"{len(together)} images of {x.shape[2]} x {x.shape[3]}"):
                     program = self.program(together.shape)
-                    program.images.copy_to_device(together, stream=self.stream)
+                    program.pinned[...] = together
+                    program.images.copy_to_device(program.pinned, stream=self.stream)
                     if record:
                         times = self._run_apart(program)
                         times[0][0] = began  # the image's way to here is the first step's
@@ -270,6 +274,7 @@ class Engine:
         """Give a plan's buffers memory, and make a launch of each of its steps."""
         program = Program(plan)
         program.images = cuda.device_array(plan.shape, np.float32)
+        program.pinned = cuda.pinned_array(plan.shape, np.float32)
         program.memory = [self._buffer(buffer) for buffer in plan.buffers]
         logits = plan.shape[0], self.tiling.channels(self.layers[-1])
         program.logits = cuda.device_array(logits, np.float32)

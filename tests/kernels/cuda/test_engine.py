@@ -34,6 +34,7 @@ class PretendCuda:
     """What engine.py uses of `numba.cuda`."""
 
     stream, event = pretend.Stream, pretend.Event
+    pinned_array = staticmethod(np.empty)
     device_array, to_device = staticmethod(pretend.device_array), staticmethod(pretend.to_device)
 
     @staticmethod
