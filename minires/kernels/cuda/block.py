@@ -1,6 +1,6 @@
 """A block of threads, and the tile of a GEMM's output that it computes.
 
-A tile is `Tile.rows` of M by `Tile.columns` of N. Its block walks along K, 64 bytes at a time: these
+A tile is `Tile.rows` of M by `Tile.columns` of N. Its block walks along K, 64 bytes at a time. They
 are copied to shared memory, several steps ahead of their use. im2col is implicit: a row of the tile
 begins at its own offset into the padded NHWC activations, and a kernel's next row lies a fixed
 stride further on. Then the warps multiply, each for its own part of the tile.
@@ -144,9 +144,7 @@ class Block:
                 wide = builder.zext(column, I64)
                 address = builder.add(step.w, builder.mul(wide, step.k_bytes))
             self.sources.append((builder.add(address, in_row), first < tile.rows))
-            inside = builder.add(
-                builder.mul(place, I32(STEP)), swizzle(builder, place, chunk)
-            )
+            inside = builder.add(builder.mul(place, I32(STEP)), swizzle(builder, place, chunk))
             self.targets.append(builder.add(self.memory, inside))
 
     def _fetch(self, at: Value, last: Value, offset: Value, stage: Value) -> None:

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import cuda
@@ -17,67 +17,23 @@ from numba.cuda.core import config
 
 from minires.errors import MiniresError
 from minires.kernels.cuda import driver
+from minires.kernels.cuda.block import STEP
 from minires.kernels.cuda.fragments import column_order
-from minires.kernels.cuda.gemm import (
-    LARGE,
-    NAMES,
-    SHARED,
-    SIGNATURE,
-    SMALL,
-    TALL,
-    Arguments,
-    Gemm,
-    gemm_function,
-)
+from minires.kernels.cuda.gemm import LARGE, TALL
 from minires.kernels.cuda.instructions import SETS, Instruction
-from minires.kernels.cuda.block import STEP, Tile
-from minires.kernels.cuda.operators import FORMATS, THREADS, operators
+from minires.kernels.cuda.launches import Launcher, Packed, Program
+from minires.kernels.cuda.operators import FORMATS
 from minires.kernels.pack import prepack
-from minires.kernels.plan import LOGITS, Buffer, Division, Plan, Step, Tiling, lay_out
+from minires.kernels.plan import Buffer, Division, Plan, Tiling, lay_out
 from minires.layers import Array, Int8Params, Layer, Record, Shape
-from minires.reference import QParams, round_bf16_ref, round_tf32_ref
+from minires.reference import round_bf16_ref, round_tf32_ref
 
 BATCH = 128  # images that go through together, at most
 PLANS = 4  # shapes of input whose buffers are kept
 KEPT = 2**33  # bytes of them that may stay after a run
 SPARE = 256  # bytes behind a buffer that a step along K may read, and that count for nothing
-SPLITS = 16  # blocks that may share K
 ONE_AT_A_TIME = threading.Lock()  # buffers are shared
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # of few blocks: a single image has no more
-
-
-class Packed(NamedTuple):
-    """A layer's parameters in the GPU's memory, as the kernels read them."""
-
-    w: Any  # (N, taps * run) in the order of `column_order`
-    bias: Any  # (N,)
-    m: Any  # (N,) float32
-
-
-class Launch(NamedTuple):
-    """A kernel with all that it needs."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    block: tuple[int, ...]
-    arguments: tuple[Any, ...]
-
-
-class Program:
-    """A plan with the GPU's memory, a launch a step, and the graph of all of them."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.images: Any = None  # (batch, 3, h, w) float32
-        self.pinned: Any = None  # the same in the host's memory, where the GPU can fetch it
-        self.memory: list[Any] = []  # the plan's buffers, flat, with their padding and `SPARE`
-        self.logits: Any = None  # (batch, N) float32
-        self.kept: list[Any] = []  # offsets and workspaces: they live as long as the program
-        self.launches: list[Launch] = []
-        self.graph: Any = None
-        self.timed: Any = None  # the same with events between the launches
-        self.events: list[Any] = []
-        self.nbytes = 0
 
 
 class Engine:
@@ -91,7 +47,7 @@ class Engine:
         self.layers, self.params = layers, params
         self.gpu = driver.open_gpu()
         self.form = FORMATS[precision]
-        self.instruction = choose_instruction(self.form.operands, self.gpu.capability)
+        instruction = choose_instruction(self.form.operands, self.gpu.capability)
         item = np.dtype(self.form.dtype).itemsize
         # 8 bytes a pixel, or 16 of float32, and an even number of them in a row: so each row of
         # the first layer's GEMM, 2 pixels further, begins at a multiple of 16 bytes.
@@ -101,14 +57,12 @@ class Engine:
         )  # fmt: skip
         with driver.errors("its weights"):
             self.stream = cuda.stream()
-            self.operators = {
-                name: cuda.jit(signature)(function)
-                for name, (function, signature) in operators(self.form).items()
-            }
-            self.gemms: dict[Gemm, Any] = {}
-            self.packed = {
+            packed = {
                 layer.name: self._pack(layer) for layer in layers if layer.op in ("conv", "linear")
             }
+            self.launcher = Launcher(
+                self.form, self.tiling, instruction, self.gpu.processors, params, packed
+            )
         self.programs: dict[Shape, Program] = {}
 
     def __call__(
@@ -278,7 +232,7 @@ class Engine:
         program.memory = [self._buffer(buffer) for buffer in plan.buffers]
         logits = plan.shape[0], self.tiling.channels(self.layers[-1])
         program.logits = cuda.device_array(logits, np.float32)
-        program.launches = [self._describe(step, program) for step in plan.steps]
+        program.launches = [self.launcher.launch(step, program) for step in plan.steps]
         arrays = [*program.memory, *program.kept, program.images, program.logits]
         program.nbytes = sum(array.nbytes for array in arrays)
         return program
@@ -289,110 +243,8 @@ class Engine:
         size = math.prod(buffer.shape) + buffer.spare + SPARE
         memory = cuda.device_array((-(-size // 64) * 64,), stored)
         value = self.form.lowest if buffer.fill is None else buffer.fill
-        blocks = -(-memory.size // THREADS)
-        self.operators["fill"][blocks, THREADS, self.stream](memory, stored.type(value))
+        self.launcher.fill(memory, value, self.stream)
         return memory
-
-    def _describe(self, step: Step, program: Program) -> Launch:
-        """Make a step's launch."""
-        layer = step.layer
-        if step.gemm:
-            return self._describe_gemm(step, program)
-        y = program.memory[step.y.buffer]
-        q = layer.qparams or QParams(np.float32(1), 0)
-        if layer.op == "input":
-            grid = (-(-step.out_w // THREADS), step.out_h, step.batch)
-            arguments = program.images, y, self._strides(program, step.y), q.scale, q.zero_point
-            return Launch(self.operators["input"], grid, (THREADS, 1, 1), arguments)
-        assert step.x
-        x = program.memory[step.x.buffer]
-        if layer.op == "avgpool":
-            shape = step.batch, step.in_h, step.in_w, step.channels
-            p = self.params.get(layer.name) or QParams(np.float32(1), 0)
-            m = np.float32(p.scale / (q.scale * np.float32(step.in_h * step.in_w)))
-            zero_points = np.int32(p.zero_point), np.int32(q.zero_point)
-            arguments = x, y, shape, self._strides(program, step.x), m, *zero_points
-            grid = (-(-step.channels // THREADS), step.batch, 1)
-            return Launch(self.operators["avgpool"], grid, (THREADS, 1, 1), arguments)
-        assert (layer.kernel, layer.stride) == (3, 2)
-        words = step.channels // self.tiling.group
-        shape = step.batch, step.out_h, step.out_w, words
-        strides = [self._strides(program, place, words=True) for place in (step.x, step.y)]
-        arguments = x.view(np.int32), y.view(np.int32), shape, *strides
-        across = min(words, 32)
-        block = across, THREADS // across, 1
-        grid = -(-words // across), -(-step.out_w // block[1]), step.batch * step.out_h
-        return Launch(self.operators["maxpool"], grid, block, arguments)
-
-    def _strides(self, program: Program, place: Any, words: bool = False) -> tuple[int, ...]:
-        """Tell where the first pixel lies, and strides of images, rows and pixels, in values."""
-        unit = 4 if words else self.tiling.item
-        strides = program.plan.buffers[place.buffer].strides(self.tiling.item)
-        return tuple(size // unit for size in (place.offset, *strides))
-
-    def _describe_gemm(self, step: Step, program: Program) -> Launch:
-        """Choose the tile of a convolution or of the classifier, and fill in its arguments."""
-        layer, plan = step.layer, step.gemm
-        assert plan and step.x
-        last = step.y.buffer == LOGITS
-        m_rows = step.batch * step.out_h * step.out_w
-        packed = self.packed[layer.name]
-        steps = plan.taps * plan.groups * 4 // STEP
-        tile, splits = choose_tile(m_rows, step.channels, steps, self.gpu.processors)
-        each = -(-steps // splits)
-        y_offsets = plan.y_offsets.copy()
-        y_offsets[m_rows:] = -1  # a block is larger than what is left for it
-        grid = step.channels // tile.columns, -(-m_rows // tile.rows), -(-steps // each)
-        kept = [cuda.to_device(plan.x_offsets), cuda.to_device(y_offsets)]
-        if tile.splits:
-            blocks = grid[0] * grid[1]
-            kept.append(cuda.device_array((blocks * grid[2] * tile.rows * tile.columns,), np.int32))
-            kept.append(cuda.to_device(np.zeros(blocks, np.uint32)))
-        program.kept += kept
-        values = dict.fromkeys(NAMES, 0) | dict(zip(
-            ("x_offsets", "y_offsets", "workspace", "counters"), map(address, kept), strict=False
-        ))  # fmt: skip
-        values |= {
-            "x": self._address(program, step.x), "y": self._address(program, step.y),
-            "w": address(packed.w), "bias": address(packed.bias), "m": address(packed.m),
-            "k_bytes": steps * STEP, "run": plan.groups * 4, "tap_stride": plan.tap_stride,
-            "steps_each": each,
-        }  # fmt: skip
-        if step.residual:
-            values["residual"] = self._address(program, step.residual)
-        values |= self._scalars(layer)
-        out = "logits" if last else self.form.out
-        gemm = Gemm(self.instruction.name, tile, out, step.residual is not None)
-        return Launch(self._kernel(gemm), grid, (tile.threads, 1, 1), Arguments(**values))
-
-    def _scalars(self, layer: Layer) -> dict[str, Any]:
-        """Tell an epilogue's numbers."""
-        q, p = layer.qparams, self.params.get(layer.name)
-        if not q:
-            return {"low": 0.0 if layer.relu else -np.inf, "high": np.inf}
-        scalars = {
-            "low": -q.zero_point, "high": 255 - q.zero_point, "zero_point": q.zero_point
-        }  # fmt: skip
-        if isinstance(p, Int8Params) and p.residual:
-            scalars["m_residual"] = np.float32(p.residual.scale / q.scale)
-            scalars["residual_zero_point"] = p.residual.zero_point
-        return scalars
-
-    def _kernel(self, gemm: Gemm) -> Any:
-        """Compile a kernel, once."""
-        if gemm not in self.gemms:
-            self.gemms[gemm] = cuda.jit(SIGNATURE)(gemm_function(gemm))
-        return self.gemms[gemm]
-
-    def _address(self, program: Program, place: Any) -> int:
-        memory = program.logits if place.buffer == LOGITS else program.memory[place.buffer]
-        return address(memory) + place.offset
-
-
-def address(array: Any) -> int:
-    """Tell where an array lies in the GPU's memory."""
-    pointer: int = array.__cuda_array_interface__["data"][0]
-    return pointer
 
 
 def choose_instruction(operands: str, capability: tuple[int, int]) -> Instruction:
@@ -408,19 +260,3 @@ def choose_instruction(operands: str, capability: tuple[int, int]) -> Instructio
             f"{instruction.name} needs {instruction.capability[0]}.{instruction.capability[1]}"
         )
     return instruction
-
-
-def choose_tile(m_rows: int, columns: int, steps: int, processors: int) -> tuple[Tile, int]:
-    """Choose the largest tile of which there is one for each multiprocessor.
-
-    Where even small tiles are too few, blocks share K: each at least 4 steps.
-    """
-
-    def count(tile: Tile) -> int:
-        return -(-m_rows // tile.rows) * (columns // tile.columns)
-
-    large = LARGE if columns % LARGE.columns == 0 else TALL
-    if count(large) >= processors:
-        return large, 1
-    splits = max(1, min(SPLITS, 2 * processors // count(SMALL), steps // 4))
-    return (SHARED, splits) if splits > 1 else (SMALL, 1)

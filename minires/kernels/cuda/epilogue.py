@@ -184,7 +184,10 @@ class _Writer:
         """Do what the layer's definition does after its product: `layers.OPERATORS`."""
         builder = self.builder
         if not self.quantized:
-            t = [ptx.rounded(builder, "add", *both) for both in zip(sums, self.bias[slab], strict=True)]
+            t = [
+                ptx.rounded(builder, "add", *both)
+                for both in zip(sums, self.bias[slab], strict=True)
+            ]
             if shortcut:
                 t = [ptx.rounded(builder, "add", *both) for both in zip(t, shortcut, strict=True)]
             low = self.step.low

@@ -40,7 +40,9 @@ class Instruction:
         return _multiply_words(builder, self, sums, a, b)
 
 
-def _multiply_words(builder: Builder, instruction: Instruction, acc: Value, a: Value, b: Value) -> Value:
+def _multiply_words(
+    builder: Builder, instruction: Instruction, acc: Value, a: Value, b: Value
+) -> Value:
     if instruction.sums == F32:
         a, b = (builder.bitcast(word, F32) for word in (a, b))
     letter, word = ("f", "f") if instruction.sums == F32 else ("r", "r")
@@ -49,7 +51,9 @@ def _multiply_words(builder: Builder, instruction: Instruction, acc: Value, a: V
     return inline_asm(builder, text, constraint, instruction.sums, a, b, acc)
 
 
-def _mma(operands: str, item: int, sums: Any, types: str, capability: tuple[int, int]) -> Instruction:
+def _mma(
+    operands: str, item: int, sums: Any, types: str, capability: tuple[int, int]
+) -> Instruction:
     depth = 32 // item
     return Instruction(
         name=f"mma-{operands}",
@@ -63,9 +67,7 @@ def _mma(operands: str, item: int, sums: Any, types: str, capability: tuple[int,
     )
 
 
-FMA = Instruction(
-    "fma", "f32", 4, "fma.rn.f32", F32, (5, 0), False, "one product in each lane"
-)
+FMA = Instruction("fma", "f32", 4, "fma.rn.f32", F32, (5, 0), False, "one product in each lane")
 DP4A = Instruction(
     "dp4a", "u8s8", 1, "dp4a.u32.s32", I32, (6, 1), False, "four products in each lane"
 )

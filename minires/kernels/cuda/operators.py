@@ -118,6 +118,8 @@ def _avgpool(form: Format) -> Any:
                 for column in range(width):
                     total += widen(x[at + line * row + column * pixel])
             mean = average(total, np.int32(height * width), m, x_zero_point, zero_point)
-            y[number * channels + channel] = mean if quantized else narrow(mean, np.float32(1), np.int32(0))
+            y[number * channels + channel] = (
+                mean if quantized else narrow(mean, np.float32(1), np.int32(0))
+            )
 
     return avgpool

@@ -73,9 +73,7 @@ def load_matrices(builder: Builder, address: Value) -> list[Value]:
     """
     text = "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0,$1,$2,$3}, [$4];"
     returns = ir.LiteralStructType([I32] * 4)
-    four = inline_asm(
-        builder, text, "=r,=r,=r,=r,r,~{memory}", returns, address, side_effect=True
-    )
+    four = inline_asm(builder, text, "=r,=r,=r,=r,r,~{memory}", returns, address, side_effect=True)
     return [builder.extract_value(four, i) for i in range(4)]
 
 
@@ -121,9 +119,7 @@ def from_f16(builder: Builder, x: Value) -> Value:
 def split_word(builder: Builder, word: Value, bits: int) -> list[Value]:
     """Cut 32 bits into bytes or halves, the lowest first."""
     part = {8: I8, 16: I16}[bits]
-    return [
-        builder.trunc(builder.lshr(word, I32(bits * i)), part) for i in range(32 // bits)
-    ]
+    return [builder.trunc(builder.lshr(word, I32(bits * i)), part) for i in range(32 // bits)]
 
 
 def release(builder: Builder) -> None:
@@ -139,5 +135,9 @@ def count_round(builder: Builder, address: Value, last: Value) -> Value:
 
 def load_volatile(builder: Builder, address: Value, what: Any) -> Value:
     """Load 32 bits that another block has stored: from the cache that all share."""
-    text, letter = ("ld.volatile.global.f32 $0, [$1];", "f") if what == F32 else ("ld.volatile.global.u32 $0, [$1];", "r")
+    text, letter = (
+        ("ld.volatile.global.f32 $0, [$1];", "f")
+        if what == F32
+        else ("ld.volatile.global.u32 $0, [$1];", "r")
+    )
     return inline_asm(builder, text, f"={letter},l,~{{memory}}", what, address, side_effect=True)

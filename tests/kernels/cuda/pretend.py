@@ -199,7 +199,14 @@ def operators(form: Format) -> dict[str, Any]:
         y_values[...] = np.max(taps, axis=0)
 
     def avgpool(
-        grid: Any, x: Any, y: Any, shape: Any, strides: Any, m: Any, x_zero_point: Any, zero_point: Any
+        grid: Any,
+        x: Any,
+        y: Any,
+        shape: Any,
+        strides: Any,
+        m: Any,
+        x_zero_point: Any,
+        zero_point: Any,
     ) -> None:
         pixels = view(x, shape, strides)
         if form.out == "u8":

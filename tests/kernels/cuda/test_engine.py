@@ -2,7 +2,6 @@
 
 import functools
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,14 @@ from numba.cuda.cudadrv.driver import CudaAPIError
 
 from minires import api
 from minires.errors import MiniresError
-from minires.kernels.cuda import driver, engine as engine_module, gemm as gemm_module
+from minires.kernels.cuda import driver
+from minires.kernels.cuda import engine as engine_module
+from minires.kernels.cuda import gemm as gemm_module
+from minires.kernels.cuda import launches as launches_module
 from minires.kernels.cuda import operators as operators_module
-from minires.kernels.cuda.engine import BATCH, Engine, choose_instruction, choose_tile
-from minires.kernels.cuda.gemm import LARGE, SHARED, SMALL, TALL
+from minires.kernels.cuda.engine import BATCH, Engine, choose_instruction
+from minires.kernels.cuda.gemm import LARGE, SHARED, SMALL, TALL, TINY, WIDE
+from minires.kernels.cuda.launches import choose_tile
 from minires.kernels.cuda.operators import FORMATS
 from minires.model import ResNet50
 from minires.reference import round_bf16_ref, round_f16_ref, round_tf32_ref
@@ -43,8 +46,9 @@ class PretendCuda:
 
 
 @pytest.fixture(autouse=True)
-def _pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(engine_module, "cuda", PretendCuda)
+def _pretend(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (engine_module, launches_module):
+        monkeypatch.setattr(module, "cuda", PretendCuda)
     monkeypatch.setattr(driver, "open_gpu", lambda: GPU)
 
     def gemm_function(kernel: Any) -> Any:
@@ -53,10 +57,9 @@ def _pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def operators(form: Any) -> Any:
         return {name: (run, None) for name, run in pretend.operators(form).items()}
 
-    monkeypatch.setattr(engine_module, "gemm_function", gemm_function)
-    monkeypatch.setattr(engine_module, "operators", operators)
+    monkeypatch.setattr(launches_module, "gemm_function", gemm_function)
+    monkeypatch.setattr(launches_module, "operators", operators)
     monkeypatch.setattr(Engine, "replay", Engine._launch)
-    yield
 
 
 @functools.cache
@@ -109,12 +112,13 @@ def test_no_more_than_a_few_shapes_are_kept() -> None:
 
 def test_tiles_fill_the_gpu() -> None:
     assert choose_tile(128 * 3136, 64, 9, 132) == (TALL, 1)
-    assert choose_tile(128 * 196, 1024, 4, 132) == (LARGE, 1)
+    assert choose_tile(128 * 196, 1024, 8, 132) == (LARGE, 1)
+    assert choose_tile(128 * 3136, 256, 1, 132) == (WIDE, 1)
+    assert choose_tile(128 * 49, 512, 72, 132) == (WIDE, 1)
     assert choose_tile(3136, 256, 1, 132) == (SMALL, 1)
-    tile, splits = choose_tile(49, 512, 72, 132)
-    assert tile == SHARED
-    assert splits == 16
-    assert choose_tile(49, 2048, 8, 132) == (SHARED, 2)
+    assert choose_tile(49, 512, 72, 132) == (SHARED, 4)
+    assert choose_tile(49, 512, 144, 132) == (SHARED, 8)
+    assert choose_tile(49, 2048, 8, 132) == (TINY, 1)
 
 
 def test_an_instruction_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +162,8 @@ def test_the_backend_runs_what_api_says() -> None:
 
 def test_modules_are_those_that_run() -> None:
     """The pretended functions take the place of these."""
-    assert engine_module.__dict__["gemm_function"] is not gemm_module.gemm_function
-    assert engine_module.__dict__["operators"] is not operators_module.operators
+    assert launches_module.__dict__["gemm_function"] is not gemm_module.gemm_function
+    assert launches_module.__dict__["operators"] is not operators_module.operators
 
 
 @pytest.mark.parametrize(
