@@ -35,6 +35,7 @@ def mutate_bytes(random: Random, content: bytes) -> bytes:
             b"",
             bytes(changed[at : at + length]) * random.choice([2, 2, 30]),
             bytes([random.choice([0, 255])]) * length,
+            bytes(changed[at : at + 1]) * random.choice([20, 5000]),
         ])  # fmt: skip
         changed[at : at + length] = piece
     return bytes(
@@ -64,7 +65,7 @@ def mutate_tree(random: Random, tree: Any) -> Any:
             case 3:
                 put(copy.deepcopy(random.choice(found)[0]))
             case 4:
-                put(nested(random.choice([1, 5, 20, 300])))
+                put(nested(random.choice([1, 5, 20, 30])))  # more is mutate_bytes' matter
             case 5 if isinstance(value, int | float) and not isinstance(value, bool):
                 put(
                     random.choice([-value, value * 2, value + 1, str(value), [value], float(value)])
