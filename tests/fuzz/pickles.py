@@ -170,9 +170,9 @@ def mutate_pickle(random: Random, content: bytes) -> bytes:
     if random.random() < 0.3:
         return mutate_bytes(random, content)
     parts = list(instructions_of(content))
-    for _ in range(random.choice([1, 1, 1, 2, 5])):
+    for _ in range(random.choice([1, 1, 1, 1, 4])):
         at, other = random.randrange(len(parts)), random.randrange(len(parts))
-        match random.randrange(5):
+        match random.randrange(7):
             case 0:
                 parts[at:other] = [] if abs(at - other) < 9 else parts[at:other]
             case 1:
@@ -183,6 +183,8 @@ def mutate_pickle(random: Random, content: bytes) -> bytes:
                 parts.insert(at, random.choice(INSTRUCTIONS))
             case 4:
                 parts[at] = random.choice(INSTRUCTIONS)
+            case _:  # by one of the same kind, so that the stack stays as high
+                parts[at] = random.choice([part for part in parts if part[:1] == parts[at][:1]])
     return b"".join(parts)
 
 

@@ -58,7 +58,7 @@ def joined(random: Random, header: Any, values: bytes) -> bytes:
 def change_told(random: Random, told: dict[str, str]) -> None:
     """Change some of the JSON in a file's metadata."""
     for key, text in told.items():
-        if text[0] in "[{" and random.random() < 0.3:
+        if text[0] in "[{" and random.random() < 0.2:
             told[key] = json.dumps(mutate_tree(random, json.loads(text)))
             if random.random() < 0.1:
                 told[key] = mutate_bytes(random, told[key].encode()).decode("latin-1")
@@ -67,7 +67,7 @@ def change_told(random: Random, told: dict[str, str]) -> None:
 def change(random: Random, header: Any, values: bytes) -> tuple[Any, bytes]:
     """Change the metadata, seldom the rest of the header, and some values."""
     change_told(random, header["__metadata__"])
-    if random.random() < 0.2:
+    if random.random() < 0.15:
         header = mutate_tree(random, header)
     if random.random() < 0.3:
         at = random.randrange(len(values))
@@ -79,7 +79,7 @@ def change(random: Random, header: Any, values: bytes) -> tuple[Any, bytes]:
 def make_safetensors(random: Random, scratch: Path) -> bytes:
     """Change the bytes, or what the header says."""
     content = base("safetensors", scratch)
-    if random.random() < 0.2:
+    if random.random() < 0.15:
         return mutate_bytes(random, content)
     return joined(random, *change(random, *split(content)))
 
