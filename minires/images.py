@@ -244,7 +244,8 @@ def _what_it_is(source: Any) -> str:
 
 
 def _decode(image: Image.Image, name: str) -> Decoded:
-    if image.format in ("JPEG", "MPO") and _count_scans(getattr(image, "fp", None)) > MOST_SCANS:
+    file = getattr(image, "fp", None)  # None where it is decoded already
+    if image.format in ("JPEG", "MPO") and file and _count_scans(file) > MOST_SCANS:
         raise ImageError(
             f"{name}: refused, because it has more than {MOST_SCANS} scans and would take long; "
             "save it anew as JPEG or PNG"
@@ -263,10 +264,8 @@ def _decode(image: Image.Image, name: str) -> Decoded:
     return Decoded(image, orientation, transparent)
 
 
-def _count_scans(file: BinaryIO | None) -> int:
-    """Count a JPEG's scans, as far as they matter; 0 where it is decoded already."""
-    if file is None:
-        return 0
+def _count_scans(file: BinaryIO) -> int:
+    """Count a JPEG's scans, as far as they matter."""
     before, at, scans = file.tell(), 0, 0
     while scans <= MOST_SCANS:
         file.seek(at)
