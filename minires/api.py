@@ -181,10 +181,7 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
         raise MiniresError(f"top is {top!r}; wanted a whole number of at least 1")
     categories = model.meta["categories"]
     answers = []
-    try:
-        logits = model(x)
-    except MemoryError as error:
-        raise MiniresError(f"there is not enough memory for an input of {x.shape}") from error
+    logits = model(x)
     if not np.isfinite(logits).all():
         raise MiniresError("the network computed NaN or infinity; its weights must be broken")
     for probabilities in softmax_ref(logits):

@@ -8,6 +8,7 @@ little of them as they need.
 import contextlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -66,6 +67,12 @@ TURNS: dict[int, Turn] = {
     7: (Image.Transpose.TRANSVERSE, True, True),
     8: (Image.Transpose.ROTATE_90, True, True),
 }
+# Each scan of a JPEG goes over all pixels, and 20 bytes are enough for one. Encoders write about 10
+# of them, and libtiff allows as many as this.
+MOST_SCANS = 100
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # ITU T.81, annex B: those with more behind
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+PIECE = 2**14  # bytes that are looked through at once
 STRIP = 2**19  # pixels: the arrays made of them take some 20 MB
 MAX_ASPECT_RATIO = 1000  # such an image takes 215 MB when its short side is resized to 232
 
@@ -237,6 +244,12 @@ def _what_it_is(source: Any) -> str:
 
 
 def _decode(image: Image.Image, name: str) -> Decoded:
+    file = getattr(image, "fp", None)  # None where it is decoded already
+    if image.format in ("JPEG", "MPO") and file and _count_scans(file) > MOST_SCANS:
+        raise ImageError(
+            f"{name}: refused, because it has more than {MOST_SCANS} scans and would take long; "
+            "save it anew as JPEG or PNG"
+        )
     transparent = _transparent(image)  # before its pixels are read: then how they lay is forgotten
     image.load()  # all of it: here an incomplete file is noticed
     if not 0 < max(image.size) <= MAX_ASPECT_RATIO * min(image.size):
@@ -249,6 +262,26 @@ def _decode(image: Image.Image, name: str) -> Decoded:
         orientation = image.getexif().get(ORIENTATION, 1)
         hash(orientation)
     return Decoded(image, orientation, transparent)
+
+
+def _count_scans(file: BinaryIO) -> int:
+    """Count a JPEG's scans, as far as they matter."""
+    before, at, scans = file.tell(), 0, 0
+    while scans <= MOST_SCANS:
+        file.seek(at)
+        piece = file.read(PIECE)
+        found = MARKER.search(piece)
+        if found and found[0] != END_OF_IMAGE:
+            scans += found[0] == START_OF_SCAN
+            at += found.end()
+            file.seek(at)
+            at += int.from_bytes(file.read(2), "big")  # what is in a segment is no marker
+        elif found or len(piece) < PIECE:
+            break
+        else:
+            at += len(piece) - 1  # the last byte may be half of a marker
+    file.seek(before)
+    return scans
 
 
 def _transparent(image: Image.Image) -> object:

@@ -16,7 +16,10 @@ from minires.reference import QParams
 
 MOST_NESTED = 16  # lists and objects inside each other; what minires writes has 3
 LONGEST_NAME = 200  # characters of a label; the longest of ImageNet's has 121
-LARGEST = float(np.finfo(np.float32).max)
+# Networks are trained in float16 too, so no activation is beyond its largest number. Those of the
+# bundled network and of ImageNet's stay below 25.
+MOST_ACTIVATION = float(np.finfo(np.float16).max)
+MOST_SCALE = 2 * MOST_ACTIVATION / 255
 
 
 def read_json(text: str) -> Any:
@@ -71,12 +74,15 @@ def read_qparams(told: object, edges: Collection[str]) -> dict[str, QParams]:
     qparams = {}
     for name, pair in _of_each_edge(told, edges, "scales").items():
         match pair:
-            case [scale, zero_point] if _is_number(scale, 0) and type(zero_point) is int:
+            case [scale, zero_point] if (
+                _is_number(scale, 0, MOST_SCALE) and type(zero_point) is int
+            ):
                 qparams[name] = QParams(np.float32(scale), zero_point)
         scale, zero_point = qparams.get(name, (0, 0))
         if not (scale > 0 and 0 <= zero_point <= 255):
             raise WeightsError(
-                f"{name} has {short(pair)}; wanted a scale above 0, and a zero point from 0 to 255"
+                f"{name} has {short(pair)}; wanted a scale above 0 and at most {MOST_SCALE:g}, "
+                "and a zero point from 0 to 255"
             )
     return qparams
 
@@ -90,10 +96,13 @@ def read_calibration(text: str, edges: Collection[str]) -> dict[str, Any]:
     limits = {}
     for name, limit in _of_each_edge(told.get("ranges"), edges, "ranges").items():
         match limit:
-            case [low, high] if _is_number(low) and _is_number(high) and low <= high:
+            case [low, high] if _is_number(low) and _is_number(high, low):
                 limits[name] = (low, high)
             case _:
-                raise WeightsError(f"{name} has the range {short(limit)}; wanted two numbers")
+                raise WeightsError(
+                    f"{name} has the range {short(limit)}; wanted two numbers, from "
+                    f"{-MOST_ACTIVATION:.0f} to {MOST_ACTIVATION:.0f}"
+                )
     shares = _shares(_of_each_edge(told.get("saturated"), edges, "shares"))
     return {"ranges": limits, "saturated": shares, **_recipe(recipe)}
 
@@ -104,10 +113,12 @@ def _of_each_edge(told: object, edges: Collection[str], what: str) -> dict[str, 
     return told
 
 
-def _is_number(value: object, least: float = -LARGEST) -> bool:
-    """Tell whether a value is a number that float32 can hold; NaN is none."""
+def _is_number(
+    value: object, least: float = -MOST_ACTIVATION, most: float = MOST_ACTIVATION
+) -> bool:
+    """Tell whether a value is a number between two others; NaN is none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and least <= value <= LARGEST  # type: ignore[operator]
+    return number and least <= value <= most  # type: ignore[operator]
 
 
 def _name(told: object) -> str:
@@ -127,7 +138,7 @@ def _categories(told: object) -> list[str]:
 
 
 def _shares(told: object) -> dict[str, float]:
-    if not isinstance(told, dict) or not all(_is_number(x, 0) and x <= 1 for x in told.values()):
+    if not isinstance(told, dict) or not all(_is_number(x, 0, 1) for x in told.values()):
         raise WeightsError("it tells of saturated values; wanted shares from 0 to 1")
     return told
 

@@ -14,7 +14,7 @@ from minires import preprocess
 from minires.checkpoint import fp32_params, lock, read_only
 from minires.errors import MiniresError, check_choice
 from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Record, Shape
-from minires.summary import format_edges, format_summary, summarize
+from minires.summary import enough_memory, format_edges, format_summary, summarize
 
 # Which precisions one set of parameters can run in: it holds either real numbers or INT8's.
 SAME_PARAMETERS = [{"fp32", "bf16", "fp16", "tf32"}, {"int8", "int8-simulated"}]
@@ -233,11 +233,12 @@ class ResNet50:
             inputs = tuple(outputs[name] for name in layer.inputs) or (x,)  # input reads x
             times: list[PhaseTime] = []
             started = perf_counter()
-            if self.backend == "numpy":
-                operator = self.operators[self.precision][layer.op]
-                output = operator(layer, self.params.get(layer.name), *inputs, times=times)
-            else:
-                output = self._engine.run(x.shape, layer, *inputs)
+            with enough_memory(self.layers, x.shape, self.precision):
+                if self.backend == "numpy":
+                    operator = self.operators[self.precision][layer.op]
+                    output = operator(layer, self.params.get(layer.name), *inputs, times=times)
+                else:
+                    output = self._engine.run(x.shape, layer, *inputs)
             if self.record:
                 self.record([layer], x.shape, 0, [(started, perf_counter())], times)
             for handle in list(layer.hooks):

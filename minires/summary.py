@@ -1,9 +1,15 @@
 """The network as a table: shapes, parameters and multiply-adds, without running it."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
+from minires.errors import MiniresError
 from minires.layers import Layer, Shape
+
+ACTIVATION_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int8-simulated": 4}  # of a value, at least
 
 
 class SummaryRow(NamedTuple):
@@ -53,3 +59,19 @@ def format_edges(layers: Sequence[Layer], saturated: Mapping[str, float]) -> str
             share = f"{saturated[layer.name]:.4%}" if layer.name in saturated else ""
             lines.append(f"{layer.name:<22}{ends:<24}{scale:>12.5g}{zero_point:>12}{share:>12}")
     return "\n".join(lines)
+
+
+@contextmanager
+def enough_memory(layers: Sequence[Layer], shape: Shape, precision: str) -> Iterator[None]:
+    """Make a MemoryError a MiniresError that tells how much an NCHW input takes at least."""
+    try:
+        yield
+    except MemoryError as error:
+        batch, _, height, width = shape
+        rows = summarize(layers, height, width, batch)
+        sizes = [ACTIVATION_BYTES[precision] * math.prod(row.output_shape) for row in rows]
+        least = max(map(sum, itertools.pairwise(sizes)))  # a layer's input, and its output
+        raise MiniresError(
+            f"{batch} x {height} x {width} pixels take {least / 1e9:.1f} GB and more as "
+            "activations, and so much memory is not there; take smaller images, or fewer at once"
+        ) from error

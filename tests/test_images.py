@@ -242,12 +242,35 @@ def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not enough memory" in complaint(random_image(9, 9))
 
 
-def test_damaged_images_are_read_or_refused() -> None:
-    """Some of those that a long run reads by the thousand; see tests/fuzz/images.py."""
-    pytest.importorskip("resource", reason="this system has no limits for a process")
-    from tests.fuzz.images import main
+def jpeg_with_scans(count: int, between: bytes = b"", after: bytes = b"") -> bytes:
+    """Repeat the last scan of a JPEG, with something before each, and after the image's end."""
+    file = io.BytesIO()
+    random_image(40, 30).save(file, "JPEG", progressive=True, comment=b"\xff\xda" * 200)
+    whole = file.getvalue().removesuffix(b"\xff\xd9")
+    last = whole.rindex(b"\xff\xda")
+    header = whole.index(b"\xff\xfe") + 404  # behind the comment
+    more = count - whole.count(b"\xff\xda", header)
+    return whole[:last] + (between + whole[last:]) * (more + 1) + b"\xff\xd9" + after
 
-    assert main(0, 150) == 0
+
+END_IN_A_COMMENT = b"\xff\xfe\x00\x04\xff\xd9"
+
+
+@pytest.mark.parametrize("between", [b"", b"\xff" * 3, b"\xff\xd0", END_IN_A_COMMENT])
+def test_a_jpeg_with_very_many_scans_is_refused(
+    between: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes as long as one, but a few bytes."""
+    most = jpeg_with_scans(images.MOST_SCANS, between, after=b"\xff\xda" * 200)
+    more = jpeg_with_scans(images.MOST_SCANS + 1, between)
+    for piece in images.PIECE, 2, 3, 7:  # of which each begins somewhere in a marker
+        monkeypatch.setattr(images, "PIECE", piece)
+        assert load_image(most).size == (40, 30)
+        assert "refused, because it has more than 100 scans" in complaint(more)
+    opened = Image.open(io.BytesIO(more))
+    assert "scans" in complaint(opened)
+    opened.load()
+    assert load_image(opened).size == (40, 30)  # the time has been spent already
 
 
 # Sources

@@ -9,6 +9,7 @@ import pytest
 from minires.errors import MiniresError, WeightsError
 from minires.metadata import read_calibration, read_json, read_meta, read_qparams
 from minires.preprocess import IMAGENET_V2, LARGEST_SIDE, Preset, read_preset
+from minires.quantize import qparams_of_range
 
 ENDLESS: dict[str, Any] = {
     "nothing": None,
@@ -170,8 +171,8 @@ def test_scales_of_the_wrong_kind(kind: str) -> None:
         read_qparams(value, ["a"])
 
 
-def test_scales_that_float32_does_not_have() -> None:
-    for scale in 0, -0.5, 1e-46, 3.5e38:
+def test_scales_that_no_edge_can_have() -> None:
+    for scale in 0, -0.5, 1e-46, 514, 3.5e38:
         with pytest.raises(WeightsError, match="wanted a scale above 0"):
             read_qparams({"a": [scale, 0]}, ["a"])
 
@@ -180,3 +181,15 @@ def test_a_calibration_comes_back() -> None:
     told = {"ranges": {"a": [0, 1]}, "saturated": {"a": 0.5}, "observer": "mse", "images": 3}
     found = read_calibration(json.dumps(told), ["a"])
     assert found == {**told, "ranges": {"a": (0, 1)}}
+
+
+@pytest.mark.parametrize("limit", [(0, 65505), (-3e38, 3e38), (-65505, 0), (1, 0.5)])
+def test_a_range_that_no_edge_can_have_is_refused(limit: tuple[float, float]) -> None:
+    told: dict[str, Any] = {"ranges": {"a": [-65504, 65504]}, "saturated": {"a": 0}}
+    told |= {"observer": "mse", "images": 3}
+    [widest] = read_calibration(json.dumps(told), ["a"])["ranges"].values()
+    scale, zero_point = qparams_of_range(*widest)
+    assert read_qparams({"a": [float(scale), zero_point]}, ["a"])  # what is saved can be loaded
+    told["ranges"] = {"a": limit}
+    with pytest.raises(WeightsError, match=r"a has the range .*; wanted two numbers, from -65504"):
+        read_calibration(json.dumps(told), ["a"])

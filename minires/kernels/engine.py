@@ -4,7 +4,6 @@ An engine gives a `Plan` its memory: places become addresses, and the steps a pr
 code runs from front to back.
 """
 
-import itertools
 import math
 import mmap
 import os
@@ -24,7 +23,7 @@ from minires.kernels.pack import aligned, prepack
 from minires.kernels.plan import LOGITS, Buffer, Division, Plan, Step, Tiling, divide, lay_out
 from minires.layers import Array, Int8Params, Layer, Record, Shape
 from minires.reference import QParams, round_bf16_ref
-from minires.summary import summarize
+from minires.summary import enough_memory
 
 PLANS = 4  # shapes of input whose buffers are kept
 KEPT = 2**29  # bytes of them that may stay after a run
@@ -82,7 +81,7 @@ class Engine:
         self.params = params
         self.threads = threads
         self.isa = isa or choose_isa()
-        self.form = FORMATS[precision]
+        self.precision, self.form = precision, FORMATS[precision]
         if self.isa not in available_isas() or (threads is not None and threads < 1):
             raise MiniresError("an engine wants one of available_isas, and at least one thread")
         self.tiling = self._tiling()
@@ -243,28 +242,15 @@ class Engine:
             self._keep_within(KEPT)
             batch = shape[0]
             division = Division(0, batch, batch) if whole else self._divide(shape)
-            try:
+            with enough_memory(self.layers, shape, self.precision):
                 plan = lay_out(self.layers, shape, self.tiling, division)
                 self.programs[shape, whole] = self._allocate(plan)
-            except MemoryError as error:
-                raise MiniresError(self._too_large(shape)) from error
         return self.programs[shape, whole]
 
     def _keep_within(self, limit: int) -> None:
         """Let go of the oldest programs, until the others take no more than so many bytes."""
         while sum(program.nbytes for program in self.programs.values()) > limit:
             del self.programs[next(iter(self.programs))]
-
-    def _too_large(self, shape: Shape) -> str:
-        """Tell how much memory an input needs: at least a layer's input and its output."""
-        batch, _, height, width = shape
-        rows = summarize(self.layers, height, width, batch)
-        sizes = [self.tiling.item * math.prod(row.output_shape) for row in rows]
-        least = max(map(sum, itertools.pairwise(sizes)))
-        return (
-            f"{batch} x {height} x {width} pixels take {least / 1e9:.1f} GB and more as "
-            "activations, and so much memory is not there; take smaller images, or fewer at once"
-        )
 
     def _allocate(self, plan: Plan) -> Program:
         """Give a plan's buffers memory, and describe its steps as compiled code reads them."""

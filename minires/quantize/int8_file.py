@@ -53,8 +53,8 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     MiniresError
-        For a network in another precision, for a meta that `load_int8` would refuse, and for a
-        place that cannot be written to.
+        For a network in another precision, for a meta or scales that `load_int8` would refuse, and
+        for a place that cannot be written to.
     """
     if model.precision not in SAME_PARAMETERS[1]:
         raise MiniresError(
@@ -80,6 +80,7 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
         "meta": json.dumps(meta),
     }
     read_meta(read_json(metadata["meta"]), model.layers[-1].out_c)  # as `load_int8` will
+    read_qparams(read_json(metadata["qparams"]), qparams)
     write_whole(path, seal(save(tensors, metadata)))
 
 

@@ -7,7 +7,7 @@ its target's name and its number, so that whatever falls can be made again.
 import argparse
 import os
 import resource
-import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,17 +15,23 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from random import Random
 
 from minires.errors import MiniresError
-from tests.fuzz import weights
+from tests.fuzz import images, pickles, weights
 
-TARGETS = {target.name: target for target in [*weights.TARGETS]}
+ALL = [*pickles.TARGETS, *weights.TARGETS, *images.TARGETS]
+TARGETS = {target.name: target for target in ALL}
 FINE = ("read", "refused")
 ADDRESS_SPACE = 4 * 2**30  # bytes a child may ask for
 MOST_MEMORY = 500 * 2**20  # bytes that reading may take; weights and an INT8 file take 150 MB
 MOST_SECONDS = 30.0  # for one input
+AT_ONCE = 500  # inputs that a child is told of before it answers
+# Where inputs are written: on a disk each takes milliseconds.
+IN_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 LONGEST = 700  # characters of an error
 
 
@@ -60,17 +66,19 @@ def peak() -> int:
 def work(seed: int) -> None:
     """Read inputs for as long as their names and numbers come on stdin; answer on stdout."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as scratch:
         for target in TARGETS.values():  # what mutants are made of takes memory too
             target.make(Random(0), Path(scratch))
         before = peak()
         for line in sys.stdin:
             name, number = line.split()
+            signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)  # whose signal ends the process
             ended, text = judge(name, seed, int(number), Path(scratch))
+            signal.setitimer(signal.ITIMER_REAL, 0)
             if peak() - before > MOST_MEMORY:
                 ended, text = "greedy", f"{(peak() - before) >> 20} MB"
                 before = peak()
-            print(ended, text, sep="\t", flush=True)
+            print(ended, "" if ended in FINE else text, sep="\t", flush=True)
 
 
 class Child:
@@ -80,23 +88,24 @@ class Child:
         command = [sys.executable, "-m", "tests.fuzz.campaign", "--work", "--seed", str(seed)]
         self.process = subprocess.Popen(
             command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, "MINIRES_OFFLINE": "1"}, text=True, bufsize=1,
+            stderr=subprocess.DEVNULL,  # where libtiff tells of each image that is damaged
+            env={**os.environ, "MINIRES_OFFLINE": "1"}, text=True,
         )  # fmt: skip
 
-    def ask(self, name: str, number: int) -> tuple[str, str]:
-        """Have one input read; a process that dies of it, or does not come to an end, says so."""
+    def ask(self, inputs: Sequence[tuple[str, int]]) -> Iterator[tuple[str, str]]:
+        """Have inputs read; the last answer is of that one of which the process dies."""
         assert self.process.stdin
         assert self.process.stdout
-        print(name, number, file=self.process.stdin, flush=True)
-        answers, _, _ = select.select([self.process.stdout], [], [], MOST_SECONDS)
-        if not answers:
-            self.close()
-            return "hung", ""
-        answer = self.process.stdout.readline()
-        if not answer:
-            return f"died with {self.process.wait()}", ""
-        ended, _, text = answer.rstrip("\n").partition("\t")
-        return ended, text
+        self.process.stdin.writelines(f"{name} {number}\n" for name, number in inputs)
+        self.process.stdin.flush()
+        for _ in inputs:
+            answer = self.process.stdout.readline()
+            if not answer:
+                status = self.process.wait()
+                yield ("hung" if status == -signal.SIGALRM else f"died with {status}"), ""
+                return
+            ended, _, text = answer.rstrip("\n").partition("\t")
+            yield ended, text
 
     def close(self) -> None:
         """End the process."""
@@ -120,16 +129,18 @@ def run(
     fallen: list[str] = []
     child = Child(seed)
     until = time.monotonic() + seconds
-    for number, name in ((number, name) for number in range(count) for name in names):
-        if time.monotonic() > until:
-            break
-        ended, text = child.ask(name, number)
-        if ended not in FINE and not counts[name][ended]:
-            fallen.append(f"{name} {number}: {ended} {text}")
-        counts[name][ended] += 1
-        if child.process.poll() is not None:
-            child.close()
-            child = Child(seed)
+    inputs = ((name, number) for number in range(count) for name in names)
+    while time.monotonic() < until and (waiting := list(islice(inputs, AT_ONCE))):
+        while waiting:
+            answers = list(child.ask(waiting))
+            for (name, number), (ended, text) in zip(waiting, answers, strict=False):
+                if ended not in FINE and not counts[name][ended]:
+                    fallen.append(f"{name} {number}: {ended} {text}")
+                counts[name][ended] += 1
+            del waiting[: len(answers)]
+            if child.process.poll() is not None:
+                child.close()
+                child = Child(seed)
     child.close()
     return counts, fallen
 

@@ -24,6 +24,7 @@ from minires.preprocess import IMAGENET_V1, IMAGENET_V2
 from minires.quantize.calibrate import calibrate
 from minires.quantize.convert import quantize_model
 from minires.quantize.int8_file import UNSEALED, int8_size, load_int8, save_int8, seal
+from minires.reference import QParams
 from tests.comparing import assert_same
 from tests.seeded_weights import seeded_input, seeded_state_dict
 
@@ -401,6 +402,9 @@ def test_what_could_not_be_loaded_is_not_saved(model: ResNet50, tmp_path: Path) 
         other = ResNet50(model.layers, model.params, "int8", {**model.meta, **meta})
         with pytest.raises(MiniresError):
             save_int8(other, tmp_path / "model.safetensors")
+    wide = [replace(layer, qparams=QParams(np.float32(1000), 0)) for layer in model.layers]
+    with pytest.raises(MiniresError, match="at most 513"):
+        save_int8(ResNet50(wide, model.params, "int8"), tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
 
 
