@@ -215,7 +215,7 @@ class Engine:
     def _pack(self, layer: Layer) -> Packed:
         p = self.params[layer.name]
         if self.form.operands == "u8s8":
-            weight, bias, m = p.w_s8, p.bias_s32, p.x.scale * p.w_scale
+            weight, bias, m = p.w_s8, p.bias_s32, p.x_qparams.scale * p.w_scale
             m = m / layer.qparams.scale if layer.qparams else m
         else:
             weight, bias = p.dequantize() if isinstance(p, Int8Params) else p
@@ -322,9 +322,9 @@ class Engine:
             step["low"], step["high"] = -q.zero_point, 255 - q.zero_point
             step["scale"], step["zero_point"] = q
             p = self.params.get(layer.name)
-            if isinstance(p, Int8Params) and p.residual:
-                step["m_residual"] = p.residual.scale / q.scale
-                step["residual_zero_point"] = p.residual.zero_point
+            if isinstance(p, Int8Params) and p.residual_qparams:
+                step["m_residual"] = p.residual_qparams.scale / q.scale
+                step["residual_zero_point"] = p.residual_qparams.zero_point
             if isinstance(p, QParams):  # the average pool
                 pixels = np.float32(step["in_h"] * step["in_w"])
                 step["average"] = p.scale / (q.scale * pixels)

@@ -111,7 +111,7 @@ def _engine(precision: str, isa: ISA, threads: int = 1) -> Callable[..., Conv]:
     def of_layer(layer: Layer, p: Any) -> Conv:
         image = Layer("input", "input", (), layer.in_c, layer.in_c)
         if isinstance(p, Int8Params):
-            image = replace(image, qparams=p.x)
+            image = replace(image, qparams=p.x_qparams)
         inner = replace(layer, inputs=("input",))
         engine = Engine([image, inner], {layer.name: p}, precision, isa, threads)
 

@@ -82,9 +82,9 @@ def product_of(layer: Layer, p: Any, precision: str, isa: ISA, threads: int) -> 
     if isinstance(p, Int8Params):
         assert layer.qparams is not None
         scale, zero_point = layer.qparams
-        m = p.x.scale * p.w_scale / scale
+        m = p.x_qparams.scale * p.w_scale / scale
         low, high = float(-zero_point), float(255 - zero_point)
-        weight, bias, padding = p.w_s8, p.bias_s32, p.x.zero_point
+        weight, bias, padding = p.w_s8, p.bias_s32, p.x_qparams.zero_point
     else:
         weight, bias = p
         weight, m, padding = in_memory(weight, precision), bias, 0
