@@ -124,10 +124,10 @@ def test_f32_errs_by_no_more_than_the_sum_of_its_products_allows(M: int, N: int,
 
 # BatchNorm by itself and folded, against float64, where its parameters are at their worst.
 #
-# The bounds count roundings. By itself it has seven: a sum and a square root under the division, the
-# division, the difference, the product, the sum, and float32's own eps. Each errs by half an EPS at
-# most, which makes 4 * EPS of the terms' magnitudes. Folded, it is a convolution whose weights and
-# bias were rounded once.
+# The bounds count roundings. By itself it has seven: a sum and a square root under the division,
+# the division, the difference, the product, the sum, and float32's own eps. Each errs by half an
+# EPS at most, which makes 4 * EPS of the terms' magnitudes. Folded, it is a convolution whose
+# weights and bias were rounded once.
 
 
 def parameters(variance: float, gamma: float) -> tuple[Array, Array, Array, Array]:

@@ -14,11 +14,13 @@ HERE = {isa.name for isa in available_isas()}
 @pytest.mark.parametrize("name", INSTRUCTIONS)
 def test_an_instruction_says_all_there_is_to_say(name: str) -> None:
     instruction = INSTRUCTIONS[name]
-    assert instruction.per_group == {"f32": 1, "bf16": 2, "u8s8": 4}[instruction.operands]
-    assert instruction.products == instruction.per_group * instruction.rows * instruction.groups
+    per_group = {"f32": 1, "bf16": 2, "u8s8": 4}[instruction.operands]
+    assert instruction.products == per_group * instruction.rows * instruction.groups
     assert instruction.mnemonics
     assert all(re.compile(mnemonic) for mnemonic in instruction.mnemonics)
     assert instruction.idea[0].islower()
+    if instruction.rows == instruction.groups == 1 and not instruction.explained:
+        assert instruction.idea == f"the vector instruction {name}"
 
 
 @pytest.mark.parametrize("name", ISAS)
