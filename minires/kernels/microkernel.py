@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import binding, ir
-from numba.core import types
+from numba import types
 from numba.extending import intrinsic
 
 from minires.kernels.epilogue import EPILOGUES, SCALARS, Columns, Epilogue
