@@ -40,10 +40,10 @@ def format_summary(rows: list[SummaryRow]) -> str:
 
 
 def format_edges(layers: Sequence[Layer], saturated: Mapping[str, float]) -> str:
-    """Lay out as text how each edge of an INT8 network stands for real numbers.
+    """Lay out the range, scale and zero point of each edge of an INT8 network as text.
 
-    `saturated` has the share of an edge's values outside its range in calibration, where it is
-    known. A layer whose output stays float32 has no line.
+    `saturated` has the share of an edge's values that were outside its range in calibration, if it
+    is known. A layer whose output stays float32 has no line.
     """
     lines = [f"{'edge':<22}{'range':<24}{'scale':>12}{'zero point':>12}{'saturated':>12}"]
     for layer in layers:
