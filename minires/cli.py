@@ -43,7 +43,7 @@ CLOSED_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, given as the words after ``minires``, and return the exit status."""
+    """Run the command in `argv`, or in this process's own words, and return the exit status."""
     arguments = build_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # some files' names cannot be encoded for stdout
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -18,8 +18,6 @@ from minires.preprocess import Preset, normalize, resize_and_crop
 from minires.reference import softmax_ref
 
 PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "maximum": 100}
-
-
 PREPROCESSING = ("decode", "resize", "normalize")
 
 

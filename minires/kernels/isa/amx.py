@@ -59,16 +59,13 @@ TDPBUSD = Instruction(
     sums=6,
     rates=(1 / 16,),
 )
-TDPBF16PS = Instruction(
-    "tdpbf16ps",
-    "bf16",
-    _multiply("tdpbf16ps"),
-    ("tdpbf16ps",),
-    rows=ROWS,
-    groups=ROWS,
+TDPBF16PS = replace(
+    TDPBUSD,
+    name="tdpbf16ps",
+    operands="bf16",
+    emit=_multiply("tdpbf16ps"),
+    mnemonics=("tdpbf16ps",),
     narrow=vcvtneps2bf16,
-    sums=6,
-    rates=(1 / 16,),
 )
 
 
