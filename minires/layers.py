@@ -106,7 +106,7 @@ class Int8Params(NamedTuple):
     w_s8: Array  # (N, K)
     w_scale: Array  # (N,) float32
     bias_s32: Array  # (N,) in steps of x_scale * w_scale, less x_zero_point * sum(w_s8)
-    residual_qparams: QParams | None = None  # those of the residual, where one is added
+    residual_qparams: QParams | None = None  # those of the residual, if one is added
 
     @property
     def weight(self) -> Array:
@@ -206,7 +206,7 @@ def im2col_u8(layer: Layer, p: Int8Params, x_u8: Array) -> Array:
 
 
 def gemm_u8s8(layer: Layer, p: Int8Params, columns_u8: Array) -> Array:
-    """Multiply u8 by s8 and sum exactly, so in any order alike: (M, N) s32."""
+    """Multiply u8 by s8 and sum exactly, (M, N) s32; x's zero point is left for the bias."""
     return ref.gemm_u8s8_ref(columns_u8, p.w_s8.T)
 
 

@@ -136,7 +136,7 @@ class MSEObserver(HistogramObserver):
 
 class EntropyObserver(HistogramObserver):
     """Keep the most information: the range whose 256 steps have the smallest Kullback-Leibler
-    divergence from what was seen (Migacz, "8-bit Inference with TensorRT", GTC 2017).
+    divergence from all values seen (Migacz, "8-bit Inference with TensorRT", GTC 2017).
     """  # noqa: D205
 
     def range(self) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What a multiplying instruction, an instruction set and the operands of a tile are, as values.
+"""Multiplying instructions, instruction sets, and the operands of a tile, as values.
 
 All instructions share one shape. A group of 32 bits holds one float32, two bfloat16 or four u8,
 neighbours along K. A vector instruction takes one row's group, copied to all lanes, and a vector of
@@ -27,7 +27,7 @@ class Instruction:
     operands: str  # f32, bf16 or u8s8 (activations u8, weights s8)
     emit: Emit  # writes ``acc + a * b`` in LLVM IR: (builder, acc, a, b) -> acc
     mnemonics: tuple[str, ...]  # regular expressions that must all occur in the assembly
-    explained: str = ""  # its idea, where the name alone does not tell it
+    explained: str = ""  # its idea, if the name alone does not tell it
     rows: int = 1  # M: how many rows of a tile it multiplies at once
     groups: int = 1  # K: how many groups of each row it multiplies at once
     narrow: Emit | None = None  # rounds float32 to bfloat16, if the set has an instruction for it
