@@ -5,7 +5,8 @@ To add an instruction, write a function that emits ``acc + a * b``, and describe
 ``isa/__init__.py`` ahead of those that it should win over. A CPU has a set if it has all of its
 `features`, which have LLVM's names; you choose the set's own name, in which only "_" is taken. Then
 run ``tests/kernels/test_microkernel.py``. On any CPU it looks for the instruction in the assembly;
-on a CPU that has it, it compares the results with the definition, bit for bit in INT8.
+on a CPU that has it, it compares the results with the definition, bit for bit in INT8. If GNU's
+assembler spells a new feature in another way than LLVM, add that to ``test_compile.py`` beside it.
 """
 
 from dataclasses import replace
