@@ -30,11 +30,12 @@ CHANNEL = int(real[NAME].output[0, ROW, COLUMN].argmax())  # one that is not cut
 x_f32 = real[NAME].inputs[0][0, ROW, COLUMN]  # (64,)
 x_u8 = steps[NAME].inputs[0][0, ROW, COLUMN]
 p = int8.params[NAME]
+x_scale, x_zero_point = p.x_qparams
 w_f32, w_s8 = fp32.params[NAME].weight[CHANNEL], p.w_s8[CHANNEL]
-print(f"x_scale {p.x.scale:.6f}, x_zero_point {p.x.zero_point}, w_scale {p.w_scale[CHANNEL]:.7f}")
+print(f"x_scale {x_scale:.6f}, x_zero_point {x_zero_point}, w_scale {p.w_scale[CHANNEL]:.7f}")
 print(f"{'k':>3}{'x':>9}{'x_u8':>6}{'back':>9}{'w':>10}{'w_s8':>6}{'back':>10}{'product':>9}")
 for k in range(6):
-    back = x_u8[k] * p.x.scale, w_s8[k] * p.w_scale[CHANNEL]
+    back = x_u8[k] * x_scale, w_s8[k] * p.w_scale[CHANNEL]
     print(
         f"{k:>3}{x_f32[k]:>9.4f}{x_u8[k]:>6}{back[0]:>9.4f}"
         f"{w_f32[k]:>10.5f}{w_s8[k]:>6}{back[1]:>10.5f}{int(x_u8[k]) * int(w_s8[k]):>9}"
@@ -57,10 +58,10 @@ print(f"acc {acc}, bias_s32 {bias}, together {acc + bias}")
 # Equations 7.2 and 7.3 (:doc:`07_requantization`): multiply; clip, which is the ReLU; round.
 
 y_scale, y_zero_point = int8[NAME].qparams
-m = p.x.scale * p.w_scale[CHANNEL] / y_scale
+m = x_scale * p.w_scale[CHANNEL] / y_scale
 t = np.float32(acc + bias) * m
 y_u8 = int(np.rint(np.clip(t, 0, 255)))
-print(f"m = {p.x.scale:.6f} x {p.w_scale[CHANNEL]:.7f} / {y_scale:.6f} = {m:.8f}")
+print(f"m = {x_scale:.6f} x {p.w_scale[CHANNEL]:.7f} / {y_scale:.6f} = {m:.8f}")
 print(f"t = {acc + bias} x {m:.8f} = {t:.4f}, so y = {y_u8}")
 assert y_u8 == steps[NAME].output[0, ROW, COLUMN, CHANNEL], "the network computed the same"
 
@@ -76,7 +77,7 @@ print(f"off by {abs(y_u8 * y_scale - exact) / y_scale:.2f} steps")
 
 figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
 axes.plot(np.cumsum(x_f32 * w_f32), label="fp32")
-axes.plot(np.cumsum(products) * p.x.scale * p.w_scale[CHANNEL], "--", label="int8")
+axes.plot(np.cumsum(products) * x_scale * p.w_scale[CHANNEL], "--", label="int8")
 axes.set(xlabel="k, the input channels so far", ylabel="the sum so far, no bias")
 axes.legend()
 plt.show()
@@ -87,4 +88,4 @@ plt.show()
 bare = requantize_ref(np.array([[acc]], np.int32), m, 0).item()
 print("without a bias", bare)
 assert bare == int(np.rint(np.clip(np.float32(acc) * m, 0, 255)))
-assert np.isclose(p.x.scale * p.w_scale[CHANNEL] * bias, fp32.params[NAME].bias[CHANNEL], atol=1e-4)
+assert np.isclose(x_scale * p.w_scale[CHANNEL] * bias, fp32.params[NAME].bias[CHANNEL], atol=1e-4)

@@ -33,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "profile":  # imported where it is used, because it takes Numba along
+    if name == "profile":  # imported only when used, because it needs Numba
         from minires.measure.profiler import profile
 
         return profile

@@ -1,4 +1,4 @@
-"""What a user calls: weights in, model out; image in, labels out."""
+"""The functions for users: from weights to a model, and from an image to labels."""
 
 import functools
 import importlib.util
@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires import checkpoint, download
+from minires.backends import Backend, Engine, check_backend
 from minires.cache import noted_sha256
 from minires.errors import ImageError, MiniresError, WeightsError, check_choice, short
 from minires.images import ImageSource
 from minires.layers import OPERATORS, Array, Layer
 from minires.metadata import read_json, read_meta
-from minires.model import Backend, Engine, ResNet50, resnet50_layers
+from minires.model import ResNet50, resnet50_layers
 from minires.preprocess import IMAGENET_V1, Preset, preprocess
 from minires.quantize.calibrate import STORED_CALIBRATION
 from minires.quantize.default import default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
 
-FORMAT = "minires-float"  # a .safetensors file whose metadata has categories, preset, calibration
+FORMAT = "minires-float"  # marks .safetensors files that tell categories, preset and calibration
 
 
 class Prediction(NamedTuple):
@@ -31,11 +32,11 @@ class Prediction(NamedTuple):
 
     label: str
     probability: float  # softmax of the logits, 0 to 1
-    index: int  # type: ignore[assignment]  # the class's number, in place of tuple.index
+    index: int  # type: ignore[assignment]  # the class's number; it hides the method tuple.index
 
 
 def make_engine(layers: Sequence[Layer], params: Mapping[str, Any], precision: str) -> Engine:
-    """Lay a network out for the compiled kernels; `ResNet50` asks for it at its first run."""
+    """Lay a network out for the compiled kernels; `ResNet50` calls this at its first run."""
     from minires.kernels import engine  # here, because Numba takes long to import
 
     return engine.Engine(list(layers), params, precision)
@@ -71,33 +72,33 @@ def resnet50(
     Parameters
     ----------
     weights : str, path-like or Weights, optional
-        A name that `minires.available_weights` lists, fetched and cached where needed, or what
-        `minires.get_weights` returns; or the path of a .pth or .safetensors file. Unless given,
-        IMAGENET1K_V2 where it is here or can be fetched, else CIFAR10, which comes with the
-        package; a line on stderr says so.
+        A name that `minires.available_weights` lists, which is fetched and cached if needed; or
+        the result of `minires.get_weights`; or the path of a .pth or .safetensors file. If you give
+        none, IMAGENET1K_V2 is used, if it is here or can be fetched. Otherwise CIFAR10 is used,
+        which comes with the package, and a line on stderr says so.
     precision : str
         "fp32", "bf16", "int8" or "int8-simulated" (INT8's numbers, computed in float32); a GPU
         also has "fp16" and "tf32". Float weights are calibrated once for INT8, on photographs that
         come with the package, unless their file has a calibration of its own.
     backend : str
-        "numba", compiled kernels; "cuda", an NVIDIA GPU; or "numpy", the definitions.
+        "numba" runs compiled kernels; "cuda" an NVIDIA GPU's; "numpy" runs the definitions.
     progress : bool
         Whether downloading and calibrating show a bar on stderr.
 
     Returns
     -------
     ResNet50
-        Its ``meta`` tells categories, preset, accuracy, source and licence, as far as known.
+        Its ``meta`` has categories, preset, accuracy, source and licence, as far as known.
 
     Raises
     ------
     MiniresError
-        For a precision or backend that is not there.
+        For an unknown precision or backend.
     WeightsError
-        For weights that cannot be found, fetched or read, or that are another network's.
+        For weights that cannot be found, fetched or read, or that belong to another network.
     """
     check_choice("precision", precision, OPERATORS)
-    check_choice("backend", backend, ResNet50.backends)
+    check_backend(ResNet50.backends, backend, precision)
     weights = download.default_weights(progress) if weights is None else weights
     path, entry = download.resolve(weights, progress)
     load_fp32 = functools.partial(_load_fp32, path, entry)
@@ -132,7 +133,7 @@ def _load_fp32(path: Path, entry: download.Weights | None) -> ResNet50:
 
 
 def _guess_meta(path: Path, classes: int) -> dict[str, Any]:
-    """Assume of an unknown file: ImageNet's names where the number fits, and V1's preset."""
+    """Assume V1's preset for an unknown file, and ImageNet's names if the number of them fits."""
     names = download.imagenet_categories()
     return {
         "name": short(path.name),
@@ -142,7 +143,7 @@ def _guess_meta(path: Path, classes: int) -> dict[str, Any]:
 
 
 def _told_meta(path: Path, classes: int) -> dict[str, Any]:
-    """Read what a file says of itself, if it is one that weights/train_cifar10.py wrote."""
+    """Read the facts in a file's metadata, if weights/train_cifar10.py wrote the file."""
     metadata = checkpoint.read_metadata(path)
     if metadata.get("format") != FORMAT:
         return {}
@@ -165,7 +166,7 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
     x : ndarray
         (N, 3, H, W) float32, from `preprocess` with the model's preset.
     top : int
-        How many classes; all of them where there are fewer.
+        How many classes to name; if the network has fewer, all of them.
 
     Returns
     -------
@@ -175,7 +176,7 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
     Raises
     ------
     MiniresError
-        For an input or a top that cannot be, and for logits that are not finite.
+        For an invalid input or top, and for logits that are not finite.
     """
     if not hasattr(top, "__index__") or operator.index(top) < 1:
         raise MiniresError(f"top is {top!r}; wanted a whole number of at least 1")
@@ -191,16 +192,16 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
 
 
 def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) -> list[Prediction]:
-    """Name what a photograph shows.
+    """Label a photograph.
 
     Parameters
     ----------
     image : path-like, bytes, binary file, PIL image or ndarray
-        What `preprocess` takes.
+        An image, in any form that `preprocess` takes.
     top : int
         How many labels.
     model : ResNet50, optional
-        From `resnet50`; its default, loaded at the first call, unless given.
+        From `resnet50`. If you give none, the default model is loaded at the first call.
 
     Returns
     -------
@@ -210,7 +211,7 @@ def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) ->
     Raises
     ------
     ImageError
-        For what is no usable image, or is several.
+        For an image that cannot be used, or for several images.
     """
     if isinstance(image, list | tuple):
         raise ImageError("classify takes one image; for several, preprocess and predict")
@@ -221,23 +222,10 @@ def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) ->
 def classify_files(
     model: ResNet50, files: Sequence[Path], top: int = 5, batch_size: int = 8
 ) -> Iterator[tuple[Path, list[Prediction] | ImageError]]:
-    """Name what many photographs show; one that cannot be used does not stop the others.
+    """Label many photographs; one that cannot be used does not stop the others.
 
-    Parameters
-    ----------
-    model : ResNet50
-        From `resnet50`.
-    files : sequence of Path
-        The photographs, such as `minires.images.find_images` finds them.
-    top : int
-        How many labels each gets.
-    batch_size : int
-        How many are computed, and held in memory, at once.
-
-    Yields
-    ------
-    (Path, list of Prediction or ImageError)
-        Each file with its answer: the likeliest label first, or why it has none.
+    You get each file with its answer: the likeliest label first, or the error that it caused. A
+    batch of photographs is held in memory at once.
     """
     for start in range(0, len(files), batch_size):
         batch = files[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""Where minires keeps what it downloads, computes or compiles once."""
+"""The cache, where minires keeps files that it downloads, computes or compiles only once."""
 
 import contextlib
 import hashlib
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import platformdirs
 
-NOTE = ".verified"  # how the notes of checksums end
+NOTE = ".verified"  # the ending of files that note a checksum
 MOST_NOTES = 64
 
 
 def cache_dir() -> Path:
-    """Find minires's cache: MINIRES_CACHE, or where the platform has such; it may not exist."""
+    """Return minires's cache: MINIRES_CACHE, or the platform's own place; it may not exist."""
     cache = os.environ.get("MINIRES_CACHE") or platformdirs.user_cache_dir("minires", False)
-    return Path(os.path.expanduser(cache))  # which leaves ~ where there is no home
+    return Path(os.path.expanduser(cache))  # Path.expanduser would fail if there is no home
 
 
 def remove_oldest(folder: Path, pattern: str, count: int) -> None:
-    """Keep as many files of a kind; those go that were written to, or touched, the longest ago."""
+    """Keep `count` files of a kind, and remove those that were written or touched longest ago."""
     ages = {}
     for path in folder.glob(pattern):
         with contextlib.suppress(OSError):  # another process may be first
@@ -35,9 +35,10 @@ def sha256_of(path: Path) -> str:
 
 
 def noted_sha256(path: Path) -> str:
-    """Compute a file's checksum, once for as long as nobody writes to the file: it takes a while.
+    """Compute a file's checksum, or take it from a note if the file has not changed since.
 
-    A note in the cache keeps it, by the file's place: a copy is another file, and read again.
+    The checksum takes a while, so a note in the cache keeps it. The note belongs to the file's
+    path: for a copy the checksum is computed again.
     """
     status = path.stat()
     place = os.fsencode(path.resolve())
@@ -45,7 +46,7 @@ def noted_sha256(path: Path) -> str:
     note = cache_dir() / f"{hashlib.sha256(place).hexdigest()[:16]}{NOTE}"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         known, _, checksum = note.read_text(encoding="utf-8").rpartition(" ")
-        if known == seen and len(checksum) == 64:  # whole
+        if known == seen and len(checksum) == 64:  # a damaged note may be shorter
             return checksum
     checksum = sha256_of(path)
     with contextlib.suppress(OSError):  # without a note it is computed again

@@ -1,8 +1,8 @@
 """The command line: ``minires COMMAND``, or ``python -m minires COMMAND``.
 
-A command is two functions: `add_classify` says what ``minires classify`` takes, and `classify` runs
-it. Commands that measure stand in measure/commands.py. Answers go to stdout, and everything else
-to stderr. The exit status is 0 where all was answered, 1 where an image or the weights could not be
+A command is two functions: `add_classify` adds the options of ``minires classify``, and `classify`
+runs it. Commands that measure are in measure/commands.py. Answers go to stdout, everything else to
+stderr. The exit status is 0 if everything was answered, 1 if an image or the weights could not be
 used, and 2 for a command line that makes no sense.
 """
 
@@ -43,20 +43,9 @@ CLOSED_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The words after ``minires``; those of this process unless given.
-
-    Returns
-    -------
-    int
-        The exit status.
-    """
+    """Run the command in `argv`, or in this process's own words, and return the exit status."""
     arguments = build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what stdout cannot
+    if isinstance(sys.stdout, io.TextIOWrapper):  # some files' names cannot be encoded for stdout
         sys.stdout.reconfigure(errors="backslashreplace")
     offline = download.offline(getattr(arguments, "offline", False))
     try:
@@ -67,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return CTRL_C
-    except BrokenPipeError:  # whoever read the answers has gone, as head does
+    except BrokenPipeError:  # the program that reads the answers has ended, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
     except Exception as error:
@@ -77,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception, arguments: Namespace) -> None:
-    """Say on stderr in one line what is wrong, under its traceback where that is wanted."""
+    """Tell an error on stderr in one line, and with --debug its traceback first."""
     text = str(error)
     if not isinstance(error, MiniresError):
         text = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-    if isinstance(error, OSError) and error.filename and error.strerror:  # a full disk, say
+    if isinstance(error, OSError) and error.filename and error.strerror:  # such as a full disk
         text = f"{error.filename}: {error.strerror}"
     if arguments.debug:
         tell("".join(traceback.format_exception(error)).rstrip())
@@ -89,7 +78,7 @@ def _complain(error: Exception, arguments: Namespace) -> None:
 
 
 def add_classify(parser: Parser) -> None:
-    """Say what `classify` takes."""
+    """Add the options of `classify`."""
     text = "photographs, or folders of them"
     parser.add_argument("images", nargs="+", type=options.path, metavar="IMAGE|FOLDER", help=text)
     options.weights(parser)
@@ -105,19 +94,19 @@ def add_classify(parser: Parser) -> None:
 def classify(arguments: Namespace) -> int:
     """Name what photographs show."""
     files = find_images(arguments.images)
-    if not any(map(os.path.exists, files)):  # told before 100 MB are fetched in vain
+    if not any(map(os.path.exists, files)):  # say so before 100 MB are downloaded in vain
         raise ImageError(f"{', '.join(map(str, files))}: no such file or folder")
     model = api.resnet50(arguments.weights, arguments.precision, arguments.backend)
     answers = api.classify_files(model, files, arguments.top, arguments.batch_size)
     told: list[dict[str, Any]] = []
     try:
-        # A short run shows no bar, nor does one whose stderr is not a terminal.
+        # There is no bar in a run of less than 2 seconds, or if stderr is not a terminal.
         with tqdm(total=len(files), delay=2, leave=False, disable=bar_hidden()) as bar:
             for file, answer in answers:
                 bar.clear()
                 told.append(_tell_answer(file, answer, arguments))
                 bar.update()
-    finally:  # Ctrl-C loses nothing that was answered
+    finally:  # after Ctrl-C, the answers so far are still printed
         if arguments.json:
             used = {"name": model.meta["name"]}
             used["precision"] = arguments.precision
@@ -129,7 +118,7 @@ def classify(arguments: Namespace) -> int:
 def _tell_answer(
     file: Path, answer: list[api.Prediction] | ImageError, arguments: Namespace
 ) -> dict[str, Any]:
-    """Print one answer, and return it as --json has it."""
+    """Print one answer, and return it in the form for --json."""
     if isinstance(answer, ImageError):
         _complain(answer, arguments)
         return {"file": str(file), "error": str(answer)}
@@ -140,7 +129,7 @@ def _tell_answer(
 
 
 def add_quantize(parser: Parser) -> None:
-    """Say what `quantize` takes."""
+    """Add the options of `quantize`."""
     options.weights(parser)
     options.offline(parser)
     text = "photographs like those to come; those of the weights or the package unless given"
@@ -169,7 +158,7 @@ def quantize(arguments: Namespace) -> int:
     if output.exists() and output.samefile(path):
         raise MiniresError(f"{output}: holds the weights to quantize; name another file")
     fp32 = api.resnet50(weights)
-    check_writable(output, int8_size(fp32.layers))  # calibration takes a while
+    check_writable(output, int8_size(fp32.layers))  # now, because calibration takes a while
     preset = fp32.meta["preset"]
     photographs = Photographs(files, preset, lambda error: _complain(error, arguments))
 
@@ -195,7 +184,7 @@ def quantize(arguments: Namespace) -> int:
 
 
 def add_evaluate(parser: Parser) -> None:
-    """Say what `evaluate` takes."""
+    """Add the options of `evaluate`."""
     parser.add_argument("folder", type=options.path, help="where the photographs lie")
     text = "with the columns file and label, labels being class numbers"
     parser.add_argument("--labels", type=options.path, required=True, metavar="CSV", help=text)
@@ -229,7 +218,7 @@ def evaluate(arguments: Namespace) -> int:
 
 
 def add_summary(parser: Parser) -> None:
-    """Say what `summary` takes."""
+    """Add the options of `summary`."""
     either = parser.add_mutually_exclusive_group()
     options.weights(either)
     options.number(either, "--classes", 1000, "how many classes")
@@ -249,7 +238,7 @@ def summary(arguments: Namespace) -> int:
 
 
 def add_weights(parser: Parser) -> None:
-    """Say what `weights` takes."""
+    """Add the options of `weights`."""
     parser.add_argument("action", choices=("list", "path", "fetch", "verify"))
     parser.add_argument("name", nargs="?", help="the default weights unless given")
 

@@ -1,7 +1,7 @@
-"""Weights by name: what is known of them, where they lie, and how they come here.
+"""Weights by name: look up their facts, find their file, or download it.
 
-``weights/manifest.toml`` has the facts. Some files lie beside it and come with the package; others
-are looked for in minires's cache and in torch's. pooch downloads what neither has.
+``weights/manifest.toml`` has the facts. Some files lie beside it and come with the package. Others
+may be in minires's cache or in torch's; if they are in neither, pooch downloads them.
 """
 
 import contextlib
@@ -30,23 +30,23 @@ from minires.preprocess import Preset, read_preset
 DEFAULT = "IMAGENET1K_V2"
 FALLBACK = "CIFAR10"  # comes with the package
 ATTEMPTS = 3  # for each file
-TIMEOUT = 10.0  # seconds: to be connected, and between two pieces of the file
-PATIENCE = 30.0  # seconds in which a server has to send SLOWEST bytes for each
-HURRY = 3.0  # seconds for the first of them, where the weights were not asked for by name
-SLOWEST = 10_000  # bytes a second; 100 MB then take three hours
-PIECE = 4096  # bytes; a compressed piece is 1,000 times as long at most
-LARGEST = 2**28  # bytes, where the manifest has no size: a ResNet-50 in float64 has 204 MB
-PARTIAL = ".download-"  # how the folders are called in which files arrive
-STALE_SECONDS = 24 * 60 * 60  # such a folder is no longer in use
+TIMEOUT = 10.0  # seconds to wait for a connection, and between two pieces of the file
+SLOWEST = 10_000  # bytes a second that a server has to send; 100 MB then take three hours
+PATIENCE = 30.0  # seconds over which that is measured
+HURRY = 3.0  # seconds of the first measurement, if nobody asked for these weights by name
+PIECE = 4096  # bytes; a compressed piece becomes at most 1,000 times as long
+LARGEST = 2**28  # bytes, if the manifest tells no size: a ResNet-50 in float64 has 204 MB
+PARTIAL = ".download-"  # the names of folders into which files are downloaded begin so
+STALE_SECONDS = 24 * 60 * 60  # after this time such a folder is no longer in use
 
 
 @dataclass(frozen=True)
 class WeightsFile:
     """A file that comes with the package, or can be downloaded."""
 
-    url: str  # relative to the manifest where the file comes with the package
+    url: str  # relative to the manifest if the file comes with the package
     sha256: str  # in hexadecimal
-    size: int | None = None  # in bytes, where it is known
+    size: int | None = None  # in bytes, if it is known
 
     @property
     def name(self) -> str:
@@ -61,12 +61,12 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Weights:
-    """What is known of weights."""
+    """The facts about weights that have a name."""
 
     name: str  # as available_weights lists it
     files: tuple[WeightsFile, ...]  # each has all of the weights; the first is preferred
-    # In torchvision's manner: name, categories, preset, accuracy (in percent), num_params, source,
-    # recipe and licence.
+    # As in torchvision: name, categories, preset, accuracy (in percent), num_params, source, recipe
+    # and licence.
     meta: dict[str, Any]
 
     @property
@@ -77,12 +77,12 @@ class Weights:
 
     @property
     def sha256(self) -> str:
-        """What tells these weights from all others: the preferred file's checksum."""
+        """The preferred file's checksum, which tells these weights from all others."""
         return self.files[0].sha256
 
     @property
     def remedy(self) -> str:
-        """What to do where the file is missing or damaged."""
+        """The advice for a user whose file is missing or damaged."""
         if self.files[0].bundled:
             return "it comes with minires: install minires anew"
         return f"minires weights fetch {self.name} gets it"
@@ -95,7 +95,7 @@ def weights_dir() -> Path:
 
 
 def torch_cache_dir() -> Path:
-    """Find where torch keeps what torchvision downloads; it may not exist."""
+    """Return the folder where torch keeps torchvision's downloads; it may not exist."""
     torch_home = os.environ.get("TORCH_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch"
     )
@@ -104,7 +104,7 @@ def torch_cache_dir() -> Path:
 
 @contextlib.contextmanager
 def offline(wanted: bool = True) -> Iterator[None]:
-    """Download nothing while a with statement lasts: it sets MINIRES_OFFLINE, if wanted."""
+    """Set MINIRES_OFFLINE, if wanted, so that a with statement downloads nothing."""
     before = os.environ.get("MINIRES_OFFLINE")
     if wanted:
         os.environ["MINIRES_OFFLINE"] = "1"
@@ -141,7 +141,7 @@ def available_weights() -> list[str]:
 
 
 def get_weights(name: str) -> Weights:
-    """Look up what the manifest says of weights.
+    """Look up the facts about weights in the manifest.
 
     Parameters
     ----------
@@ -151,12 +151,12 @@ def get_weights(name: str) -> Weights:
     Returns
     -------
     Weights
-        Whether or not the file is here.
+        The facts, even if the file is not on this machine.
 
     Raises
     ------
     WeightsError
-        For a name that is not known.
+        For an unknown name.
     """
     manifest = _manifest()
     if not isinstance(name, str) or name not in manifest:
@@ -174,10 +174,10 @@ def get_weights(name: str) -> Weights:
 def resolve(
     weights: str | os.PathLike[str] | Weights, progress: bool = True
 ) -> tuple[Path, Weights | None]:
-    """Turn a path or a name into a file that is here, and what is known of it.
+    """Turn a path or a name into a file on this machine, and the facts about it if it is known.
 
-    A file that has the name of weights is taken for them, a folder is not. A file given by its path
-    is known by its size and checksum.
+    If a file is called like known weights, the file is taken; a folder is not. A file that you give
+    by its path is recognized by its size and checksum.
     """
     if isinstance(weights, Weights):
         return _obtain(weights, progress), weights
@@ -194,10 +194,10 @@ def resolve(
 
 
 def default_weights(progress: bool = True) -> Weights:
-    """Choose the weights where nobody named any: ImageNet's, or else those of the package.
+    """Choose the weights if nobody named any: ImageNet's, or else those of the package.
 
-    Those of ImageNet are downloaded where they are not here but can be had. Where they cannot, a
-    line on stderr says so: ten classes answer in place of a thousand.
+    ImageNet's weights are downloaded if they are not here. If that fails, a line on stderr says so,
+    because a network of ten classes then answers in place of one of a thousand.
     """
     wanted = get_weights(DEFAULT)
     fallback = get_weights(FALLBACK)
@@ -222,7 +222,7 @@ def locate(name: str) -> Path | None:
 
 
 def _find(entry: Weights, whole: bool = False) -> tuple[Path, WeightsFile] | None:
-    """Look for a file whose checksum is right, or was when it was last written to."""
+    """Look for a file with the right checksum; `whole` computes it anew, see `_is_right`."""
     return next((place for place in _places(entry) if _is_right(*place, whole)), None)
 
 
@@ -234,7 +234,7 @@ def _places(entry: Weights) -> list[tuple[Path, WeightsFile]]:
 
 
 def _recognize(path: Path) -> Weights | None:
-    """Find the entry of the manifest whose file this is, wherever it came from."""
+    """Find the entry of the manifest that a file belongs to, wherever it came from."""
     for entry in map(get_weights, available_weights()):
         for file in entry.files:
             if file.size and _has_size(path, file):
@@ -249,38 +249,38 @@ def _recognize(path: Path) -> Weights | None:
 def _own_path(entry: Weights, file: WeightsFile) -> Path:
     if file.bundled:
         return weights_dir() / file.url
-    # The checksum is part of the name, so that no other version can be taken for this one.
+    # The checksum is part of the name, so that another version has another file.
     return cache_dir() / f"{entry.name}-{file.sha256[:16]}{Path(file.name).suffix}"
 
 
 def _has_size(path: Path, file: WeightsFile) -> bool:
     try:
         status = path.stat()
-    except OSError:  # not there, or in a folder that may not be looked into
+    except OSError:  # missing, or in a folder that may not be read
         return False
     return stat.S_ISREG(status.st_mode) and file.size in (None, status.st_size)
 
 
 def _is_right(path: Path, file: WeightsFile, whole: bool = False) -> bool:
-    """Compare a file's checksum: that of now, or of when it was last written to."""
+    """Compare a file's checksum: computed now if `whole`, else when it was last written to."""
     try:
         return (cache.sha256_of if whole else cache.noted_sha256)(path) == file.sha256
-    except OSError:  # a file that may not be read is as good as none
+    except OSError:  # a file that may not be read counts as missing
         return False
 
 
 def check_at_rest(path: Path, entry: Weights) -> None:
-    """Compare the checksum of weights that are about to be read, without a note.
+    """Compute the checksum of weights that are about to be read; `WeightsError` if it is wrong.
 
-    A bit may flip on a disk, and no time of change tells. In PyTorch's files, which are zip
-    archives, each tensor has a checksum that is compared anyway.
+    A note from an earlier time is not enough, because a bit on a disk may flip without a change of
+    the file's time. PyTorch's files are zip archives, which have a checksum for each tensor anyway.
     """
     if path.suffix != ".pth" and cache.sha256_of(path) not in [file.sha256 for file in entry.files]:
         raise WeightsError(f"{path} is damaged: its checksum is wrong; {entry.remedy}")
 
 
 def verify(name: str) -> Path:
-    """Compare the checksum of weights that are here; `WeightsError` if they are not, or damaged."""
+    """Compare the checksum of weights; `WeightsError` if they are damaged or not here."""
     entry = get_weights(name)
     places = _places(entry)
     if not places:
@@ -296,11 +296,11 @@ def verify(name: str) -> Path:
 
 
 def fetch(name: str, progress: bool = True) -> Path:
-    """Return the file of weights, downloading it where it is not here or its checksum is wrong.
+    """Return the file of weights; download it if it is not here or its checksum is wrong.
 
-    The file appears in the cache when it is whole and its checksum is right, not before, so that
-    neither an interruption nor another process doing the same can spoil it. Of a download stderr
-    tells by a bar on a terminal, by a line elsewhere.
+    The file appears in the cache only when it is whole and its checksum is right, so that neither
+    an interruption nor another process that does the same can spoil it. While it is downloaded,
+    stderr shows a line, and on a terminal a bar.
     """
     return _obtain(get_weights(name), progress, whole=True)
 
@@ -330,7 +330,7 @@ def _fetch(entry: Weights, progress: bool, *, hurry: bool = False, whole: bool =
             try:
                 return _download(file, _own_path(entry, file), progress, hurry)
             except (OSError, ValueError) as error:
-                # Those of a network have no errno, nor has a missing certificate.
+                # An error with an errno is one of the disk: errors of the network have none.
                 if isinstance(error, OSError) and error.errno is not None:
                     raise WeightsError(
                         f"{cache_dir()} could not be written to ({error.strerror}); make room, or "
@@ -342,25 +342,25 @@ def _fetch(entry: Weights, progress: bool, *, hurry: bool = False, whole: bool =
 
 
 def _reason(error: Exception) -> str:
-    """Dig out what happened: where no connection came about, requests wraps it several times."""
+    """Find the cause of an error: requests wraps a failed connection several times."""
     reason = getattr(error.args[0], "reason", error) if error.args else repr(error)
     told = re.sub(r"^(<.*?>|HTTPS?Connection(Pool)?\(.*?\)): ", "", str(reason))
-    return told.partition(". Deleted download")[0]  # of what pooch says of a wrong checksum
+    return told.partition(". Deleted download")[0]  # pooch adds this to a wrong checksum
 
 
 @dataclass
 class _Arrival:
-    """How far a download is, for the two threads that have to know."""
+    """The state of a download, which two threads share."""
 
-    count: int = 0  # bytes, of all attempts together
-    left: bool = False  # whether nobody waits for it any more
+    count: int = 0  # bytes that arrived, in all attempts together
+    left: bool = False  # whether the other thread has stopped waiting for it
 
 
 def _download(file: WeightsFile, target: Path, progress: bool, hurry: bool) -> Path:
-    """Let a file arrive in a folder of its own, and move it to its place if it is the right one.
+    """Download a file into a folder of its own, and move it to its place if it is the right one.
 
-    Another thread works, so that this one can leave: neither looking up a server's name nor a
-    server that sends a byte every other second has a time-out.
+    Another thread downloads, so that this one can give up: there is no time-out for looking up a
+    server's name, nor for a server that sends a byte every other second.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for old in target.parent.glob(f"{PARTIAL}*"):
@@ -377,7 +377,7 @@ def _download(file: WeightsFile, target: Path, progress: bool, hurry: bool) -> P
     def work(arrived: Path) -> None:
         try:
             _run_pooch(file, arrived, arrival, bar, attempts=1 if hurry else ATTEMPTS)
-        except Exception as error:  # whatever it is, no thread may print it
+        except Exception as error:  # otherwise the thread would print a traceback
             failures.append(error)
 
     with tempfile.TemporaryDirectory(
@@ -389,7 +389,7 @@ def _download(file: WeightsFile, target: Path, progress: bool, hurry: bool) -> P
         try:
             _watch(thread, arrival, HURRY if hurry else PATIENCE)
         finally:
-            arrival.left = True  # by an interruption, too
+            arrival.left = True  # after an interruption, too
         if failures:
             raise failures[0]
         os.replace(arrived, target)
@@ -397,7 +397,7 @@ def _download(file: WeightsFile, target: Path, progress: bool, hurry: bool) -> P
 
 
 def _watch(thread: threading.Thread, arrival: _Arrival, first: float) -> None:
-    """Wait for a download's end, for as long as enough arrives; OSError where it does not."""
+    """Wait for a download's end, and raise OSError if too little arrives."""
     for seconds in itertools.chain([first], itertools.repeat(PATIENCE)):
         before = arrival.count
         thread.join(seconds)
@@ -411,20 +411,20 @@ def _watch(thread: threading.Thread, arrival: _Arrival, first: float) -> None:
 def _run_pooch(
     file: WeightsFile, arrived: Path, arrival: _Arrival, bar: bool, attempts: int
 ) -> None:
-    """Let pooch download a file, compare its checksum, and try again where that is of use.
+    """Let pooch download a file, compare its checksum, and try again after errors of requests.
 
-    An OSError that is not of requests ends all attempts.
+    Any other OSError ends all attempts.
     """
-    import pooch  # these are imported here because they take long and are seldom needed
+    import pooch  # here, because these imports take long and are seldom needed
     import requests
     from tqdm import tqdm
 
     most = file.size or LARGEST
 
     def download(url: str, path: str, _: object) -> None:
-        os.remove(path)  # pooch made it readable for its owner alone
+        os.remove(path)  # pooch created it so that only its owner can read it
         with (
-            # A compressed answer would hide its size.
+            # A compressed answer would not tell its size.
             requests.get(
                 url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}
             ) as response,
@@ -447,7 +447,7 @@ def _run_pooch(
                     raise OSError(f"sends more than the {most} bytes that the file has")
                 shown.update(len(piece))
 
-    pooch.get_logger().setLevel("ERROR")  # minires tells by itself
+    pooch.get_logger().setLevel("ERROR")  # minires has messages of its own
     pooch.create(
         arrived.parent,
         base_url="",

@@ -1,7 +1,7 @@
-"""The errors a user can cause, each told in one sentence.
+"""The errors that a user can cause, each told in one sentence.
 
-They are ``ValueError``s, so that code which knows nothing of minires can catch them;
-the command line prints their text and exits with status 1, without a traceback.
+They are ``ValueError``s, so that code which knows nothing of minires can catch them. The command
+line prints their text and exits with status 1, without a traceback.
 """
 
 import reprlib
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class MiniresError(ValueError):
-    """Something that was handed in cannot be used; the text says what and what to do."""
+    """Something given to minires cannot be used. The text tells what, and what to do."""
 
 
 class ImageError(MiniresError):
@@ -17,7 +17,7 @@ class ImageError(MiniresError):
 
 
 class WeightsError(MiniresError):
-    """Weights that cannot be read, or that are not a ResNet-50's."""
+    """Weights that cannot be read, or that do not belong to a ResNet-50."""
 
 
 class DownloadError(WeightsError):
@@ -25,7 +25,7 @@ class DownloadError(WeightsError):
 
 
 def short(value: object) -> str:
-    """Write what came from outside on one line, in at most 120 characters."""
+    """Write a value from outside, for an error: on one line, in at most 120 characters."""
     if isinstance(value, str) and value.isprintable():
         return f"{value:.120}"
     writer = reprlib.Repr()
@@ -34,7 +34,7 @@ def short(value: object) -> str:
 
 
 def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:
-    """Refuse what is none of the known precisions or backends."""
+    """Raise `MiniresError` for a choice, such as a precision, that is not among the known ones."""
     known = tuple(known)
     if not isinstance(chosen, str) or chosen not in known:
         raise MiniresError(f"there is no {what} {short(repr(chosen))}; there is {', '.join(known)}")

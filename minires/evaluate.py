@@ -25,10 +25,10 @@ class Accuracy(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two networks on the same images; shares, not percent."""
+    """Two networks on the same images, in shares, not percent."""
 
-    agreement: float  # the same label first, right or wrong
-    difference: float  # top-1 of the one less top-1 of the other
+    agreement: float  # how often both have the same label first, right or wrong
+    difference: float  # top-1 of the first network less top-1 of the other
     low: float  # the difference's 95% interval
     high: float
     largest_logit_difference: float
@@ -41,7 +41,8 @@ def read_labels(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
     number, raises `MiniresError`.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes a mark
+        # Excel begins the file with a byte order mark, which utf-8-sig skips.
+        with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if not {"file", "label"} <= set(reader.fieldnames or ()):
                 raise ValueError("a column is missing")
@@ -85,8 +86,8 @@ def compare(logits: Array, other: Array, labels: Array) -> Comparison:
     losses = int(np.sum((first != labels) & (second == labels)))
     # The interval is Agresti and Min's for matched pairs ("Simple improved confidence intervals for
     # comparing matched proportions", Statistics in Medicine 24, 2005): add half a count to each of
-    # the four outcomes, then take the normal one. Only the images on which the two differ are left
-    # to chance, so it is much narrower than the interval of two separate samples.
+    # the four outcomes, then take the normal interval. Only the images on which the two differ are
+    # left to chance, so it is much narrower than for two separate samples.
     n = len(labels) + 2
     centre = (wins - losses) / n
     half = 1.96 * np.sqrt((wins + losses + 1) - (wins - losses) ** 2 / n) / n
@@ -102,14 +103,14 @@ def compare(logits: Array, other: Array, labels: Array) -> Comparison:
 def choose_networks(
     precision: str,
     weights: str | Weights,
-    against: str | None = None,  # the other's precision, or "none"; fp32 unless given
-    against_weights: str | None = None,  # the other's; the same unless given
+    against: str | None = None,  # the other network's precision, or "none"; fp32 unless given
+    against_weights: str | None = None,  # the other network's; `weights` unless given
 ) -> list[tuple[str, str | Weights]]:
     """Choose the networks to evaluate: the one asked for, and the one to compare it with.
 
     You get one or two pairs of precision and weights.
     """
-    if against is None:  # weights that are in INT8 alone have nothing to be compared with
+    if against is None:  # an INT8 file has no float32 network to compare with
         is_file = isinstance(weights, str) and os.path.isfile(weights)
         int8_alone = is_file and is_int8_file(Path(str(weights))) and not against_weights
         against = "none" if int8_alone else "fp32"
@@ -121,16 +122,16 @@ def choose_networks(
 def evaluate_networks(
     models: Sequence[ResNet50],
     folder: str | os.PathLike[str],
-    rows: Sequence[tuple[str, int]],  # of `read_labels`
-    tell: Callable[[ImageError], None],  # given the error of each photograph that is left out
-    # Given the rows, it yields them: a bar, say.
+    rows: Sequence[tuple[str, int]],  # from `read_labels`
+    tell: Callable[[ImageError], None],  # gets the error of each photograph that is left out
+    # Gets the rows and yields them again, for example to show a bar.
     progress: Callable[[Sequence[tuple[str, int]]], Iterable[tuple[str, int]]] = iter,
 ) -> dict[str, Any]:
     """Measure the accuracy of one network, or of two and how they differ.
 
-    You get ``images``, ``unusable`` and ``models``, and with two models ``comparison``: all of it
-    can be written as JSON. Networks of different classes, a label that they do not know, or no
-    usable photograph raise `MiniresError`.
+    You get ``images``, ``unusable`` and ``models``, and with two models ``comparison``; all of it
+    can be written as JSON. It raises `MiniresError` if the networks have different classes, if they
+    do not know a label, or if no photograph can be used.
     """
     _check_classes(models, rows)
     labels: list[int] = []

@@ -1,7 +1,7 @@
 """What a layer is, and what it computes in each precision: a row of phases.
 
 A convolution is im2col, a GEMM and an epilogue; `OPERATORS` at the end says which function does
-each of them, precision by precision. Activations are NHWC, weights (N, K), a row a channel.
+each of them, precision by precision. Activations are NHWC; weights are (N, K), a row per channel.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from minires.reference import QParams
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-# Told of steps that have run: the layers, the shape of the images that went through together
-# (NCHW), how many calls went before for the same batch, and when each step started and ended, in
-# seconds of time.perf_counter. Of a step that ran phase by phase, also its list of PhaseTime.
+# A function that is told of steps when they have run: the layers, the NCHW shape of the images that
+# went through together, how many calls for the same batch came before, and when each step started
+# and ended by time.perf_counter. Where a step ran phase by phase it gets the PhaseTimes, too.
 Record = Callable[..., None]
 Hook = Callable[["Layer", tuple[Array, ...], Array], Array | None]
 
@@ -34,7 +34,7 @@ class Layer:
 
     name: str  # torchvision's name of the convolution, pool or linear layer
     op: str  # input, conv, maxpool, avgpool or linear; in unfuse.py also batchnorm, add and relu
-    inputs: tuple[str, ...]  # the layers it reads: x and, where one is added, the residual
+    inputs: tuple[str, ...]  # names of the layers it reads: x, and the residual if one is added
     in_c: int  # channels read
     out_c: int  # channels written
     kernel: int = 1  # pixels, the same along both axes, as are stride and padding
@@ -42,18 +42,18 @@ class Layer:
     padding: int = 0
     bn: str = ""  # torchvision's name of the BatchNorm fused into a convolution
     relu: bool = False  # whether negative outputs become zero
-    qparams: QParams | None = None  # scale and zero point of the output, where it is in eight bits
+    qparams: QParams | None = None  # scale and zero point of an output in eight bits
     hooks: list["HookHandle"] = field(default_factory=list, init=False, repr=False)
 
     def output_shape(self, x: Shape) -> Shape:
-        """Tell the shape that comes out where one of shape `x` goes in."""
+        """Return the output's shape for an input of shape `x`."""
         if self.op in ("conv", "maxpool"):
             sizes = (ref.output_size(s, self.kernel, self.stride, self.padding) for s in x[1:3])
             return (x[0], *sizes, self.out_c)
         return (x[0], self.out_c) if self.op in ("avgpool", "linear") else x
 
     def macs(self, output: Shape) -> int:
-        """Count the multiply-adds, M * N * K, behind an output of shape `output`."""
+        """Count the multiply-adds, M * N * K, that an output of shape `output` takes."""
         has_weights = self.op in ("conv", "linear")
         return int(np.prod(output)) * self.kernel**2 * self.in_c if has_weights else 0
 
@@ -72,10 +72,10 @@ class Layer:
 
 @dataclass(eq=False)
 class HookHandle:
-    """A hook that is on, as in torch: what `Layer.register_forward_hook` returns.
+    """A hook that is on, as in torch; `Layer.register_forward_hook` returns it.
 
-    It comes off by ``remove()``, or at the end of a with statement. What the hook returns takes the
-    output's place, unless it is None.
+    Take it off by ``remove()``, or use it in a with statement, which does so at its end. An array
+    that the hook returns takes the output's place.
     """
 
     hooks: list["HookHandle"] = field(repr=False)  # those of the same layer
@@ -93,20 +93,20 @@ class HookHandle:
 
 
 class FloatParams(NamedTuple):
-    """What a convolution or the linear layer knows in float32."""
+    """The parameters of a convolution or of the linear layer in float32."""
 
     weight: Array  # (N, K): OHWI, a row per output channel
     bias: Array  # (N,)
 
 
 class Int8Params(NamedTuple):
-    """What a convolution or the linear layer knows in INT8."""
+    """The parameters of a convolution or of the linear layer in INT8."""
 
-    x: QParams  # the input's
+    x_qparams: QParams  # the input's scale and zero point
     w_s8: Array  # (N, K)
     w_scale: Array  # (N,) float32
-    bias_s32: Array  # (N,) in steps of x.scale * w_scale, less x.zero_point * sum(w_s8)
-    residual: QParams | None = None  # the residual's
+    bias_s32: Array  # (N,) in steps of x_scale * w_scale, less x_zero_point * sum(w_s8)
+    residual_qparams: QParams | None = None  # those of the residual, if one is added
 
     @property
     def weight(self) -> Array:
@@ -116,8 +116,9 @@ class Int8Params(NamedTuple):
     @property
     def bias(self) -> Array:
         """The real numbers that the bias stands for, (N,) float32."""
-        bias_s32 = self.bias_s32 + self.x.zero_point * self.w_s8.sum(axis=1, dtype=np.int32)
-        real: Array = (bias_s32 * (np.float64(self.x.scale) * self.w_scale)).astype(np.float32)
+        x_scale, x_zero_point = self.x_qparams
+        bias_s32 = self.bias_s32 + x_zero_point * self.w_s8.sum(axis=1, dtype=np.int32)
+        real: Array = (bias_s32 * (np.float64(x_scale) * self.w_scale)).astype(np.float32)
         return real
 
     def dequantize(self) -> FloatParams:
@@ -125,8 +126,8 @@ class Int8Params(NamedTuple):
         return FloatParams(self.weight, self.bias)
 
 
-# FP32. A phase takes the layer, its parameters and what the phase before it has computed; the first
-# takes the layer's input. In (M, K) by (K, N), M is output pixels, N channels, K products in a sum.
+# FP32. A phase takes the layer, its parameters and the result of the phase before it; the first one
+# takes the layer's input. M counts output pixels, N output channels, K the products in a sum.
 
 
 def to_nhwc(layer: Layer, _: None, x: Array) -> Array:
@@ -166,11 +167,11 @@ def avgpool_f32(layer: Layer, _: None, x: Array) -> Array:
     return ref.global_avgpool_ref(x)
 
 
-# Simulated INT8: operands are rounded, and what is computed with them stays float32.
+# Simulated INT8: the operands are rounded, and the arithmetic stays float32.
 
 
 def fake(layer: Layer, _: Any, y: Array) -> Array:
-    """Round what the next layer reads to eight bits, but keep it as a real number."""
+    """Round a layer's output to eight bits, but keep it as real numbers: simulated INT8."""
     return ref.fake_quantize_ref(y, *y_qparams(layer))
 
 
@@ -178,7 +179,7 @@ def fake(layer: Layer, _: Any, y: Array) -> Array:
 
 
 def y_qparams(layer: Layer) -> QParams:
-    """Scale and zero point of the output: minires/quantize/ set them, on all layers but fc."""
+    """Return the output's scale and zero point, which minires/quantize/ sets on all but fc."""
     assert layer.qparams is not None
     return layer.qparams
 
@@ -190,12 +191,12 @@ def quantize(layer: Layer, _: None, x: Array) -> Array:
 
 def im2col_u8(layer: Layer, p: Int8Params, x_u8: Array) -> Array:
     """Copy patches as in FP32; the padding holds the zero point, which stands for 0."""
-    kernel = layer.kernel
-    return ref.im2col_ref(x_u8, kernel, kernel, layer.stride, layer.padding, p.x.zero_point)
+    kernel, zero_point = layer.kernel, p.x_qparams.zero_point
+    return ref.im2col_ref(x_u8, kernel, kernel, layer.stride, layer.padding, zero_point)
 
 
 def gemm_u8s8(layer: Layer, p: Int8Params, columns_u8: Array) -> Array:
-    """Multiply u8 by s8 and sum exactly, so in any order alike: (M, N) s32."""
+    """Multiply u8 by s8 and sum exactly, (M, N) s32; x's zero point is left for the bias."""
     return ref.gemm_u8s8_ref(columns_u8, p.w_s8.T)
 
 
@@ -204,43 +205,41 @@ def requantize(
 ) -> Array:
     """Bring the sums to the output's scale, add the residual, and round to eight bits, once.
 
-    A sum counts in steps of x.scale * w_scale, the residual in steps of its own, and the output in
-    steps of y.scale. So each is multiplied by its step over the output's: equations 7.1 and 8.1.
+    A sum counts in steps of x_scale * w_scale, the residual in steps of its own scale. Each is
+    multiplied by its step / y_scale, so that both count in the output's: equations 7.1 and 8.1.
     """
-    y = y_qparams(layer)
-    m = p.x.scale * p.w_scale / y.scale  # (N,) one for each channel, like w_scale
+    y_scale, y_zero_point = y_qparams(layer)
+    m = p.x_qparams.scale * p.w_scale / y_scale  # (N,) one for each channel, like w_scale
     shortcut = None
     if residual_u8 is not None:
-        assert p.residual is not None
-        steps = residual_u8.reshape(acc_s32.shape).astype(np.int32) - p.residual.zero_point
-        shortcut = steps.astype(np.float32) * (p.residual.scale / y.scale)  # (M, N)
+        assert p.residual_qparams is not None
+        scale, zero_point = p.residual_qparams
+        steps = residual_u8.reshape(acc_s32.shape).astype(np.int32) - zero_point
+        shortcut = steps.astype(np.float32) * (scale / y_scale)  # (M, N)
     # layer.relu is not read: a layer with a ReLU has zero point 0, so the clip at 0 is its ReLU.
-    return ref.requantize_ref(acc_s32 + p.bias_s32, m, y.zero_point, shortcut)
+    return ref.requantize_ref(acc_s32 + p.bias_s32, m, y_zero_point, shortcut)
 
 
-def avgpool_int8(layer: Layer, p: QParams, x_u8: Array) -> Array:
+def avgpool_int8(layer: Layer, x_qparams: QParams, x_u8: Array) -> Array:
     """Sum over all pixels; the division by their number is part of the requantization."""
     pixels = x_u8.shape[1] * x_u8.shape[2]
-    y = y_qparams(layer)
-    acc_s32 = x_u8.sum(axis=(1, 2), dtype=np.int32) - pixels * p.zero_point  # (batch, in_c)
-    m = p.scale / (y.scale * np.float32(pixels))
-    return ref.requantize_ref(acc_s32, m, y.zero_point)
+    y_scale, y_zero_point = y_qparams(layer)
+    acc_s32 = x_u8.sum(axis=(1, 2), dtype=np.int32) - pixels * x_qparams.zero_point  # (batch, in_c)
+    m = x_qparams.scale / (y_scale * np.float32(pixels))
+    return ref.requantize_ref(acc_s32, m, y_zero_point)
 
 
 def dequantize(layer: Layer, p: Int8Params, acc_s32: Array) -> Array:
-    """Turn the last sums into real numbers, the logits: each times x.scale * w_scale."""
-    return (acc_s32 + p.bias_s32).astype(np.float32) * (p.x.scale * p.w_scale)
+    """Turn the last sums into real numbers, the logits: each times x_scale * w_scale."""
+    return (acc_s32 + p.bias_s32).astype(np.float32) * (p.x_qparams.scale * p.w_scale)
 
 
-TAKE_RESIDUAL = ("epilogue", "add")  # the phases that are handed it
-PhaseTime = tuple[str, float, float]  # a phase that has run: its name, its start and its end
+TAKE_RESIDUAL = ("epilogue", "add")  # the phases that take the residual, too
+PhaseTime = tuple[str, float, float]  # a phase that has run: its name, start and end in seconds
 
 
 class Operator:
-    """Phases that run one after another, each on what the one before it has computed.
-
-    Their names are those by which a profile tells them apart.
-    """
+    """Phases by name, which run one after another, each on the result of the one before."""
 
     def __init__(self, **phases: Callable[..., Array]) -> None:
         self.phases = phases
@@ -255,18 +254,18 @@ class Operator:
             y = phase(layer, p, y, *residual) if name in TAKE_RESIDUAL else phase(layer, p, y)
             if times is not None:
                 times.append((name, started, perf_counter()))
-        # The phases of a convolution return (M, N), a row a pixel; the layer returns NHWC.
+        # The phases of a convolution return (M, N), one row for each pixel; the layer returns NHWC.
         return y.reshape(layer.output_shape(x.shape)) if layer.op == "conv" else y
 
 
 def rounded(narrow: Callable[[Array], Array]) -> dict[str, Operator]:
-    """FP32's operators on fewer bits: operands are rounded, products are summed in float32."""
+    """Make a precision of FP32 with fewer bits: the operands are rounded, the sums stay float32."""
 
     def quantize(layer: Layer, _: Any, y: Array) -> Array:
-        return narrow(y)  # for the next layer, which reads it
+        return narrow(y)  # for the next layer to read
 
     def gemm(layer: Layer, p: FloatParams, columns: Array) -> Array:
-        return ref.gemm_f32_ref(columns, narrow(p.weight).T)
+        return ref.gemm_f32_ref(columns, narrow(p.weight).T)  # the columns are rounded already
 
     return {
         "input": Operator(input=to_nhwc, quantize=quantize),
@@ -277,7 +276,7 @@ def rounded(narrow: Callable[[Array], Array]) -> dict[str, Operator]:
     }
 
 
-# Each precision is a table: an operator a line, a phase a column.
+# Each precision is a table: one line for each operator, its phases in the order they run.
 OPERATORS: dict[str, dict[str, Operator]] = {
     "fp32": {
         "input": Operator(input=to_nhwc),

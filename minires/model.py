@@ -4,37 +4,21 @@ He et al., "Deep Residual Learning for Image Recognition" (2015), table 1; v1.5 
 block's stride from its first 1x1 to its 3x3 convolution, as torchvision does.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from minires import preprocess
+from minires.backends import Backend, Engine, check_backend
 from minires.checkpoint import fp32_params, lock, read_only
 from minires.errors import MiniresError, check_choice
 from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Record, Shape
 from minires.summary import enough_memory, format_edges, format_summary, summarize
 
-# Which precisions one set of parameters can run in: it holds either real numbers or INT8's.
+# Which precisions the same parameters can run in: they are either real numbers or INT8's integers.
 SAME_PARAMETERS = [{"fp32", "bf16", "fp16", "tf32"}, {"int8", "int8-simulated"}]
-
-
-class Engine(Protocol):
-    """What runs a network in place of the definitions: compiled kernels, laid out for it."""
-
-    def __call__(self, x: Array, record: Record | None, started: float) -> Array:
-        """Run the whole network; `started` is when the caller began, for the record."""
-
-    def run(self, shape: Shape, layer: Layer, *inputs: Array) -> Array:
-        """Run one layer, of a network whose input has this shape."""
-
-
-class Backend(NamedTuple):
-    """A way to compute: the precisions it runs, and what makes its engine."""
-
-    precisions: tuple[str, ...]
-    make: Callable[..., Engine] | None = None  # of layers, params and precision
 
 
 def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
@@ -73,7 +57,7 @@ def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
 
 
 class Step(NamedTuple):
-    """One layer that has run: what went in, what came out."""
+    """One layer that has run, with its inputs and its output."""
 
     layer: Layer
     inputs: tuple[Array, ...]
@@ -91,7 +75,7 @@ class Step(NamedTuple):
 
     @property
     def input_shapes(self) -> tuple[Shape, ...]:
-        """The inputs' shapes, NHWC; that of the first step is what was handed in, NCHW."""
+        """The inputs' shapes, NHWC; only the first step, which reads the images, has NCHW."""
         return tuple(x.shape for x in self.inputs)
 
     @property
@@ -101,7 +85,7 @@ class Step(NamedTuple):
 
     @property
     def macs(self) -> int:
-        """Multiply-adds behind the output."""
+        """The multiply-adds that the output took."""
         return self.layer.macs(self.output.shape)
 
     def __repr__(self) -> str:
@@ -112,32 +96,32 @@ class Step(NamedTuple):
 class ResNet50:
     """ResNet-50 that can be called, stepped through, hooked and printed.
 
-    Its layers and parameters are read-only: writing into a weight raises a ValueError. Compiled
-    kernels keep a copy of the weights, which an edit would not reach. To run other weights,
-    build another network: from a changed state_dict by `from_state_dict`, or from other params::
+    Its layers and parameters are read-only: writing into a weight raises a ValueError, because
+    compiled kernels run on a copy that the edit would not reach. To run other weights, build
+    another network: from a changed state_dict by `from_state_dict`, or from other params::
 
         params = dict(model.params)
         params["fc"] = params["fc"]._replace(bias=params["fc"].bias + 1)
         other = ResNet50(model.layers, params, model.precision, model.meta)
 
-    A copy or a pickle has the layers, parameters, precision, backend and meta. It has no hooks and
-    no record, and its compiled kernels are laid out anew at its first run.
+    A copy or a pickle has the layers, parameters, precision, backend and meta, but no hooks and no
+    record. It lays its compiled kernels out anew at its first run.
 
     Parameters
     ----------
     layers : iterable of Layer
-        What runs, in order: `resnet50_layers`.
+        The layers in the order they run, as `resnet50_layers` lists them.
     params : mapping
         Each layer's parameters, by its name, in the form its phases take. Arrays that can be
         written to are copied.
     precision : str
         A key of `OPERATORS`.
     meta : mapping, optional
-        What is known about the weights: name, categories, preset, accuracy, source, licence.
+        Facts about the weights: name, categories, preset, accuracy, source, licence.
     """
 
     operators: ClassVar[Mapping[str, Mapping[str, Operator]]] = OPERATORS
-    # By name, and filled in by api.py: so nothing here depends on a compiler.
+    # By name. api.py adds the compiled ones, so that this file depends on no compiler.
     backends: ClassVar[dict[str, Backend]] = {"numpy": Backend(tuple(OPERATORS))}
 
     def __init__(
@@ -152,21 +136,21 @@ class ResNet50:
         self._params = MappingProxyType({name: read_only(p) for name, p in params.items()})
         self._precision = precision
         self._backend = "numpy"
-        self._laid_out: dict[tuple[str, str], Engine] = {}  # by backend and precision
+        self._engines: dict[tuple[str, str], Engine] = {}  # by backend and precision
         self.meta = dict(meta or {})
-        self.record: Record | None = None  # told of the steps that have run
+        self.record: Record | None = None  # a profile puts itself here, to be told of each step
 
     @classmethod
     def from_state_dict(
         cls, state: Mapping[str, Array], meta: Mapping[str, Any] | None = None
     ) -> "ResNet50":
-        """Build the float32 network of torchvision's state_dict: OIHW float32, any classes."""
+        """Build the float32 network of a state_dict as torchvision's: OIHW, any classes."""
         layers = resnet50_layers(num_classes=len(state["fc.bias"]))
         return cls(layers, fp32_params(layers, state), meta=meta)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """What runs, in order."""
+        """The layers in the order they run."""
         return self._layers
 
     @property
@@ -176,7 +160,7 @@ class ResNet50:
 
     @property
     def precision(self) -> str:
-        """A key of `OPERATORS`. It can become one that the same parameters can run in."""
+        """A key of `OPERATORS`. You can set it to another that the same parameters can run in."""
         return self._precision
 
     @precision.setter
@@ -187,32 +171,27 @@ class ResNet50:
                 f"weights in {self._precision} cannot run in {precision}; "
                 f'load a network that can: minires.resnet50(weights, precision="{precision}")'
             )
-        self._check_backend(precision, self._backend)
+        check_backend(self.backends, self._backend, precision)
         self._precision = precision
 
     @property
     def backend(self) -> str:
-        """What computes: "numpy", the definitions; "numba", compiled kernels; or "cuda", a GPU."""
+        """Either "numpy" for the definitions, "numba" for compiled kernels, or "cuda" for a GPU."""
         return self._backend
 
     @backend.setter
     def backend(self, backend: str) -> None:
-        self._check_backend(self._precision, backend)
+        check_backend(self.backends, backend, self._precision)
         self._backend = backend
 
-    def _check_backend(self, precision: str, backend: str) -> None:
-        check_choice("backend", backend, self.backends)
-        if precision not in (runs := self.backends[backend].precisions):
-            raise MiniresError(f"backend {backend} runs {', '.join(runs)}, and not {precision}")
-
     def preprocess(self, images: Any) -> Array:
-        """Turn images into a batch, as `minires.preprocess` does, in the way these weights want."""
+        """Turn images into a batch by `minires.preprocess`, with the preset of these weights."""
         if "preset" not in self.meta:
             raise MiniresError("these weights name no preset; call minires.preprocess with one")
         return preprocess.preprocess(images, self.meta["preset"])
 
     def __call__(self, x: Array) -> Array:
-        """Classify a batch: (batch, 3, H, W) from `preprocess`, to (batch, num_classes) logits.
+        """Compute a batch's logits: (batch, 3, H, W) from `preprocess` to (batch, num_classes).
 
         Both are float32; H and W are at least 32.
         """
@@ -230,7 +209,7 @@ class ResNet50:
         last_reader = {name: layer for layer in self.layers for name in layer.inputs}
         outputs: dict[str, Array] = {}
         for layer in self.layers:
-            inputs = tuple(outputs[name] for name in layer.inputs) or (x,)  # input reads x
+            inputs = tuple(outputs[name] for name in layer.inputs) or (x,)  # layer "input" reads x
             times: list[PhaseTime] = []
             started = perf_counter()
             with enough_memory(self.layers, x.shape, self.precision):
@@ -245,7 +224,7 @@ class ResNet50:
                 replacement = handle.hook(layer, inputs, output)
                 output = output if replacement is None else replacement
             outputs[layer.name] = output
-            for name in layer.inputs:  # keep no activation longer than a layer reads it
+            for name in layer.inputs:  # drop each activation after the last layer that reads it
                 if last_reader[name] is layer:
                     del outputs[name]
             yield Step(layer, inputs, output)
@@ -253,15 +232,13 @@ class ResNet50:
     @property
     def _engine(self) -> Engine:
         key = self.backend, self.precision
-        if key not in self._laid_out:
-            make = self.backends[self.backend].make
-            assert make
-            made = make(self.layers, self.params, self.precision)
-            self._laid_out.setdefault(key, made)  # another thread may have been quicker
-        return self._laid_out[key]
+        if key not in self._engines:
+            made = self.backends[self.backend].make(self.layers, self.params, self.precision)
+            self._engines.setdefault(key, made)  # another thread may have been quicker
+        return self._engines[key]
 
     def __getitem__(self, name: str) -> Layer:
-        """Find the layer to hook by its name."""
+        """Find a layer by its name, for example to hook it."""
         for layer in self.layers:
             if layer.name == name:
                 return layer
@@ -277,7 +254,7 @@ class ResNet50:
         return f"{table}\n\n{format_edges(self.layers, self.meta.get('saturated', {}))}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Tell copy and pickle what a copy is made of."""
+        """Tell copy and pickle how to make the same network again: by `_rebuild`."""
         layers = [replace(layer) for layer in self.layers]  # without hooks
         network = layers, dict(self.params), self.precision, self.meta, self.backend
         return _rebuild, (type(self), *network)
@@ -286,7 +263,7 @@ class ResNet50:
 def _rebuild(
     cls: type[ResNet50], layers: Any, params: Any, precision: str, meta: Any, backend: str
 ) -> ResNet50:
-    """Make a copy of a network. Its arrays are nobody else's, but can be written to until here."""
+    """Make a network of a copy's parts; pickle leaves their arrays writable, so lock them first."""
     model = cls(layers, {name: lock(p) for name, p in params.items()}, precision, meta)
     model.backend = backend
     return model

@@ -1,4 +1,4 @@
-"""What the commands' options share: a parser that helps with typing errors, and common options."""
+"""Options that several commands share, and a parser that helps with typing errors."""
 
 import argparse
 import difflib
@@ -20,10 +20,10 @@ MEASURED = ("fp32", "bf16", "int8")  # on a CPU; int8-simulated computes in floa
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, except that it answers a wrong word with the nearest right one."""
+    """argparse's parser, except that it proposes the nearest right word for a wrong one."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Look for a wrong option first: argparse would first ask for missing ones."""
+        """Look for wrong options first, because argparse would first complain of missing ones."""
         words = sys.argv[1:] if args is None else list(args)
         if self._subparsers:  # what follows the command is for the command's own parser
             words = words[:1]
@@ -44,13 +44,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    # 0.75 finds swapped and missing letters, but not words that only end alike.
+    # 0.75 finds words with swapped or missing letters, but not words that only end alike.
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 class Version(argparse.Action):
-    """Look the version up only where it is asked for: a checkout on the path has none."""
+    """Look the version up only when asked, because a checkout that is not installed has none."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         """Print the version and end."""
@@ -59,7 +59,7 @@ class Version(argparse.Action):
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """Make an option's type: a whole number that is not less than the minimum."""
+    """Make the type of an option that takes a whole number, at least the minimum."""
 
     def number(word: str) -> int:
         if int(word) < minimum:
@@ -70,7 +70,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 def path(word: str) -> Path:
-    """Make a path of an option; an empty one, of a variable that is not set, would be a folder."""
+    """Make a path of an option; refuse an empty word, as from a shell variable that is not set."""
     if not word:
         raise argparse.ArgumentTypeError("a name is empty; . is the current folder")
     return Path(word)
@@ -86,7 +86,7 @@ def weights(parser: _ActionsContainer) -> None:
 
 
 def offline(parser: Parser) -> None:
-    """Add --offline, which holds while the command runs."""
+    """Add --offline, which counts while the command runs."""
     text = (
         "download nothing, as with MINIRES_OFFLINE=1; where no weights are named and "
         f"{download.DEFAULT} is not here, {download.FALLBACK} answers"
@@ -138,12 +138,12 @@ def json_answer(parser: Parser) -> None:
 
 
 def chosen_weights(arguments: Namespace) -> str | download.Weights:
-    """Choose the weights once, where several networks are made of them."""
+    """Choose the weights once, if several networks are to be made of them."""
     given: str | None = arguments.weights
     return download.default_weights() if given is None else given
 
 
 def check_folder(path: Path) -> None:
-    """Raise `MiniresError` unless a file can be written there: call it before long work."""
+    """Raise `MiniresError` if a path's folder is missing: call it before long work."""
     if not os.path.isdir(path.absolute().parent):
         raise MiniresError(f"{path}: its folder is not there; make it first")

@@ -1,8 +1,8 @@
 """A photograph to the network's input: load, resize, crop, normalize.
 
-From an upright RGB image on, this is torchvision's ``ImageClassification`` preset, and the crop
-equals torchvision's in every byte. Making an image upright and RGB comes before and is ours, as is
-enlarging the crop at last, for networks that were trained on enlarged images.
+For an upright RGB image this is torchvision's ``ImageClassification`` preset, and the crop equals
+torchvision's in every byte. Two steps are ours: making the image upright and RGB before, and
+enlarging the crop at the end, for networks that were trained on enlarged images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,14 @@ class Preset:
     Parameters
     ----------
     resize : int
-        What the short side is brought to, in pixels.
+        The length in pixels to which the short side is resized.
     crop : int
-        Side of the square cut from the centre.
+        The side of the square that is cut from the centre.
     mean, std : tuple of float
-        Of red, green and blue in the training images, on the scale 0 to 1.
+        Mean and standard deviation of red, green and blue in the training images, whose values are
+        on the scale 0 to 1.
     enlarge : int, optional
-        Side to which the square is enlarged at last.
+        The side to which the square is enlarged at the end.
     """
 
     resize: int
@@ -44,22 +45,9 @@ LARGEST_SIDE = 1024  # pixels of a preset; the largest in use are 512 or so
 
 
 def read_preset(values: object) -> Preset:
-    """Make a preset of what JSON or TOML has: lists in place of tuples.
+    """Make a preset from its fields in JSON or TOML, which have lists in place of tuples.
 
-    Parameters
-    ----------
-    values : mapping
-        By the names of its fields.
-
-    Returns
-    -------
-    Preset
-        Equal to the one that was written.
-
-    Raises
-    ------
-    MiniresError
-        For values that make no images, or images that the network does not take.
+    Values with which the network could not run raise `MiniresError`.
     """
     known = {field.name for field in fields(Preset)}
     if not isinstance(values, Mapping) or not known - {"enlarge"} <= set(values) <= known:
@@ -76,7 +64,7 @@ def read_preset(values: object) -> Preset:
         if len(kinds) != 3 or not set(kinds) <= {int, float}:
             raise MiniresError(f"a preset's mean or std is {short(colour)}; wanted 3 numbers")
     for mean, std in zip(*colours, strict=True):
-        # `check_input` refuses what is larger, when an image is there.
+        # With larger pixels `check_input` would refuse every image.
         if not (0 < std < 1000 and max(abs(mean), abs(1 - mean)) < 100 * std):
             raise MiniresError(
                 f"a preset has the mean {short(mean)} and the std {short(std)}; wanted those of "
@@ -90,24 +78,25 @@ IMAGENET_V2 = Preset(232, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.
 
 
 def preprocess(images: ImageSource | Sequence[ImageSource], preset: Preset) -> Array:
-    """Make one image, or several, a batch for the network.
+    """Make a batch for the network of one image or several.
 
     Parameters
     ----------
     images : image source, or list or tuple of them
-        What `load_image` takes.
+        Images in any form that `load_image` takes.
     preset : Preset
-        How the network wants its images: its ``meta["preset"]``. `ResNet50.preprocess` takes it.
+        How the network wants its images: its ``meta["preset"]``. `ResNet50.preprocess` gives this
+        for you.
 
     Returns
     -------
     ndarray
-        (N, 3, crop, crop) float32; enlarge in place of crop where the preset has it.
+        (N, 3, crop, crop) float32, or (N, 3, enlarge, enlarge) if the preset enlarges.
 
     Raises
     ------
     ImageError
-        For no images at all, or for the first that cannot be used.
+        For an empty list, or for the first image that cannot be used.
     """
     if not isinstance(preset, Preset):
         raise MiniresError(f"preset is {preset!r}; wanted a Preset, such as model.meta['preset']")
@@ -123,19 +112,10 @@ def _preprocess_one(source: ImageSource, preset: Preset) -> Array:
 
 
 def resize_and_crop(image: Image.Image | Decoded, preset: Preset) -> Array:
-    """Bring the short side to a length, keeping the proportions, and cut out the centre.
+    """Resize an RGB image so that its short side has the preset's length, and cut out the centre.
 
-    Parameters
-    ----------
-    image : PIL.Image.Image or Decoded
-        RGB, as `load_image` returns it; or what `open_image` opens.
-    preset : Preset
-        Its resize, crop and enlarge.
-
-    Returns
-    -------
-    ndarray
-        (crop, crop, 3) uint8, or (enlarge, enlarge, 3); black where the image does not reach.
+    You get (crop, crop, 3) uint8, or (enlarge, enlarge, 3). Where the crop reaches beyond the
+    image, it is black.
     """
     image = image if isinstance(image, Decoded) else Decoded(image)
     width, height = image.size
@@ -143,8 +123,8 @@ def resize_and_crop(image: Image.Image | Decoded, preset: Preset) -> Array:
     wide, high = (preset.resize, long) if width <= height else (long, preset.resize)
     left, top = (_crop_offset(side, preset.crop) for side in (wide, high))
     bilinear = Image.Resampling.BILINEAR  # antialiased: Pillow's always is
-    # Pillow resizes each row, rounds, and then resizes each column. So rows may come in strips, and
-    # what lies beside the square can be cut off before the columns are resized.
+    # Pillow resizes each row, rounds, and then resizes each column. So we may resize rows strip by
+    # strip, and cut off the pixels beside the square before the columns are resized.
     square, row = Image.new("RGB", (preset.crop, height)), 0
     for strip in image.strips():
         strip = strip.resize((wide, strip.height), bilinear)
@@ -158,26 +138,13 @@ def resize_and_crop(image: Image.Image | Decoded, preset: Preset) -> Array:
 
 
 def _crop_offset(side: int, crop: int) -> int:
-    """Find where a centred crop begins: before 0 where it is larger than the image."""
-    # They round apart, because torchvision pads a small image first and then has nothing to cut.
+    """Find where a centred crop begins: below 0 if it is larger than the image."""
+    # The two cases round differently, because torchvision pads a small image and then cuts nothing.
     return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
 
 
 def normalize(crop_u8: Array, preset: Preset) -> Array:
-    """Scale to 0..1, subtract the mean, divide by the standard deviation.
-
-    Parameters
-    ----------
-    crop_u8 : ndarray
-        (H, W, 3) uint8.
-    preset : Preset
-        Its mean and std.
-
-    Returns
-    -------
-    ndarray
-        (3, H, W) float32.
-    """
+    """Scale to 0..1, subtract the mean, divide by std: (H, W, 3) uint8 to (3, H, W) float32."""
     x = crop_u8.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
     mean, std = np.array([preset.mean, preset.std], np.float32)[:, :, np.newaxis, np.newaxis]
     y: Array = (x - mean) / std
@@ -191,7 +158,7 @@ def check_input(x: Array) -> None:
         raise MiniresError(f"x is {kind}; wanted a float32 array, as minires.preprocess makes it")
     if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] != 3 or min(x.shape[2:]) < 32:
         raise MiniresError(f"x has shape {x.shape}; wanted (N, 3, H, W), H and W at least 32")
-    # Two passes over each image, which the second finds in the cache, are quicker than a copy.
+    # Two passes over one image at a time: the second finds it in the cache, and nothing is copied.
     largest = np.max([[image.max(), -image.min()] for image in x])
     if not largest < 100:  # so that NaN fails too
         raise MiniresError(

@@ -29,7 +29,7 @@ def im2col_ref(x: Array, k_h: int, k_w: int, stride: int, padding: int, fill: fl
     """Copy every patch that the kernel visits into one row of a matrix, (M, K).
 
     There are M = batch * out_h * out_w patches, in reading order, of K = k_h * k_w * in_c values
-    each, the channel fastest: the order of OHWI weights. `fill` is what the padding holds: 0, or
+    each. The channel changes fastest, as in OHWI weights. `fill` is the value of the padding: 0, or
     the zero point of a quantized tensor.
 
     Once every patch is a row, a convolution is one matrix product: Chellapilla, Puri and Simard,
@@ -89,19 +89,19 @@ def fold_batchnorm(
 
 
 def relu_ref(x: Float32) -> Float32:
-    """Replace what is negative by zero; NaN stays NaN."""
+    """Replace negative values by zero; NaN stays NaN."""
     return np.maximum(x, np.float32(0))
 
 
 def maxpool_ref(x: Array, kernel: int, stride: int, padding: int) -> Array:
     """Take the largest value under a square window, channel by channel, of NHWC activations.
 
-    It only compares, so it is exact on quantized values: scale and zero point stay. The padding, at
-    most half the kernel, is the type's least value and never wins.
+    It only compares, so it is exact on quantized values: scale and zero point stay the same. The
+    padding, at most half the kernel, holds the type's least value, which never wins.
     """
     out_h = output_size(x.shape[1], kernel, stride, padding)
     out_w = output_size(x.shape[2], kernel, stride, padding)
-    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min  # never wins
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = np.pad(x, border, constant_values=lowest)
 
@@ -160,7 +160,7 @@ def dequantize_ref(q: npt.NDArray[np.integer[Any]], scale: np.float32, zero_poin
 
 
 def fake_quantize_ref(x: Float32, scale: np.float32, zero_point: int) -> Float32:
-    """Quantize and dequantize: what eight bits keep of a float32 tensor, still as float32."""
+    """Quantize and dequantize: round a float32 tensor to the values that eight bits can hold."""
     return dequantize_ref(quantize_ref(x, scale, zero_point), scale, zero_point)
 
 
@@ -192,11 +192,11 @@ def requantize_ref(
     """Bring sums, (M, N), to the output's scale and back into eight bits: equations 7.2 and 7.3.
 
     t = float32(acc) * m + shortcut; y = rint(clip(t, -zero_point, 255 - zero_point)) + zero_point.
-    The sums hold the bias, with what the input's zero point adds taken off. m, (N,) or one for all,
-    is x_scale * w_scale / y_scale. The shortcut, added before the rounding, is in steps of y_scale.
+    The sums include bias_s32, so the input's zero point has no part in them any more. m, (N,) or
+    one for all, is x_scale * w_scale / y_scale. The shortcut is added in steps of y_scale.
 
-    The clip comes before the conversion, which therefore cannot overflow; with a zero point of
-    0 it is the ReLU. Above 2**24 float32(acc) rounds, half to even: part of the definition.
+    The clip comes before the conversion to integers, so that this cannot overflow; with a zero
+    point of 0 it is also the ReLU. Above 2**24 float32(acc) rounds, half to even, by definition.
     """
     t = acc_s32.astype(np.float32) * m
     if shortcut is not None:
@@ -212,8 +212,8 @@ def requantize_ref(
 def round_bf16_ref(x: Float32) -> Float32:
     """Round to the nearest bfloat16, half to even, by the bits: at most 2**-8 of x away.
 
-    Adding 0x7FFF carries into the upper half whatever lies above the middle; the half's own last
-    bit decides the middle itself. The lower 16 bits of the result are zero; x holds no NaN.
+    Adding 0x7FFF carries into the upper half if the lower half is above its middle. At the middle
+    itself the upper half's last bit, added too, decides. x holds no NaN.
     """
     bits = np.ascontiguousarray(x).view(np.uint32)
     rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from minires.errors import MiniresError
 from minires.layers import Layer, Shape
 
-ACTIVATION_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int8-simulated": 4}  # of a value, at least
+# Of an activation, by the precision, as compiled kernels keep it.
+ACTIVATION_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int8-simulated": 4}
 
 
 class SummaryRow(NamedTuple):
@@ -46,10 +47,10 @@ def format_summary(rows: list[SummaryRow]) -> str:
 
 
 def format_edges(layers: Sequence[Layer], saturated: Mapping[str, float]) -> str:
-    """Lay out as text how each edge of an INT8 network stands for real numbers.
+    """Lay out the range, scale and zero point of each edge of an INT8 network as text.
 
-    `saturated` has the share of an edge's values outside its range in calibration, where it is
-    known. A layer whose output stays float32 has no line.
+    `saturated` has the share of an edge's values that were outside its range in calibration, if it
+    is known. A layer whose output stays float32 has no line.
     """
     lines = [f"{'edge':<22}{'range':<24}{'scale':>12}{'zero point':>12}{'saturated':>12}"]
     for layer in layers:

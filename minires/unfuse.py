@@ -1,16 +1,17 @@
 """ResNet-50 with its fused steps taken apart: convolution, batchnorm, add, relu.
 
-FP32 and NumPy only: to see that fusing and folding change nothing but the rounding.
+It runs in FP32 and NumPy only. With it you can see that fusing and folding change only roundings.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from minires import reference as ref
+from minires.backends import Backend
 from minires.checkpoint import check_state_dict, fp32_params, state_dict_shapes
 from minires.layers import OPERATORS, Array, Layer, Operator
-from minires.model import Engine, ResNet50, resnet50_layers
+from minires.model import ResNet50, resnet50_layers
 
 
 def unfuse(state: Mapping[str, Array], meta: Mapping[str, Any] | None = None) -> "UnfusedResNet50":
@@ -27,12 +28,12 @@ def unfuse(state: Mapping[str, Array], meta: Mapping[str, Any] | None = None) ->
     Returns
     -------
     UnfusedResNet50
-        Called, stepped through and hooked like any other; it runs in fp32 with backend "numpy".
+        You can call, step through and hook it like any other; it runs in fp32 with backend "numpy".
 
     Raises
     ------
     WeightsError
-        For tensors that are not a ResNet-50's.
+        For tensors that do not belong to a ResNet-50.
     """
     classes = len(state["fc.bias"]) if "fc.bias" in state else 1000
     layers = resnet50_layers(classes)
@@ -47,7 +48,7 @@ def unfused_layers(layers: Iterable[Layer]) -> list[Layer]:
     A convolution keeps its name; torchvision's names of the others, bn1, add and relu1, follow it.
     """
     parts: list[Layer] = []
-    ends: dict[str, str] = {}  # a fused layer's name -> the part that has its output
+    ends: dict[str, str] = {}  # a fused layer's name -> the name of its last part
     for layer in layers:
         x, residual = layer.inputs[:1], layer.inputs[1:]
         parts.append(replace(layer, inputs=tuple(ends[name] for name in x), bn="", relu=False))
@@ -81,7 +82,7 @@ def relu_f32(layer: Layer, _: None, x: Array) -> Array:
 
 
 class UnfusedResNet50(ResNet50):
-    """What `unfuse` makes: a network in fp32 that runs layer by layer."""
+    """A network in fp32 whose fused steps are apart; `unfuse` makes it."""
 
     operators: ClassVar[Mapping[str, Mapping[str, Operator]]] = {
         "fp32": {
@@ -91,4 +92,5 @@ class UnfusedResNet50(ResNet50):
             "relu": Operator(relu=relu_f32),
         }
     }
-    engines: ClassVar[dict[str, Callable[..., Engine]]] = {}  # kernels run fused steps alone
+    # Compiled kernels only run fused steps.
+    backends: ClassVar[dict[str, Backend]] = {"numpy": Backend(("fp32",))}

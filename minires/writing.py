@@ -15,23 +15,14 @@ try:
 except ImportError:  # Windows, where an open file cannot be removed
     fcntl = None  # type: ignore[assignment]
 
-PARTIAL = ".minires-"  # how files are called that are not whole yet; short, as no name may be long
+PARTIAL = ".minires-"  # names of unfinished files begin so; short, because names may not be long
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Put a file in its place when all of it is on the disk.
+    """Write a file beside its place, and move it there when all of it is on the disk.
 
-    Parameters
-    ----------
-    path : path-like
-        Where to. A link is followed. What lay there is replaced, and its mode is kept.
-    content : bytes
-        All of the file.
-
-    Raises
-    ------
-    MiniresError
-        For a place that holds no ordinary file, or cannot be written to. Nothing has changed then.
+    A link is followed. An existing file is replaced, and its mode is kept. For a place that holds
+    no ordinary file, or cannot be written to, it raises `MiniresError` and changes nothing.
     """
     with _partial(path) as (file, target):
         file.write(content)
@@ -46,7 +37,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 def check_writable(path: str | os.PathLike[str], size: int) -> None:
     """Raise `MiniresError` unless a file of that size can be written there.
 
-    It is tried, because nothing else knows of quotas and limits: before what takes long.
+    Call it before long work. It writes such a file, because nothing else tells quotas and limits.
     """
     with _partial(path) as (file, _):
         file.write(bytes(size))
@@ -55,16 +46,16 @@ def check_writable(path: str | os.PathLike[str], size: int) -> None:
 
 @contextmanager
 def _partial(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Path]]:
-    """Open a new file beside the one that it is to replace; what is left of it is removed.
+    """Open a new file beside the one that it will replace, and remove it at the end if it is there.
 
-    Whoever is killed leaves it. So it is locked for as long as it is in use, and the next to write
-    into the same folder removes what nobody has locked.
+    A process that is killed leaves the file behind. So the file is locked while it is in use, and
+    the next process that writes into the same folder removes such files that nobody has locked.
     """
     target = Path(os.path.realpath(path))
     try:
         if not target.parent.is_dir():
             raise MiniresError(f"{path}: its folder is not there; make it first")
-        with suppress(FileNotFoundError):  # any other error, of too long a name, is told by now
+        with suppress(FileNotFoundError):  # other errors, as of a name that is too long, are raised
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise MiniresError(f"{path}: a folder, a device or a pipe; wanted a file's name")
         _remove_leftovers(target.parent)
@@ -84,15 +75,15 @@ def _partial(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Path]]:
 def _open_locked(folder: Path) -> BinaryIO:
     while True:
         file = open(folder / f"{PARTIAL}{secrets.token_hex(8)}", "xb")  # noqa: SIM115
-        with suppress(OSError):  # some network's disks have no locks
+        with suppress(OSError):  # some network disks have no locks
             _lock(file)
-        if os.path.exists(file.name):  # nobody took it for a leftover before it was locked
+        if os.path.exists(file.name):  # else another process removed it before it was locked
             return file
         file.close()
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the files of this kind that no process is at work on."""
+    """Remove unfinished files that no process is writing."""
     for entry in os.scandir(folder):
         if entry.name.startswith(PARTIAL) and entry.is_file(follow_symlinks=False):
             with suppress(OSError), open(entry.path, "rb") as file:
@@ -101,6 +92,6 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _lock(file: BinaryIO) -> None:
-    """Take a file's lock, which ends with the process; OSError where another one has it."""
+    """Take a file's lock, which ends with the process; OSError if another process has it."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

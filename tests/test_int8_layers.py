@@ -53,7 +53,7 @@ def test_conv_with_a_residual_rounds_once(case: ConvCase) -> None:
     shortcut = steps * (r_qparams.scale / case.y_qparams.scale)
     acc = (sums + case.bias).astype(np.int32)
     expected = requantize_ref(acc, m, case.y_qparams.zero_point, shortcut)
-    params = case.params._replace(residual=r_qparams)
+    params = case.params._replace(residual_qparams=r_qparams)
     before = residual.copy()
     assert_same(INT8["conv"](case.layer, params, case.x, residual), expected)
     assert_same(residual, before)
@@ -140,15 +140,15 @@ def exact_output(step: Step, p: Any, signed: bool) -> Array:
     plain = (lambda a: a) if signed else np.abs
     if layer.op == "avgpool":
         return p.scale * plain(x - p.zero_point).mean(axis=(1, 2))
-    steps = plain(x - p.x.zero_point)
+    steps = plain(x - p.x_qparams.zero_point)
     if layer.op == "conv":
         steps = im2col_ref(steps, layer.kernel, layer.kernel, layer.stride, layer.padding)
-    bias = p.bias_s32 + p.x.zero_point * p.w_s8.sum(axis=1, dtype=np.int64)
-    unit = np.float64(p.x.scale) * p.w_scale
+    bias = p.bias_s32 + p.x_qparams.zero_point * p.w_s8.sum(axis=1, dtype=np.int64)
+    unit = np.float64(p.x_qparams.scale) * p.w_scale
     y = (steps @ plain(p.w_s8.astype(np.float64)).T + plain(bias)) * unit  # (M, N)
-    if p.residual is not None:
-        residual = step.inputs[1].reshape(y.shape) - np.float64(p.residual.zero_point)
-        y += plain(residual * np.float64(p.residual.scale))
+    if p.residual_qparams is not None:
+        residual = step.inputs[1].reshape(y.shape) - np.float64(p.residual_qparams.zero_point)
+        y += plain(residual * np.float64(p.residual_qparams.scale))
     return y.reshape(step.output.shape)
 
 

@@ -1,12 +1,12 @@
 """Compile for one instruction set and no other, and keep the code on the disk.
 
-Numba compiles for the CPU that it runs on. Asked for less, say to show what AVX2 alone can do,
-it needs to be held to that: else LLVM sees a multiplication and an addition, knows an instruction
-that does both, and takes it. So each instruction set has a code generator of its own here.
+Numba compiles for the CPU that it runs on. If you want less, say to show how fast AVX2 alone is,
+LLVM must be held to that: otherwise it sees a multiplication and an addition, knows an instruction
+that does both, and uses it. So each instruction set has a code generator of its own here.
 
-Compiled code is kept with a checksum. Numba's own cache trusts its files, and a damaged one ends
-the process, or Python's unpickler, or nothing at all until the wrong result shows. Files are read
-only where nobody but this user, or root, can have written them.
+Compiled code is kept with a checksum. Numba's own cache trusts its files: a damaged one may end the
+process, fail in Python's unpickler, or quietly compute wrong results. A file is read only if nobody
+but this user, or root, can have written it.
 """
 
 import contextlib
@@ -40,18 +40,18 @@ from minires.kernels.isa import ISA
 from minires.notice import tell
 
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
-# Of other families nothing is known here: there Numba's own choice stands.
+# On other families of CPUs Numba's own choice of features stands.
 KNOWN = ON_X86 or platform.machine() in ("aarch64", "arm64")
-X86_64 = ("64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2")  # what every one has, as LLVM says
-CHECKSUM = hashlib.sha256().digest_size  # bytes of it, at the beginning of a file
-KEPT = 64  # files of compiled code: when there are more, the oldest go
+X86_64 = ("64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2")  # every such CPU has these
+CHECKSUM = hashlib.sha256().digest_size  # bytes of the checksum that a file begins with
+KEPT = 64  # files of compiled code: when there are more, the oldest are removed
 
 
 class _Codegen(JITCPUCodegen):
-    """Numba's code generator, which takes an instruction set for all that the CPU has.
+    """Numba's code generator, made to believe that the CPU has one instruction set only.
 
-    On x86 LLVM still knows which CPU it is: in what order instructions are best put is a matter of
-    its pipelines. But of what it can do, everything is taken away, and the set given back.
+    On x86 LLVM still knows which CPU it is, because the best order of instructions depends on the
+    CPU's pipelines. But all features are switched off, and those of the set are switched on again.
     """
 
     def __init__(self, isa: ISA) -> None:
@@ -59,7 +59,7 @@ class _Codegen(JITCPUCodegen):
         super().__init__("minires." + isa.name)
 
     def _get_host_cpu_name(self) -> str:
-        # LLVM does not list all that an ARM's name implies, so it could not be taken away.
+        # An ARM's name implies features that LLVM does not list, so they cannot be switched off.
         return str(super()._get_host_cpu_name()) if ON_X86 else "generic"
 
     def _get_host_cpu_features(self) -> str:
@@ -72,7 +72,7 @@ _codegens: dict[str, _Codegen] = {}  # by the instruction set's name
 
 
 def _hold_compilers() -> None:
-    """Wait until no other thread is inside Numba's compiler, or LLVM."""
+    """Wait until no other thread is in Numba's compiler or in LLVM, and keep others out."""
     global_compiler_lock.acquire()
     ffi.lib._lock.__enter__()
 
@@ -82,8 +82,8 @@ def _let_go_of_compilers() -> None:
     global_compiler_lock.release()
 
 
-# A child that is forked while another thread compiles would wait for that thread, which it has
-# not got. So a fork waits until nobody compiles.
+# If a process forked while another of its threads compiles, the child would wait forever for that
+# thread, which it does not have. So a fork waits until no thread compiles.
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(
         before=_hold_compilers,
@@ -94,7 +94,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 @contextlib.contextmanager
 def _held_to(isa: ISA) -> Iterator[None]:
-    """Have Numba compile for an instruction set, and nobody else compile meanwhile."""
+    """Make Numba compile for an instruction set, and keep other threads from compiling."""
     with global_compiler_lock:
         context = cpu_target.target_context
         context.refresh()  # Numba's own functions are compiled for the CPU as it is
@@ -110,19 +110,20 @@ def _held_to(isa: ISA) -> Iterator[None]:
 
 
 def compile_for(
-    isa: ISA,  # a CPU that lacks some of it can compile for it, too
+    isa: ISA,  # not necessarily one that this CPU has
     function: Callable[..., Any],
     signature: Any,
     what: str = "",  # tells functions of the same name apart
-    notice: str = "",  # printed to stderr where there is something to compile
-    keep: bool = True,  # on the disk; such code cannot be listed afterwards
+    notice: str = "",  # printed to stderr if there is something to compile
+    keep: bool = True,  # on the disk; the assembly of such code cannot be shown
 ) -> Any:
     """Compile a function for a signature, or load the code that was compiled before.
 
-    All that the function refers to must be in this folder, or be told by `what`. The compiled
-    function lets go of Python's global lock while it runs.
+    Kept code is found again by the sources in this folder and by `what`. So if the function depends
+    on anything else, `what` has to name it. The compiled function runs without Python's global
+    lock.
     """
-    if config.DISABLE_JIT:  # then Python would run the placeholders of compiled code
+    if config.DISABLE_JIT:  # Python would run intrinsics, whose bodies only raise an error
         raise MiniresError(
             "NUMBA_DISABLE_JIT keeps the kernels from compiling; unset it, or ask for backend numpy"
         )
@@ -137,11 +138,11 @@ def compile_for(
 
 
 def name_apart(function: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """Give a function, of which there are several, a name of its own; before it is compiled.
+    """Give a function that has namesakes a name of its own, before it is compiled.
 
-    Linking goes by name, and Numba's names differ in how many functions the process had compiled
-    before. Of two that come from the cache, each the first of its process, one would silently run
-    in the other's place.
+    The linker goes by names. Numba numbers functions in the order in which a process compiles them,
+    so two functions from the cache, each the first of its process, could have the same name. Then
+    one of them would silently run in the other's place.
     """
     function.__qualname__ = f"{function.__name__}_{re.sub(r'[^a-z0-9]+', '_', what)}"
     return function
@@ -149,7 +150,7 @@ def name_apart(function: Callable[..., Any], what: str) -> Callable[..., Any]:
 
 @functools.cache
 def source_hash(folder: Path = Path(__file__).parent) -> str:
-    """Hash the files of this folder: whatever changes in one may change the code."""
+    """Hash the files of this folder, because a change in any of them may change compiled code."""
     files = sorted(folder.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
@@ -157,8 +158,8 @@ def source_hash(folder: Path = Path(__file__).parent) -> str:
 class _CodeCache(NullCache):
     """A function's compiled code in a file: a checksum, and behind it Numba's own record.
 
-    Nothing here can fail. What cannot be read, or is not what was written, is not there; what
-    cannot be written is not kept.
+    Nothing here raises an error. A file that cannot be read, or whose checksum is wrong, counts as
+    missing, and code that cannot be written is not kept.
     """
 
     def __init__(self, function: Callable[..., Any], notice: str) -> None:
@@ -166,7 +167,7 @@ class _CodeCache(NullCache):
         self._notice = notice
 
     def _file(self, signature: Any, context: Any) -> tuple[Path, bytes]:
-        """Name the file, and all that its code depends on."""
+        """Return the file's path, and as bytes everything that its code depends on."""
         versions = sys.version, numba.__version__, llvmlite.__version__
         target = context.codegen().magic_tuple()
         key = repr((versions, target, self._function.__qualname__, str(signature))).encode()
@@ -174,7 +175,7 @@ class _CodeCache(NullCache):
         return code_dir() / name, key
 
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
-        """Load the code; None where there is none that is whole."""
+        """Load the code; None if there is no file, or a damaged one."""
         file, key = self._file(sig, target_context)
         try:
             with open(file, "rb") as opened:
@@ -182,14 +183,14 @@ class _CodeCache(NullCache):
             checksum, code = content[:CHECKSUM], content[CHECKSUM:]
             if checksum == hashlib.sha256(key + code).digest():
                 return CompileResult._rebuild(target_context, *pickle.loads(code))
-        except Exception:  # whatever it is, compiling anew is right
+        except Exception:  # whatever went wrong, the code can be compiled again
             pass
         if self._notice:
             tell(self._notice)
         return None
 
     def save_overload(self, sig: Any, data: CompileResult) -> None:
-        """Keep the code: a whole file takes its place, or none."""
+        """Keep the code in a file, which appears whole or not at all."""
         file, key = self._file(sig, data.target_context)
         code = serialize.dumps(data._reduce())
         with contextlib.suppress(OSError):
@@ -206,18 +207,18 @@ class _CodeCache(NullCache):
 
 
 def _is_trusted(status: os.stat_result) -> bool:
-    """Tell whether only this user, or root, can have written a file: its code will run here.
+    """Tell whether only this user, or root, can have written a file, since its code will run here.
 
-    A folder may be shared, as one is that root has filled. Where others may write to it, they can
-    only put files there that are theirs.
+    The folder may be shared, for example one that root has filled. If others may write to it, the
+    files that they put there belong to them, and are not trusted.
     """
-    if not hasattr(os, "geteuid"):  # on Windows folders of others are closed
+    if not hasattr(os, "geteuid"):  # Windows keeps others out of a user's folders
         return True
     ours = status.st_uid in (0, os.geteuid())
     return ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def code_dir() -> Path:
-    """Find the folder of compiled code: NUMBA_CACHE_DIR, or in minires's cache."""
+    """Return the folder of compiled code: NUMBA_CACHE_DIR, or else one in minires's cache."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     return Path(chosen) if chosen else cache_dir() / "kernels"

@@ -1,4 +1,4 @@
-"""What the CPU has: the sizes of its caches, and how many of its cores the kernels use."""
+"""The CPU: the sizes of its caches, and how many of its cores the kernels use."""
 
 import functools
 import math
@@ -12,14 +12,14 @@ from minires.errors import MiniresError
 _chosen: int | None = None
 
 CGROUP = Path("/sys/fs/cgroup")
-OWN_GROUPS = Path("/proc/self/cgroup")  # where in the tree of control groups this process is
-# The files of a quota and its period in either version, by the line of OWN_GROUPS that leads there.
+OWN_GROUPS = Path("/proc/self/cgroup")  # names this process's control groups, one a line
+# The files that hold a quota and its period, in the two versions of control groups.
 QUOTA_V2 = ("cpu.max",)
 QUOTA_V1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
 
 
 class Cache(NamedTuple):
-    """A level of the caches, as the first core sees it."""
+    """One level of the caches, as the first core has it."""
 
     level: str
     size: int  # bytes
@@ -28,7 +28,7 @@ class Cache(NamedTuple):
 
 @functools.cache
 def caches() -> list[Cache]:
-    """Ask Linux for the sizes of the caches; where it does not tell, assume the usual ones."""
+    """Ask Linux for the sizes of the caches; if it does not tell them, assume common ones."""
     found = []
     for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
@@ -45,14 +45,14 @@ def caches() -> list[Cache]:
 
 
 def room_in(level: int) -> int:
-    """Tell how many bytes of a level of the caches, counted from 1, a core has to itself."""
+    """Return how many bytes of a cache level, counted from 1, each core has to itself."""
     known = caches()
     cache = next((c for c in known if c.level.startswith(f"L{level}")), known[-1])
     return cache.size // cache.sharers
 
 
 def _most() -> int:
-    """Count the cores that this process may use, unless NUMBA_NUM_THREADS says how many."""
+    """Return NUMBA_NUM_THREADS, or if it is not set, the number of cores for this process."""
     wanted = os.environ.get("NUMBA_NUM_THREADS", "").strip()
     if wanted.isdecimal() and int(wanted) > 0:
         return int(wanted)
@@ -62,9 +62,9 @@ def _most() -> int:
 
 
 def cpu_quota() -> float | None:
-    """Tell how many cores' time Linux gives this process, as in a container; None is no limit."""
+    """Return how many cores' time Linux gives this process, as in a container; None is no limit."""
     found = []
-    # A container sees its own group as the root; elsewhere each folder on the way may have a limit.
+    # In a container its own group is the root. Elsewhere each folder on the way may have a limit.
     folders: list[tuple[Path, tuple[str, ...]]]
     folders = [(CGROUP, QUOTA_V2), (CGROUP / "cpu", QUOTA_V1)]
     try:
@@ -89,11 +89,11 @@ def cpu_quota() -> float | None:
     return min(found, default=None)
 
 
-_quota = functools.cache(cpu_quota)  # asked for at each run of a network
+_quota = functools.cache(cpu_quota)  # because each run of a network asks
 
 
 def _default() -> int:
-    """Count the cores that are of use: under a quota, threads beyond it wait for their turn."""
+    """Count the threads that are of use: those beyond a quota would only wait for their turn."""
     quota = None if os.environ.get("NUMBA_NUM_THREADS", "").strip() else _quota()
     return _most() if quota is None else max(1, min(_most(), math.ceil(quota)))
 
@@ -130,9 +130,9 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        What `set_num_threads` was last given; before that OMP_NUM_THREADS, if it is set, and at
-        most as many as there are cores, or as NUMBA_NUM_THREADS says. Where none of these is set,
-        not more than a container's quota of CPU time feeds.
+        The number that `set_num_threads` was last given. If it was not called, OMP_NUM_THREADS,
+        but at most the number of cores or NUMBA_NUM_THREADS. If none of these is set, at most as
+        many as a container's quota of CPU time can keep busy.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     default = max(1, int(wanted)) if wanted.isdecimal() else _default()

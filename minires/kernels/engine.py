@@ -1,7 +1,7 @@
-"""The network on this machine: weights prepacked once, buffers allocated once for a shape of input.
+"""The network on this machine: weights packed once, buffers allocated once for a shape of input.
 
-An engine gives a `Plan` its memory: places become addresses, and the steps a program that compiled
-code runs from front to back.
+An engine gives a `Plan` its memory: it turns places into addresses, and the steps into a program
+that compiled code runs from front to back.
 """
 
 import math
@@ -17,21 +17,26 @@ import numpy as np
 
 from minires.errors import MiniresError
 from minires.kernels.cpu import get_num_threads, room_in
+from minires.kernels.division import divide
 from minires.kernels.isa import ISA, available_isas, choose_isa
 from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
 from minires.kernels.pack import aligned, prepack
-from minires.kernels.plan import LOGITS, Buffer, Division, Plan, Step, Tiling, divide, lay_out
+from minires.kernels.plan import LOGITS, Buffer, Division, Plan, Step, Tiling, lay_out
 from minires.layers import Array, Int8Params, Layer, Record, Shape
 from minires.reference import QParams, round_bf16_ref
 from minires.summary import enough_memory
 
-PLANS = 4  # shapes of input whose buffers are kept
-KEPT = 2**29  # bytes of them that may stay after a run
-ONE_AT_A_TIME = threading.Lock()  # buffers are shared, and each run takes all threads anyway
+PLANS = 4  # how many shapes of input may have buffers at the same time
+KEPT = 2**29  # bytes of buffers that may stay after a run
+ONE_AT_A_TIME = threading.Lock()  # runs share the buffers, and each takes all threads anyway
+# The numbers that a program copies from a plan: from a step, and from a step's GEMM.
+SIZES = ["batch", "in_h", "in_w", "out_h", "out_w", "channels"]
+STRIDES = ["x_image", "x_row", "y_image", "y_row"]
+GEMM = ["rows", "block", "panels", "panel_bytes", "taps", "groups", "tap_stride"]
 
 
 def _renew_lock() -> None:
-    """Begin anew in a child that was forked: who held the lock, is not there to let go of it."""
+    """Begin anew in a forked child, where the thread that may hold the lock does not exist."""
     global ONE_AT_A_TIME
     ONE_AT_A_TIME = threading.Lock()
 
@@ -41,7 +46,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 class Packed(NamedTuple):
-    """A layer's parameters as a microkernel reads them; N is filled up to whole panels."""
+    """A layer's parameters as a microkernel reads them, with N filled up to whole panels."""
 
     w: Array  # (panels, taps * groups, columns, group)
     bias: Array  # (N,)
@@ -55,10 +60,10 @@ class Program(NamedTuple):
     steps: Array  # of STEP
     memory: list[Array]  # the plan's buffers: (batch, h, w, channels), with their padding
     logits: Array  # (batch, N) float32
-    nbytes: int  # of memory, and of the offsets into it
+    nbytes: int  # of `memory`, and of the offsets into it
 
     def output(self, layer: Layer) -> Array:
-        """View a layer's output, without padding and without channels that fill a panel up."""
+        """View a layer's output without its padding, and without channels that fill a panel up."""
         number = self.plan.outputs[layer.name]
         whole: Array = self.plan.buffers[number].inside(self.memory[number])
         return whole[..., : layer.out_c]
@@ -67,16 +72,20 @@ class Program(NamedTuple):
 class Engine:
     """A network prepacked for one precision, on this machine.
 
-    The layers are fused, in the order they run. `params` has their parameters by name, as the NumPy
-    operators take them. The precision is a key of `FORMATS`. The instruction set is one that this
-    machine has, `choose_isa()` unless given. Each run asks `get_num_threads()` unless you say how
-    many.
+    The layers are fused, and come in the order they run. `params` has their parameters by name, in
+    the form that the operators of layers.py take. The precision is a key of `FORMATS`. The
+    instruction set is `choose_isa()` unless you give another that this machine has. Each run asks
+    `get_num_threads()` unless you say how many.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], params: Mapping[str, Any], precision: str,
-        isa: ISA | None = None, threads: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        layers: Sequence[Layer],
+        params: Mapping[str, Any],
+        precision: str,
+        isa: ISA | None = None,
+        threads: int | None = None,
+    ) -> None:
         self.layers = layers
         self.params = params
         self.threads = threads
@@ -91,10 +100,10 @@ class Engine:
         }
         self.programs: dict[tuple[Shape, bool], Program] = {}
         self.divisions: dict[Shape, Division] = {}
-        self.ticks = np.zeros(len(layers) + 1, np.int64)  # between the steps, when they last ran
+        self.ticks = np.zeros(len(layers) + 1, np.int64)  # the clock between steps, of the last run
 
     def _tiling(self) -> Tiling:
-        """Describe the needs of the microkernels and this CPU's caches, for a plan."""
+        """Tell a plan what the microkernels need, and how large this CPU's caches are."""
         operands = self.form.operands
         instruction = self.isa.instructions[operands]
         rows, vectors = self.isa.tiles[operands]
@@ -109,7 +118,7 @@ class Engine:
             near=room_in(1),
             far=room_in(2),
         )
-        if instruction.rows > 1:  # matrix instructions outrun the last cache
+        if instruction.rows > 1:  # the last cache is too slow for matrix instructions
             room = room_in(2) * (self.threads or get_num_threads())
             tiling = replace(tiling, room=room)
         return tiling
@@ -119,7 +128,7 @@ class Engine:
     ) -> Array:
         """Run the whole network on (N, 3, H, W) float32; return (N, num_classes) float32 logits.
 
-        `record` is told of the steps of each call, when all have run and others may run again.
+        `record` is told of the steps of each call, once all have run and other runs may begin.
         `started` is when the caller began with x, by time.perf_counter: the first step's time
         begins there.
         """
@@ -127,7 +136,7 @@ class Engine:
         x = np.ascontiguousarray(x)
         logits = np.empty((len(x), self.layers[-1].out_c), np.float32)
         parts = -(-len(x) // self._divide(x.shape).more)
-        images = -(-len(x) // parts)  # alike: a last image by itself would take as long as alone
+        images = -(-len(x) // parts)  # equal parts: images are slower in a small last one
         threads = self.threads or get_num_threads()
         calls: list[tuple[Any, ...]] = []
         with ONE_AT_A_TIME:
@@ -142,32 +151,32 @@ class Engine:
                     if record:
                         between = self.ticks[steps.start : steps.stop + 1]
                         times = _in_seconds(between, called, perf_counter())
-                        times[0][0] = began  # the image's way to here is the first step's
+                        times[0][0] = began  # the first step's time begins before the call
                         calls.append((self.layers[steps], part.shape, len(calls), times))
                     began = perf_counter()
                 logits[start : start + images] = program.logits[:, : logits.shape[1]]
             self._keep_within(KEPT)
-        for call in calls:  # now that others may run: a record may want to, too
+        for call in calls:  # only now, without the lock: a record may run a network itself
             assert record
             record(*call)
         return logits
 
     def _point(self, program: Program, steps: slice, images: Array, number: int) -> None:
-        """Have a call read these images, and its last step write where theirs belong."""
+        """Make a call's first step read these images, and its last write to their places."""
         program.steps[0]["x"] = images.ctypes.data
         last = program.plan.steps[steps.stop - 1]
         place = self._address(program, last.y.buffer) + last.y.offset
         program.steps[steps.stop - 1]["y"] = place + number * last.y_image
 
     def _divide(self, shape: Shape) -> Division:
-        """Count the images whose activations stay in a cache from one step to the next."""
+        """Count the images whose activations stay in a cache between steps; once for each size."""
         size = shape[2:]
         if size not in self.divisions:
             self.divisions[size] = divide(self.layers, size, self.tiling)
         return self.divisions[size]
 
     def run(self, shape: Shape, layer: Layer, *inputs: Array) -> Array:
-        """Run one layer, as an operator of layers.py does, for a shape of the network's input.
+        """Run one layer as an operator of layers.py does, in a network whose input has this shape.
 
         Activations are NHWC without padding, and float32 in place of bfloat16. The first layer
         reads NCHW.
@@ -178,7 +187,8 @@ class Engine:
             first = np.ascontiguousarray(inputs[0])
             if layer.op == "input":
                 program.steps[at]["x"] = first.ctypes.data
-            for name, value in zip(layer.inputs, inputs, strict=False):  # the image has no name
+            # The first layer has an input, the image, but no name for it.
+            for name, value in zip(layer.inputs, inputs, strict=False):
                 inner = program.output(next(other for other in self.layers if other.name == name))
                 inner[...] = self._narrow(value).reshape(inner.shape)
             threads = self.threads or get_num_threads()
@@ -189,10 +199,10 @@ class Engine:
             return y[:, 0, 0] if layer.op == "avgpool" else y
 
     def time_step(self, steps: Array, at: int, execute: Callable[..., None] | None = None) -> float:
-        """Run one step on the data in the buffers, and tell the seconds it took.
+        """Run one step on the data in the buffers, and return the seconds that it took.
 
-        `steps` are those of one of this engine's programs, or a changed copy of them. You may give
-        another `execute`, from `compile_network`, in place of the engine's own.
+        `steps` belong to one of this engine's programs, or are a changed copy. You may give another
+        `execute`, from `compile_network`, in place of the engine's own.
         """
         threads = self.threads or get_num_threads()
         execute = execute or self.execute
@@ -202,11 +212,11 @@ class Engine:
             return perf_counter() - started
 
     def _narrow(self, x: Array) -> Array:
-        """Bring an activation, or a weight, from the form that layers.py knows to memory's."""
+        """Convert an activation or a weight from the type in layers.py to the type in memory."""
         return _bf16_bits(x) if self.form.operands == "bf16" else x
 
     def _widen(self, y: Array) -> Array:
-        """Copy an activation back into the form that layers.py knows."""
+        """Copy an activation from memory, in the type that layers.py has."""
         if self.form.operands == "bf16":
             return (y.astype(np.int32) << 16).view(np.float32)
         return y.copy()
@@ -214,27 +224,31 @@ class Engine:
     def _pack(self, layer: Layer) -> Packed:
         p = self.params[layer.name]
         if self.form.operands == "u8s8":
-            weight, bias, m = p.w_s8, p.bias_s32, p.x.scale * p.w_scale
+            weight, bias, m = p.w_s8, p.bias_s32, p.x_qparams.scale * p.w_scale
             m = m / layer.qparams.scale if layer.qparams else m
         else:
             weight, bias = p.dequantize() if isinstance(p, Int8Params) else p
             weight, m = self._narrow(weight), bias
         reads = next(other for other in self.layers if other.name == layer.inputs[0])
         w = prepack(
-            weight, layer.kernel, self.tiling.channels(reads), self.form.group,
-            self.tiling.columns, self.tiling.groups,
-        )  # fmt: skip
+            weight,
+            kernel=layer.kernel,
+            in_c=self.tiling.channels(reads),
+            group=self.form.group,
+            columns=self.tiling.columns,
+            at_once=self.tiling.groups,
+        )
         vectors = [aligned((len(w) * self.tiling.columns,), values.dtype) for values in (bias, m)]
         for vector, values in zip(vectors, (bias, m), strict=True):
             vector[: len(values)] = values
-        if isinstance(weight.base, mmap.mmap):  # pages read from a file need not stay in memory
+        if isinstance(weight.base, mmap.mmap):  # the packed copy is enough: free a file's pages
             weight.base.madvise(mmap.MADV_DONTNEED)
         return Packed(w, *vectors)
 
     def program(self, shape: Shape, whole: bool = False) -> Program:
         """Find the program for an NCHW shape of input, or make one.
 
-        Where `whole`, all images take each step together; else they are divided as `Division` says.
+        If `whole`, all images take each step together, else `_divide` tells how many do.
         """
         if (shape, whole) not in self.programs:
             while len(self.programs) >= PLANS:
@@ -248,7 +262,7 @@ class Engine:
         return self.programs[shape, whole]
 
     def _keep_within(self, limit: int) -> None:
-        """Let go of the oldest programs, until the others take no more than so many bytes."""
+        """Delete the oldest programs, until the others take no more bytes than the limit."""
         while sum(program.nbytes for program in self.programs.values()) > limit:
             del self.programs[next(iter(self.programs))]
 
@@ -271,8 +285,8 @@ class Engine:
         dtype = np.dtype(self.form.activation)
         fill = buffer.fill
         if fill is None:
-            # bfloat16 is compared by its bits, as integers: what a ReLU leaves has their order,
-            # -0.0 is the least of them.
+            # The max-pool compares bfloat16 by its bits, as int16. This is right after a ReLU,
+            # because no number is negative then but -0.0, whose bits are the least int16.
             fill = -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
         size = math.prod(buffer.shape)
         return aligned((size + buffer.spare,), dtype, fill)[:size].reshape(buffer.shape)
@@ -281,17 +295,16 @@ class Engine:
         return (program.logits if buffer == LOGITS else program.memory[buffer]).ctypes.data
 
     def _describe(self, planned: Step, step: Any, program: Program) -> None:
-        """Fill in a step of a program: the plan's numbers, addresses for its places, scalars."""
+        """Fill in a step of a program: the plan's numbers, addresses for places, and scalars."""
         layer = planned.layer
         step["op"], step["kernel"], step["stride"] = OPS[layer.op], layer.kernel, layer.stride
-        for name in ("batch", "in_h", "in_w", "out_h", "out_w", "channels", "x_image", "x_row",
-                     "y_image", "y_row"):  # fmt: skip
+        for name in (*SIZES, *STRIDES):
             step[name] = getattr(planned, name)
         for name in ("x", "y", "residual"):
             if place := getattr(planned, name):
                 step[name] = self._address(program, place.buffer) + place.offset
         if gemm := planned.gemm:
-            for name in ("rows", "block", "panels", "panel_bytes", "taps", "groups", "tap_stride"):
+            for name in GEMM:
                 step[name] = getattr(gemm, name)
             step["x_offsets"] = gemm.x_offsets.ctypes.data
             step["y_offsets"] = gemm.y_offsets.ctypes.data
@@ -308,9 +321,9 @@ class Engine:
             step["low"], step["high"] = -q.zero_point, 255 - q.zero_point
             step["scale"], step["zero_point"] = q
             p = self.params.get(layer.name)
-            if isinstance(p, Int8Params) and p.residual:
-                step["m_residual"] = p.residual.scale / q.scale
-                step["residual_zero_point"] = p.residual.zero_point
+            if isinstance(p, Int8Params) and p.residual_qparams:
+                step["m_residual"] = p.residual_qparams.scale / q.scale
+                step["residual_zero_point"] = p.residual_qparams.zero_point
             if isinstance(p, QParams):  # the average pool
                 pixels = np.float32(step["in_h"] * step["in_w"])
                 step["average"] = p.scale / (q.scale * pixels)
@@ -318,10 +331,11 @@ class Engine:
 
 
 def _in_seconds(ticks: Array, started: float, ended: float) -> Array:
-    """Tell when each step began and ended, in seconds, between a call's start and its end.
+    """Return when each step began and ended, in seconds, between a call's start and its end.
 
-    Ticks are those of a clock of unknown rate: all of them took all of the time, and the call's
-    own microseconds are shared out among them. Cores may read it a few ticks apart.
+    The ticks come from a clock of unknown rate. All of them together took all of the call's time,
+    so the microseconds of the call itself are shared out among the steps. Since cores may read the
+    clock a few ticks apart, ticks that go backwards are evened out.
     """
     ticks = np.maximum.accumulate(ticks) - ticks[0]
     times = started + (ended - started) / max(1, int(ticks[-1])) * ticks

@@ -1,7 +1,7 @@
-"""Epilogues: what becomes of a vector of sums before it is stored.
+"""Epilogues: the last operations on a vector of sums before it is stored.
 
-Each is a definition of reference, in its order, for a vector of columns of one row. Every
-multiplication and addition rounds by itself, so all instruction sets give the same bits.
+Each computes a definition of reference.py, in the same order, for a vector of columns of one row.
+Every multiplication and addition rounds by itself, so all instruction sets give the same bits.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from minires.kernels.ir import (
 )
 from minires.kernels.isa import Instruction
 
-SCALARS = {  # of an epilogue, in the order that a microkernel takes them
+SCALARS = {  # the numbers that an epilogue needs, in the order that a microkernel takes them
     "m_residual": F32,
     "residual_zero_point": I32,
     "low": F32,
@@ -32,12 +32,12 @@ SCALARS = {  # of an epilogue, in the order that a microkernel takes them
 
 
 class Columns(NamedTuple):
-    """An epilogue's operands: a vector for each vector of columns, and scalars for all."""
+    """An epilogue's operands for one vector of columns."""
 
     bias: Value
     m: Value
-    scalars: dict[str, Value]  # as `SCALARS`
-    instruction: Instruction  # it has made the sums
+    scalars: dict[str, Value]  # those of `SCALARS`, each copied to all lanes
+    instruction: Instruction  # the one that made the sums
 
 
 def _clip(builder: Builder, t: Value, low: Value, high: Value) -> Value:
@@ -51,7 +51,7 @@ def _rint(builder: Builder, t: Value) -> Value:
 
 
 def _to_int(builder: Builder, t: Value, whole: Any) -> Value:
-    """Round to whole numbers, half to even, as integers: one instruction where LLVM knows it."""
+    """Round to integers, half to even: by one instruction if this LLVM can ask for it."""
     if not LLVM_22:
         return builder.fptosi(_rint(builder, t), whole)
     return call(builder, f"llvm.lrint.v{t.type.count}i32.v{t.type.count}f32", whole, t)
@@ -64,7 +64,7 @@ def _widen_bf16(builder: Builder, x: Value) -> Value:
 
 
 def _activate(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
-    """Add bias and residual, and clip at low: 0 is the ReLU, -infinity is none."""
+    """Add bias and residual, and clip at `low`: 0 makes it a ReLU, and -infinity clips nothing."""
     t = builder.fadd(acc, p.bias)
     if residual is not None:
         t = builder.fadd(t, residual)
@@ -72,13 +72,13 @@ def _activate(builder: Builder, acc: Value, p: Columns, residual: Value | None) 
 
 
 def _activate_bf16(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
-    """Keep the upper half of the float32, rounded to nearest even."""
+    """Do as `_activate`, and keep the upper half of the float32, rounded to nearest even."""
     wide = None if residual is None else _widen_bf16(builder, residual)
     t = _activate(builder, acc, p, wide)
     if p.instruction.narrow:
         return p.instruction.narrow(builder, t)
-    # Half of what is cut off is added, and one more where the last bit kept is odd: a tie then
-    # rounds to even.
+    # Add almost half of a step, and one more if the last bit to keep is odd, so that a tie rounds
+    # to even. Then cut the lower half off.
     bits = builder.bitcast(t, vector(I32, t.type.count))
     sixteen, one = constant(bits.type, 16), constant(bits.type, 1)
     odd = builder.and_(builder.lshr(bits, sixteen), one)
@@ -87,7 +87,7 @@ def _activate_bf16(builder: Builder, acc: Value, p: Columns, residual: Value | N
 
 
 def _fake_quantize(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
-    """Round to values of eight bits, as float32: simulated INT8. Its clip is the ReLU."""
+    """Round to the values that eight bits can hold, for simulated INT8. The clip is the ReLU."""
     t = builder.fadd(acc, p.bias)
     if residual is not None:
         t = builder.fadd(t, residual)
@@ -96,7 +96,7 @@ def _fake_quantize(builder: Builder, acc: Value, p: Columns, residual: Value | N
 
 
 def _requantize(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
-    """Do what `requantize_ref` does, in its order, each operation rounded by itself."""
+    """Do the same as `requantize_ref`, in its order, each operation rounded by itself."""
     t = builder.fmul(builder.sitofp(acc, p.m.type), p.m)
     if residual is not None:
         steps = builder.sub(builder.zext(residual, acc.type), p.scalars["residual_zero_point"])
@@ -107,12 +107,12 @@ def _requantize(builder: Builder, acc: Value, p: Columns, residual: Value | None
 
 
 def _dequantize(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
-    """Leave as float32: the logits of the classifier in INT8."""
+    """Turn sums into float32: the logits of the INT8 network."""
     return builder.fmul(builder.sitofp(acc, p.m.type), p.m)
 
 
 def _store_as_is(builder: Builder, acc: Value, p: Columns, residual: Value | None) -> Value:
-    """Store as many bytes as the activation has, and compute nothing, to time an epilogue."""
+    """Store as many bytes as an activation has, but compute nothing: to time an epilogue."""
     return builder.trunc(acc, vector(I8, acc.type.count)) if acc.type.element == I32 else acc
 
 
@@ -125,9 +125,9 @@ class Epilogue(NamedTuple):
     """The last operation on the sums, and its operands' types in memory."""
 
     run: Callable[..., Value]
-    bias: Any  # the lanes' types
-    residual: Any
-    bias_first: bool = False  # sums begin with it: integers may be added in any order
+    bias: Any  # the type of its values
+    residual: Any  # the type of its values
+    bias_first: bool = False  # whether sums begin with the bias: integers add in any order
 
 
 EPILOGUES = {

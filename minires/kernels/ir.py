@@ -1,7 +1,7 @@
-"""Words for LLVM IR that the kernels are written in: types, vectors, loops, loads.
+"""Short functions that write LLVM IR, for the kernels: types, vectors, loops, loads.
 
-A Numba intrinsic is handed a builder, and writes instructions with it. All addresses here are
-integers of 64 bits, since that is how compiled Python carries them.
+A Numba intrinsic is given a builder, and writes instructions with it. All addresses here are
+integers of 64 bits, because compiled Python has them in this form.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ Value: TypeAlias = Any  # llvmlite's own types say nothing to mypy
 Builder: TypeAlias = Any
 
 FAMILY = binding.get_default_triple().partition("-")[0]  # of this machine's CPU: x86_64, aarch64...
-LLVM_22 = binding.llvm_version_info >= (22,)  # since when the dot products' operands say u8 or bf16
+LLVM_22 = binding.llvm_version_info >= (22,)  # from here on dot products take vectors of elements
 LINE = 64  # bytes that a cache fetches at once
-ROOM_AHEAD = 4096  # bytes of a panel, of which much lies in the second cache, fetched early
+ROOM_AHEAD = 4096  # how many bytes ahead a panel is fetched, much of it from the second cache
 
-# Numba does this on x86 alone. Elsewhere any inline assembly would end the process without it.
+# Numba does this only on x86. On other CPUs any inline assembly would end the process without it.
 binding.initialize_native_asmparser()
 
 
 class BFloat(ir.Type):
-    """bfloat16, which llvmlite does not know and LLVM's text does."""
+    """bfloat16: LLVM has this type, but llvmlite has no class for it."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -39,7 +39,7 @@ class BFloat(ir.Type):
         return hash(BFloat)
 
 
-# The same types, for those who may not import llvmlite.
+# llvmlite's types, for files that do not import llvmlite themselves.
 vector = ir.VectorType
 array = ir.ArrayType
 
@@ -50,16 +50,20 @@ def bytes_of(scalar: Any) -> int:
 
 
 def call(builder: Builder, name: str, returns: Any, *arguments: Value) -> Value:
-    """Call a function of LLVM's, or of C's, by its name."""
+    """Call a function of LLVM or of C by its name."""
     signature = ir.FunctionType(returns, [a.type for a in arguments])
     function = cgutils.get_or_insert_function(builder.module, signature, name)
     return builder.call(function, arguments)
 
 
 def inline_asm(
-    builder: Builder, text: str, constraint: str, returns: Any, *arguments: Value,
+    builder: Builder,
+    text: str,
+    constraint: str,
+    returns: Any,
+    *arguments: Value,
     side_effect: bool = False,
-) -> Value:  # fmt: skip
+) -> Value:
     """Write an instruction that LLVM has no function for."""
     signature = ir.FunctionType(returns, [a.type for a in arguments])
     return builder.asm(signature, text, constraint, arguments, side_effect=side_effect)
@@ -90,22 +94,22 @@ def constant(wide: Any, value: float) -> Value:
 
 
 def after(builder: Builder, address: Value, count: int) -> Value:
-    """Tell the address so many bytes further on."""
+    """Return the address that lies `count` bytes behind another."""
     return builder.add(address, I64(count))
 
 
 def pointer_to(builder: Builder, address: Value) -> Value:
-    """Make a pointer of an address."""
+    """Turn an address into a pointer."""
     return builder.inttoptr(address, POINTER)
 
 
 def load(builder: Builder, address: Value, what: Any) -> Value:
-    """Load a scalar or a vector, which may lie anywhere."""
+    """Load a scalar or a vector, from an address that need not be aligned."""
     return builder.load(pointer_to(builder, address), align=1, typ=what)
 
 
 def store(builder: Builder, value: Value, address: Value) -> None:
-    """Store a scalar or a vector, which may lie anywhere."""
+    """Store a scalar or a vector, to an address that need not be aligned."""
     builder.store(value, pointer_to(builder, address), align=1)
 
 
@@ -117,7 +121,7 @@ def load_offset(builder: Builder, table: Value, row: int) -> Value:
 def prefetch(
     builder: Builder, address: Value, ahead: int, size: int, cache: int = 1, write: bool = False
 ) -> None:
-    """Fetch as many bytes into a cache, so far ahead, a cache line at a time."""
+    """Fetch `size` bytes that begin `ahead` bytes behind an address into a cache, by lines."""
     signature = ir.FunctionType(VOID, [POINTER, I32, I32, I32])
     function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
     access, near, data = I32(int(write)), I32(4 - cache), I32(1)
@@ -138,8 +142,8 @@ def local(builder: Builder, what: Any) -> Value:
 def loop(builder: Builder, count: Value, carried: list[Value], body: Callable[..., Any]) -> Any:
     """Repeat ``carried = body(*carried)`` `count` times, at least once, in registers.
 
-    What is carried from one round to the next is a phi node: a value that comes from before the
-    loop the first time, and from its end after that. So sums never leave their registers.
+    Each carried value is a phi node: in the first round it has the value from before the loop, in
+    every later round the value from the end of the round before. So sums stay in registers.
     """
     start = builder.block
     head = builder.append_basic_block("loop")
@@ -149,7 +153,7 @@ def loop(builder: Builder, count: Value, carried: list[Value], body: Callable[..
     phis = [builder.phi(value.type) for value in carried]
     later = body(*phis)
     following = builder.add(i, I64(1))
-    end = builder.block  # a loop inside the body ends in another block than it began
+    end = builder.block  # not `head` if the body has a loop of its own
     done = builder.append_basic_block("done")
     builder.cbranch(builder.icmp_signed("<", following, count), head, done)
     for phi, before, value in zip([i, *phis], [I64(0), *carried], [following, *later], strict=True):

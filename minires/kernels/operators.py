@@ -1,4 +1,4 @@
-"""What each operator does to its share of the work: Numba, around the microkernels.
+"""The operators, compiled by Numba: each runs a share of a step's work, by microkernels.
 
 `compile_network` makes one function for a precision and an instruction set. It runs a program: an
 array of steps whose operands are addresses, so that a whole network is one call.
@@ -14,13 +14,15 @@ from numba.extending import overload
 
 from minires.kernels.compile import compile_for, name_apart
 from minires.kernels.ir import LINE
-from minires.kernels.isa import ISA, ISAS
+from minires.kernels.isa import ISAS
+from minires.kernels.isa.instruction import PER_GROUP
 from minires.kernels.microkernel import Microkernel, largest, matrix_registers, microkernel
 from minires.kernels.sync import count_up, pointer, ticks, wait_for
 from minires.kernels.threads import WORKERS
 
-# One fused operator, ready to run. Addresses and counts in int64; strides of rows and images in
-# bytes, a convolution's in pixels; of the offsets, x's in bytes and y's in elements.
+# One fused operator, ready to run. Addresses and counts are int64. Strides of rows and images are
+# in bytes, but `stride`, a convolution's, is in pixels. `x_offsets` are in bytes, `y_offsets` in
+# elements.
 STEP = np.dtype(
     [
         (name, kind)
@@ -36,7 +38,7 @@ STEP = np.dtype(
     align=True,
 )
 INPUT, CONV, MAXPOOL, AVGPOOL, LINEAR = range(5)
-CHANNELS = 3  # of a pixel
+CHANNELS = 3  # of an image's pixel
 OPS = {"input": INPUT, "conv": CONV, "maxpool": MAXPOOL, "avgpool": AVGPOOL, "linear": LINEAR}
 
 
@@ -83,36 +85,57 @@ def _mean(then: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Format(NamedTuple):
-    """How a precision keeps its tensors, and how real numbers and sums become such."""
+    """How a precision keeps its tensors, and how it makes them of real numbers and of sums."""
 
     operands: str  # a key of `ISA.instructions`
-    activation: Any
-    group: int  # values in 32 bits
+    activation: Any  # the type of an activation in memory
     epilogue: str  # of a convolution
     last_epilogue: str  # of the classifier
-    quantize: Callable[..., Any]  # a pixel
-    widen: Callable[..., Any]  # to the type of the sums
-    average: Callable[..., Any]  # the sum over all pixels
+    quantize: Callable[..., Any]  # turns a pixel's value into an activation
+    widen: Callable[..., Any]  # turns an activation into the type of the sums
+    average: Callable[..., Any]  # turns the sum over all pixels into an activation
+
+    @property
+    def group(self) -> int:
+        """Count the values in 32 bits."""
+        return PER_GROUP[self.operands]
 
 
 FORMATS = {
     "fp32": Format(
-        "f32", np.float32, 1, "activate", "activate", _same, np.float32, _mean(_same)
+        operands="f32",
+        activation=np.float32,
+        epilogue="activate",
+        last_epilogue="activate",
+        quantize=_same,
+        widen=np.float32,
+        average=_mean(_same),
     ),
     "bf16": Format(
-        "bf16", np.int16, 2, "activate, bf16", "activate", _to_bf16, _from_bf16, _mean(_to_bf16)
-    ),
-    "int8-simulated": Format(
-        "f32", np.float32, 1, "fake quantize", "activate", _fake_quantize, np.float32,
-        _mean(_fake_quantize),
+        operands="bf16",
+        activation=np.int16,
+        epilogue="activate, bf16",
+        last_epilogue="activate",
+        quantize=_to_bf16,
+        widen=_from_bf16,
+        average=_mean(_to_bf16),
     ),
     "int8": Format(
-        "u8s8", np.uint8, 4, "requantize", "dequantize", _quantize, np.int32, _average_int8
+        operands="u8s8",
+        activation=np.uint8,
+        epilogue="requantize",
+        last_epilogue="dequantize",
+        quantize=_quantize,
+        widen=np.int32,
+        average=_average_int8,
     ),
-}  # fmt: skip
-
-
-# For study: what is left of a convolution without its epilogue. Its outputs mean nothing.
+}
+# Simulated INT8 computes as FP32 does, but rounds each output to the values of eight bits.
+FORMATS["int8-simulated"] = FORMATS["fp32"]._replace(
+    epilogue="fake quantize", quantize=_fake_quantize, average=_mean(_fake_quantize)
+)
+# For study: convolutions without their epilogue, to time it by the difference. Their outputs mean
+# nothing.
 FORMATS |= {
     f"{precision}, plain store": FORMATS[precision]._replace(epilogue=f"plain store of {stored}")
     for precision, stored in [("fp32", "float32"), ("int8", "u8")]
@@ -125,7 +148,7 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
 
     The precision is a key of `FORMATS`; `isa` names a set that this machine has. You get
     ``execute(program, times, first, last, threads)`` for a program of `STEP` and times of int64,
-    (steps + 1,). It writes there when the first step began and when each ended, in ticks.
+    (steps + 1,). It notes in `times` when the first step began and when each ended, in ticks.
     """
     spec = f"{precision}/{isa}"
     count = types.int64
@@ -133,7 +156,7 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
 
     def steps(program: Any, times: Any, counts: Any, first: int, last: int, thread: int) -> None:
         threads = counts.shape[1] - 2
-        if times[first] == 0:  # the first to come
+        if times[first] == 0:  # the thread that comes first notes the time
             times[first] = ticks()
         for i in range(first, last):
             done, ended = counts[i, threads:].ctypes.data, counts[i, threads + 1 :].ctypes.data
@@ -150,10 +173,10 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
     compiled = compile_for(ISAS[isa], steps, signature, precision, notice)
 
     def execute(program: Any, times: Any, first: int, last: int, threads: int) -> None:
-        # Of each step, how many threads came for each share, how many shares are done, and whether
-        # the step has ended: counts that lie a cache line apart. A share that nobody has begun is
-        # anybody's. So a thread waits for what another one is at, and never for one that comes
-        # late; that one finds all shares taken.
+        # For each step: how many threads came for each share, how many shares are done, and whether
+        # the step has ended. These counts lie a cache line apart. Any thread may take a share that
+        # nobody has begun. So threads wait only for shares in progress, never for a thread that
+        # comes late: it finds all shares taken.
         counts = np.zeros((last, threads + 2, LINE // 8), np.int64)
         times[first] = 0
         WORKERS.share(compiled, threads, program, times, counts, first, last)
@@ -163,26 +186,27 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
 
 def run_share(spec: str, step: Any, share: int, shares: int) -> None:
     """Do one thread's share of a step, out of `shares`; for compiled code alone."""
-    raise NotImplementedError  # `_run_share` makes the code in its place
+    raise NotImplementedError  # Numba puts the code that `_run_share` makes in its place
 
 
 @overload(run_share, prefer_literal=True)
 def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., None] | None:
     if not isinstance(spec, types.Literal):
-        return None  # asked again with the literal
+        return None  # Numba asks again, with the literal
     precision, name = spec.literal_value.split("/")
     form, isa = FORMATS[precision], ISAS[name]
-    parts = (
-        _tiles(form, isa),
-        _convert(form),
-        _maxpool(form, isa.tiles[form.operands][1] * isa.lanes),
-        _avgpool(form),
-    )
-    tiles, convert, maxpool, avgpool = (
-        njit(name_apart(part, spec.literal_value)) for part in parts
+    parts = {
+        "conv": _tiles(Microkernel.of(isa, form.operands, form.epilogue), form.activation),
+        "linear": _tiles(Microkernel.of(isa, form.operands, form.last_epilogue), np.float32),
+        "input": _convert(form),
+        "maxpool": _maxpool(form, isa.tiles[form.operands][1] * isa.lanes),
+        "avgpool": _avgpool(form),
+    }
+    conv, linear, convert, maxpool, avgpool = (
+        njit(name_apart(part, f"{op}/{spec.literal_value}")) for op, part in parts.items()
     )
 
-    # Numba wants the very annotations of the function above.
+    # Numba wants the same parameters as those of `_run_share`.
     def run(spec: Any, step: Any, share: Any, shares: Any) -> None:
         op = step.op
         if op in (CONV, LINEAR):
@@ -192,8 +216,10 @@ def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., N
         else:
             count = step.batch * step.out_h  # rows of pixels
         begin, end = count * share // shares, count * (share + 1) // shares
-        if op in (CONV, LINEAR):
-            tiles(step, begin, end)
+        if op == CONV:
+            conv(step, begin, end)
+        elif op == LINEAR:
+            linear(step, begin, end)
         elif op == INPUT:
             convert(step, begin, end)
         elif op == MAXPOOL:
@@ -204,53 +230,64 @@ def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., N
     return run
 
 
-def _tiles(form: Format, isa: ISA) -> Callable[..., None]:
-    """Make the code for the tiles of a GEMM: of a convolution, or of the classifier."""
-    kernel = Microkernel.of(isa, form.operands, form.epilogue)
-    rows, columns = kernel.rows, kernel.columns
-    size = np.dtype(form.activation).itemsize
-    hidden = kernel.name
-    last = Microkernel.of(isa, form.operands, form.last_epilogue).name
+def _tiles(kernel: Microkernel, output: Any) -> Callable[..., None]:
+    """Make the code for the tiles of a GEMM, whose output has this type."""
+    name, rows, columns = kernel.name, kernel.rows, kernel.columns
+    size = np.dtype(output).itemsize
     i64 = np.int64
 
     def tiles(step: Any, begin: int, end: int) -> None:
         # Rows of tiles come in blocks, whose activations stay in the cache while all panels of
-        # weights pass by; within a block a panel meets all rows before the next one is read.
+        # weights pass by. Within a block, a panel meets all rows before the next panel is read.
         if begin >= end:
             return
-        scalars = (step.m_residual, step.residual_zero_point, step.low, step.high,
-                   step.zero_point, step.scale)  # fmt: skip
+        scalars = (
+            step.m_residual,
+            step.residual_zero_point,
+            step.low,
+            step.high,
+            step.zero_point,
+            step.scale,
+        )
         top = begin // (step.block * step.panels) * step.block
         bottom = min(top + step.block, step.rows)
         inside = begin - top * step.panels
         panel, row = inside // (bottom - top), top + inside % (bottom - top)
-        matrix_registers(hidden, True)
+        matrix_registers(name, True)
         for _ in range(begin, end):
             x_offsets = step.x_offsets + 4 * rows * row
             y_offsets = step.y_offsets + 4 * rows * row
             w = step.w + panel * step.panel_bytes
             column = panel * columns
-            bias, m = step.bias + 4 * column, step.m + 4 * column
             # The next panel is fetched meanwhile, a share of it with each row of tiles.
             apart = min(i64(LINE), 4 * columns // (bottom - top))
             later = step.w + (panel + 1) % step.panels * step.panel_bytes
             later += apart * step.taps * step.groups * (row - top)
-            if step.op == CONV:
-                residual = step.residual + size * column if step.residual != 0 else i64(0)
-                y = step.y + size * column
-                microkernel(hidden, step.x, x_offsets, w, step.taps, step.groups, step.tap_stride,
-                            later, apart, bias, m, residual, y, y_offsets, scalars)  # fmt: skip
-            else:
-                y = step.y + 4 * column  # logits, in float32
-                microkernel(last, step.x, x_offsets, w, step.taps, step.groups, step.tap_stride,
-                            later, apart, bias, m, i64(0), y, y_offsets, scalars)  # fmt: skip
+            residual = step.residual + size * column if step.residual != 0 else i64(0)
+            microkernel(
+                name,
+                step.x,
+                x_offsets,
+                w,
+                step.taps,
+                step.groups,
+                step.tap_stride,
+                later,
+                apart,
+                step.bias + 4 * column,
+                step.m + 4 * column,
+                residual,
+                step.y + size * column,
+                y_offsets,
+                scalars,
+            )
             row += 1
             if row == bottom:
                 row, panel = top, panel + 1
                 if panel == step.panels:
                     panel, top = 0, bottom
                     row, bottom = top, min(top + step.block, step.rows)
-        matrix_registers(hidden, False)
+        matrix_registers(name, False)
 
     return tiles
 
@@ -261,7 +298,7 @@ def _convert(form: Format) -> Callable[..., None]:
 
     def convert(step: Any, begin: int, end: int) -> None:
         width = step.out_w
-        # Were it read from the step, LLVM would read it anew for each pixel: y might lie there.
+        # A local copy: LLVM would read the step anew for each pixel, because y may overlap it.
         q = step.scale, step.low, step.high, step.zero_point
         x = carray(pointer(step.x), (step.batch, CHANNELS, step.out_h, width), types.float32)
         for line in range(begin, end):
@@ -276,7 +313,7 @@ def _convert(form: Format) -> Callable[..., None]:
 
 
 def _maxpool(form: Format, columns: int) -> Callable[..., None]:
-    """Make the max-pool: the same for real numbers and for steps."""
+    """Make the code of the max-pool, which is the same for real numbers and for steps."""
     name, size = np.dtype(form.activation).name, np.dtype(form.activation).itemsize
     spec, vector = f"{name}/{columns}", columns * size
 
@@ -296,7 +333,7 @@ def _maxpool(form: Format, columns: int) -> Callable[..., None]:
 
 
 def _avgpool(form: Format) -> Callable[..., None]:
-    """Make the average over all pixels of an image."""
+    """Make the code of the average over all pixels of an image."""
     activation, widen, average = from_dtype(np.dtype(form.activation)), form.widen, form.average
     total = np.int32 if form.operands == "u8s8" else np.float32
 

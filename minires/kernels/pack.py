@@ -5,7 +5,7 @@ import numpy as np
 from minires.layers import Array, Shape
 
 ALIGNMENT = 64  # bytes: a cache line, and the longest vector
-SLACK = 64  # bytes behind a buffer that may be read, and count for nothing
+SLACK = 64  # bytes behind a buffer that may be read, but whose values are never used
 
 
 def aligned(shape: Shape, dtype: np.typing.DTypeLike, fill: float = 0) -> Array:
@@ -22,7 +22,7 @@ def aligned(shape: Shape, dtype: np.typing.DTypeLike, fill: float = 0) -> Array:
 def prepack(
     weight: Array,  # (N, K), K in the order of OHWI
     kernel: int,  # its rows and columns; a row of it is one run in NHWC
-    in_c: int,  # channels as they lie in memory: weights of those that are not there are zero
+    in_c: int,  # the activations' channels in memory; those beyond the weights' get zeros
     group: int,  # values that share 32 bits: 1 float32, 2 bfloat16 or 4 s8
     columns: int,  # NR: output channels are filled up with zeros to a multiple of it
     at_once: int = 1,  # groups that are multiplied at once: runs are filled up to a multiple of it
@@ -44,6 +44,6 @@ def prepack(
 
 
 def _fill_up(array: Array, shape: Shape) -> Array:
-    """Add zeros behind each axis, where there is room for any."""
+    """Add zeros at the end of each axis, up to a shape."""
     missing = [(0, wanted - size) for wanted, size in zip(shape, array.shape, strict=True)]
     return np.pad(array, missing) if any(map(any, missing)) else np.ascontiguousarray(array)

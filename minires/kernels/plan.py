@@ -18,7 +18,6 @@ import numpy as np
 
 from minires.errors import MiniresError
 from minires.layers import Array, Layer, Shape
-from minires.summary import summarize
 
 LOGITS = -1  # in place of a buffer's number: where the classifier writes
 
@@ -189,22 +188,6 @@ class Division(NamedTuple):
     late: int  # that step; 0 where there is none
     few: int
     more: int
-
-
-def divide(layers: Sequence[Layer], size: Shape, tiling: Tiling) -> Division:
-    """Count the images, of this height and width, whose activations stay in a cache."""
-    y = [tiling.item * math.prod(row.output_shape) for row in summarize(layers, *size)]
-    channels = {layer.name: tiling.channels(layer) for layer in layers}
-    w = [
-        tiling.packed_bytes(layer, channels[layer.inputs[0]] if layer.inputs else 0)
-        for layer in layers
-    ]
-    # Where a residual has been added, nothing else is left for later steps to read.
-    ends = [i for i, layer in enumerate(layers[:-1]) if layer.inputs[1:]]
-    late = next((i + 1 for i in ends if w[i + 1] > y[i] + y[i + 1]), 0)
-    few = max(1, tiling.room // (2 * max(y)))  # one is read while another is written
-    more = max(few, tiling.last // (2 * max(y[late:]))) if late else few
-    return Division(late, few, more)
 
 
 def lay_out(layers: Sequence[Layer], shape: Shape, tiling: Tiling, division: Division) -> Plan:

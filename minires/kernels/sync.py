@@ -1,4 +1,4 @@
-"""What threads need to work on one thing: a clock, counts that all of them see, and waiting."""
+"""Means for threads that work together: a clock, counts that all of them see, and waiting."""
 
 import sys
 from typing import Any
@@ -8,15 +8,16 @@ from numba.extending import intrinsic
 
 from minires.kernels.ir import FAMILY, I32, I64, VOID, Builder, Value, call, inline_asm, pointer_to
 
-PATIENCE = 1000  # looks at a count, of some 40 ns each, before a thread offers its core to others
+# How often a thread looks at a count before it offers its core to others; a look takes some 40 ns.
+PATIENCE = 1000
 
 
 @intrinsic
 def ticks(_: Any) -> Any:
-    """Read a counter that runs at a steady rate, whichever; it takes some 20 ns."""
+    """Read a counter that runs at a steady but unknown rate; it takes some 20 ns."""
 
     def codegen(_: Any, builder: Builder, __: Any, ___: Any) -> Value:
-        if FAMILY in ("aarch64", "arm64"):  # LLVM's may be one that only Linux may read
+        if FAMILY in ("aarch64", "arm64"):  # LLVM would read a counter that only Linux may read
             return inline_asm(builder, "mrs $0, cntvct_el0", "=r", I64, side_effect=True)
         return call(builder, "llvm.readcyclecounter", I64)
 
@@ -45,10 +46,11 @@ def count_up(_: Any, address: Any) -> Any:
 
 @intrinsic
 def wait_for(_: Any, address: Any, count: Any) -> Any:
-    """Wait until an int64 that other threads count with is as large.
+    """Wait until an int64 that other threads count with has reached `count`.
 
-    They are about to be done, and going to sleep would take longer. Where they are not, there may
-    be more threads than cores: every now and then the core is offered to others.
+    The thread stays awake, because the others are usually about to be done and going to sleep would
+    take longer. If they are not, there may be more threads than cores: so every now and then it
+    offers its core to others.
     """
 
     def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:

@@ -1,8 +1,8 @@
 """Threads that the kernels run on.
 
-Numba has threads of its own, from OpenMP or from elsewhere, and a process that has used them may
-not fork: its children die, or wait forever. Compiled code needs none of that. It lets go of
-Python's global lock, so Python's threads run it side by side.
+Numba has threads of its own, from OpenMP or another library. But a process that has used them must
+not fork, because its children die or wait forever. Compiled code releases Python's global lock, so
+Python's own threads can run it side by side, and forking works.
 """
 
 import os
@@ -13,24 +13,24 @@ from typing import Any
 
 
 class Workers:
-    """Threads that wait for work, beside the one that asks for it. They start when first needed."""
+    """Threads that wait for work. They start when first needed; the caller works, too."""
 
     def __init__(self) -> None:
         self._queues: list[queue.SimpleQueue[Any]] = []
 
     def share(self, function: Callable[..., None], threads: int, *arguments: Any) -> None:
-        """Have ``function(*arguments, thread)`` called by each of so many threads.
+        """Call ``function(*arguments, thread)`` in each of so many threads.
 
-        The caller is thread 0, and comes back when its own call does. A thread that comes late must
-        find out by itself that nothing is left to do. The function is compiled, so that it runs
-        without Python's global lock.
+        The caller is thread 0, and returns as soon as its own call does. So a thread that comes
+        late must find out by itself that nothing is left to do. The function has to be compiled
+        code, which runs without Python's global lock.
         """
         for thread in range(1, threads):
             self._queue(thread).put((function, arguments, thread))
         function(*arguments, 0)
 
     def all(self, function: Callable[..., None], threads: int, *arguments: Any) -> None:
-        """Do as `share`, and come back when every call has."""
+        """Do as `share`, but return when every call has."""
         left = threading.Semaphore(0)
 
         def run(*arguments: Any) -> None:
@@ -54,7 +54,7 @@ def _work(jobs: "queue.SimpleQueue[Any]") -> None:
     while True:
         function, arguments, thread = jobs.get()
         function(*arguments, thread)
-        # Nothing is held on to while waiting: a network that is deleted lets go of its memory.
+        # Otherwise a waiting thread would keep the memory of a network that is deleted meanwhile.
         del function, arguments
 
 
@@ -62,7 +62,7 @@ WORKERS = Workers()
 
 
 def _forget() -> None:
-    """Begin anew in a child that was forked: it has none of its parent's threads."""
+    """Begin anew in a forked child, which has none of its parent's threads."""
     WORKERS._queues = []
 
 

@@ -1,7 +1,7 @@
 """Rung `blocks`: rows of the im2col matrix come in blocks that stay in the cache.
 
-Before, each panel of weights met all rows, which are megabytes: they came from far away once for
-each panel. Now a block of rows meets all panels before the next block does.
+Before, each panel of weights met all rows. These are megabytes, so they came from far away again
+for each panel. Now a block of rows meets all panels before the next block does.
 """
 
 from collections.abc import Callable

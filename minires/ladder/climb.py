@@ -1,7 +1,7 @@
-"""The ladder: from a convolution's definition to the engine, one idea a rung, all of it as data.
+"""The ladder as data: from a convolution's definition to the engine, one idea a rung.
 
-`rungs` lists them for a precision. `climb` checks each against the definition, then times it. The
-tests, the command line and the README's table read this list and no other.
+`rungs` lists the rungs for a precision. `climb` checks each against the definition, then times it.
+The tests, the command line and the README's table all use this list.
 """
 
 import functools
@@ -39,8 +39,8 @@ Conv = Callable[[Array], Array]
 Prepare = Callable[[Product], Callable[[Array], Array]]
 LAYER = Layer("layer2.1.conv2", "conv", ("input",), 128, 128, 3, 1, 1, relu=True)
 SHAPE = (1, 28, 28, 128)  # of the input; 231 million operations
-PAUSE = 0.1  # seconds: threads of the rung before, NumPy's BLAS above all, wait awake for a while
-WARM_UP = 0.03  # seconds: a thread that wakes may share a core until the scheduler looks
+PAUSE = 0.1  # seconds until the threads of the last rung sleep; NumPy's BLAS keeps some awake
+WARM_UP = 0.03  # seconds until threads that have just woken are on cores of their own
 EPS = float(np.finfo(np.float32).eps)
 
 
@@ -49,7 +49,7 @@ class Rung(NamedTuple):
 
     name: str
     idea: str  # the one thing that is new in it
-    prepare: Callable[[Layer, Any], Conv]  # once for a layer: its weights are laid out here
+    prepare: Callable[[Layer, Any], Conv]  # lays the weights out, once for a layer
     threads: int = 1
 
 
@@ -61,7 +61,7 @@ class Result(NamedTuple):
     spread: float  # third quartile less first, as a share of the median
     gops: float  # 10^9 multiplications and additions a second
     share: float  # of the peak of as many threads as it uses
-    doubts: tuple[str, ...] = ()  # what speaks against these figures; see `minires.measure.trust`
+    doubts: tuple[str, ...] = ()  # reasons to doubt these figures; see `minires.measure.trust`
 
 
 def _finish(product: Product, acc: Array) -> Array:
@@ -77,7 +77,7 @@ def _finish(product: Product, acc: Array) -> Array:
 def _rung(
     precision: str, isa: ISA, prepare: Prepare, threads: int = 1, sums: bool = False
 ) -> Callable[..., Conv]:
-    """Write the im2col matrix for a rung, and finish its sums in NumPy where it returns sums."""
+    """Give a rung its im2col matrix, and if it returns sums, finish them in NumPy."""
 
     def of_layer(layer: Layer, p: Any) -> Conv:
         product = product_of(layer, p, precision, isa, threads)
@@ -96,7 +96,7 @@ def _rung(
 
 
 def _implicit(precision: str, isa: ISA, threads: int) -> Callable[..., Conv]:
-    """Hand a rung the input itself."""
+    """Give rung `implicit` the input itself."""
 
     def of_layer(layer: Layer, p: Any) -> Conv:
         convolve = implicit.prepare(product_of(layer, p, precision, isa, threads))
@@ -106,12 +106,12 @@ def _implicit(precision: str, isa: ISA, threads: int) -> Callable[..., Conv]:
 
 
 def _engine(precision: str, isa: ISA, threads: int = 1) -> Callable[..., Conv]:
-    """Have the engine compute the layer, as a network of one."""
+    """Let the engine compute the layer, as a network of one layer."""
 
     def of_layer(layer: Layer, p: Any) -> Conv:
         image = Layer("input", "input", (), layer.in_c, layer.in_c)
         if isinstance(p, Int8Params):
-            image = replace(image, qparams=p.x)
+            image = replace(image, qparams=p.x_qparams)
         inner = replace(layer, inputs=("input",))
         engine = Engine([image, inner], {layer.name: p}, precision, isa, threads)
 
@@ -125,9 +125,9 @@ def _engine(precision: str, isa: ISA, threads: int = 1) -> Callable[..., Conv]:
 
 
 def vector_isa(operands: str) -> ISA:
-    """Choose the instruction set of all rungs but the engine's: the best that has vectors for it.
+    """Choose the best instruction set that multiplies in vectors, for all rungs but the engine's.
 
-    A matrix instruction has registers of its own, and the rungs' tiles are in vectors.
+    A matrix instruction has registers of its own, but the rungs keep their tiles in vectors.
     """
     chosen = choose_isa()
     if chosen.instructions[operands].rows == 1:
@@ -180,13 +180,13 @@ def rungs(precision: str) -> list[Rung]:
 
 
 def _with(isa: ISA, operands: str) -> Prepare:
-    """Have rung `panels` multiply as an instruction set does, and with its tile."""
+    """Let rung `panels` multiply with an instruction set's instruction and tile."""
     instruction, tile = isa.instructions[operands], isa.tiles[operands]
     return functools.partial(panels.prepare, instruction=instruction, tile=tile)
 
 
 def _better_isas(isa: ISA, operands: str) -> list[ISA]:
-    """List the sets for rung `panels` again: the one before VNNI, and the machine's own."""
+    """List the sets for more rungs like `panels`: the one before VNNI, and the machine's own."""
     if isa.name == GENERIC.name:
         return []
     name = f"{'avx512' if isa.lanes == 16 else 'avx2'}, vpmaddubsw"
@@ -195,9 +195,9 @@ def _better_isas(isa: ISA, operands: str) -> list[ISA]:
 
 
 def problem(precision: str, layer: Layer = LAYER, x: tuple[int, ...] = SHAPE) -> tuple[Any, ...]:
-    """Make a convolution's parameters and its input, seeded, and return the layer with them.
+    """Return a layer with seeded random parameters and input; `x` is the input's shape, NHWC.
 
-    You give the input's shape, NHWC. In INT8 the layer that you get has its output's scale.
+    In INT8 the layer that you get has its output's scale.
     """
     random = np.random.default_rng(0)
     K = layer.kernel**2 * layer.in_c
@@ -219,8 +219,8 @@ def problem(precision: str, layer: Layer = LAYER, x: tuple[int, ...] = SHAPE) ->
 def check(y: Array, expected: Array, layer: Layer, precision: str) -> None:
     """Raise `MiniresError` unless a rung's result is the definition's: in INT8 to the bit.
 
-    In float32 the sums of K products, each at most 1, may lie 2 * K * K * eps apart; bfloat16
-    may round them to neighbours.
+    In float32 the sums of K products, each at most 1, may lie 2 * K * K * eps apart. In bfloat16
+    they may also be rounded to different neighbours.
     """
     K = layer.kernel**2 * layer.in_c + 1
     bound = {"int8": 0.0, "fp32": 2 * K * K * EPS}.get(precision, 2 * K * K * EPS + K * 2.0**-8)
@@ -230,7 +230,7 @@ def check(y: Array, expected: Array, layer: Layer, precision: str) -> None:
 
 
 def _times_in_turn(run: Conv, x: Array) -> list[float]:
-    """Time a rung three times, once it is this rung's turn and its threads are awake."""
+    """Time a rung three times, after a pause for other threads and a warm-up of its own."""
     time.sleep(PAUSE)
     start = time.perf_counter()
     while time.perf_counter() < start + WARM_UP:
@@ -246,8 +246,8 @@ def _times_in_turn(run: Conv, x: Array) -> list[float]:
 def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
     """Check each rung, then time all of them in turns, the slow ones in fewer rounds.
 
-    Results come in the order of `rungs`. Where something is in doubt, all are timed once more;
-    doubts that remain are in the results' `doubts`.
+    Results come in the order of `rungs`. If something is in doubt, all are timed once more. Doubts
+    that remain are in the results' `doubts`.
     """
     layer, p, x = problem(precision)
     expected = OPERATORS[precision]["conv"](layer, p, x)
@@ -258,7 +258,7 @@ def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
     results, _ = measure_until_steady(
         lambda: _time_all(precision, found, x, operations, rounds),
         lambda results: [doubt for result in results for doubt in result.doubts],
-        tries=2,  # since it takes long
+        tries=2,  # because it takes long
     )
     yield from results
 

@@ -1,8 +1,8 @@
 """Rung `implicit`: the im2col matrix is never written, since its rows are addresses.
 
 In NHWC the pixels under one row of the convolution's kernel are neighbours. So a row of the matrix
-is as many runs of memory as the kernel has rows, the same distance apart: it is enough to know
-where the first one begins.
+consists of runs of memory: one for each row of the kernel, always the same distance apart. You only
+need to know where the first one begins.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Rung `loops`: the three loops of a matrix product as they are written down.
 
-In float32 each sum waits for its last addition, since floats may not be added in another order.
-Integers may, so in INT8 LLVM makes vectors of the innermost loop.
+In float32 each addition to a sum waits for the one before, because floats must not be added in
+another order. Integers may be, so in INT8 LLVM makes vectors of the innermost loop.
 """
 
 from collections.abc import Callable

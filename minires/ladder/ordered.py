@@ -1,7 +1,7 @@
-"""Rung `ordered`: the same loops in an order that sums side by side.
+"""Rung `ordered`: the same loops in another order, which adds to many sums side by side.
 
 The innermost loop runs along a row of b and a row of c. Both are read from front to back, and no
-sum waits for another: so LLVM makes vectors of it, of floats, too.
+sum waits for another. So LLVM makes vectors of this loop, also in float32.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""Rung `panels`, and with an instruction of the CPU's own the rung that is named after it.
+"""Rung `panels`; with an instruction of the CPU's own, it is also the rung named after that.
 
-The weights are cut into panels, a few vectors wide, and laid out in the order they are read in.
-A tile's sums are vectors, which stay in registers for all of K. Numba has no word for a vector, so
-the tile is an intrinsic: a function that writes LLVM IR.
+The weights are cut into panels, a few vectors wide, and laid out in the order in which they are
+read. A tile's sums are vectors, which stay in registers for all of K. Python cannot name a vector,
+so the tile is a Numba intrinsic: a function that writes LLVM IR.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from minires.layers import Array
 def prepare(
     product: Product, instruction: Instruction, tile: tuple[int, int]
 ) -> Callable[[Array], Array]:
-    """Pack the weights, and compile loops around a tile: so many rows, and vectors of columns."""
+    """Pack the weights, and compile loops around a tile of (rows, vectors of columns)."""
     rows, vectors = tile
     lanes, group = product.isa.lanes, product.form.group
     columns = vectors * lanes

@@ -1,7 +1,7 @@
-"""What every rung is handed: a convolution as a matrix product, and the means to compile.
+"""Means that all rungs share: a convolution as a matrix product, and a way to compile.
 
-A convolution is c = a * b, where a is the im2col matrix, (M, K), and b the weights. What is the
-same in all rungs is here, so that a rung's file has its idea and nothing else.
+A convolution is c = a * b, where a is the im2col matrix, (M, K), and b the weights. All that rungs
+have in common is here, so that a rung's file has its idea and nothing else.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from minires.reference import round_bf16_ref
 SCALARS = types.Tuple(
     [types.float32, types.int32, types.float32, types.float32, types.int32, types.float32]
 )
-_compiled: dict[str, Callable[..., None]] = {}  # by name, so that no code is linked twice
+_compiled: dict[str, Callable[..., None]] = {}  # by name, so that nothing is compiled twice
 
 
 class Product(NamedTuple):
@@ -34,7 +34,7 @@ class Product(NamedTuple):
     threads: int
     weight: Array  # (N, K) float32, s8, or the bits of bfloat16
     bias: Array  # (N,), of the sums' type
-    m: Array  # (N,) float32: from the sums to the output's steps
+    m: Array  # (N,) float32: factors that turn sums into the output's steps
     zero_point: int  # of the input: the padding's value
     scalars: tuple[Any, ...]  # of the epilogue
 
@@ -50,25 +50,25 @@ class Product(NamedTuple):
 
     @property
     def matrices(self) -> Any:
-        """The signature of a rung that is handed a, b and c."""
+        """The signature of a rung that takes a, b and c."""
         a, b, c = (from_dtype(np.dtype(t)) for t in self._dtypes)
         return types.void(a[:, ::1], b[:, ::1], c[:, ::1])
 
     @property
     def packed(self) -> Any:
-        """The signature of a rung that is handed b as panels of 32 bits a column."""
+        """The signature of a rung that takes b as panels, with 32 bits for each column."""
         a, _, c = (from_dtype(np.dtype(t)) for t in self._dtypes)
         return types.void(a[:, ::1], types.uint32[:, :, ::1], c[:, ::1])
 
     def blocked(self, *more: Any) -> Any:
-        """Tell the signature of a rung around the engine's microkernel: see `fused`."""
+        """Return the signature of a rung around the engine's microkernel: see `fused`."""
         a, bias = from_dtype(np.dtype(self.form.activation)), from_dtype(np.dtype(self.sums))
         epilogue = types.Tuple([bias[::1], types.float32[::1], SCALARS])
         offsets, w = types.int32[:, ::1], types.uint32[:, :, ::1]
         return types.void(a[:, ::1], offsets, w, epilogue, a[:, ::1], *more)
 
     def epilogue(self, columns: int) -> tuple[Any, ...]:
-        """Give an epilogue's operands: bias and m, filled up to whole panels, and scalars."""
+        """Return an epilogue's operands: bias and m, filled up to whole panels, and scalars."""
         bias, m = (fill_up(values[None], 1, columns)[0] for values in (self.bias, self.m))
         return bias, m, self.scalars
 
@@ -82,22 +82,22 @@ def product_of(layer: Layer, p: Any, precision: str, isa: ISA, threads: int) -> 
     if isinstance(p, Int8Params):
         assert layer.qparams is not None
         scale, zero_point = layer.qparams
-        m = p.x.scale * p.w_scale / scale
+        m = p.x_qparams.scale * p.w_scale / scale
         low, high = float(-zero_point), float(255 - zero_point)
-        weight, bias, padding = p.w_s8, p.bias_s32, p.x.zero_point
+        weight, bias, padding = p.w_s8, p.bias_s32, p.x_qparams.zero_point
     else:
         weight, bias = p
         weight, m, padding = in_memory(weight, precision), bias, 0
         low, high = 0.0 if layer.relu else -np.inf, np.inf
         scale, zero_point = np.float32(1), 0
     f32, i32 = np.float32, np.int32
-    # No residual is added, so its scale and zero point mean nothing.
+    # The first two are a residual's; they are not used, because no rung adds one.
     scalars = f32(0), i32(0), f32(low), f32(high), i32(zero_point), f32(scale)
     return Product(layer, precision, isa, threads, weight, bias, m, padding, scalars)
 
 
 def in_memory(x: Array, precision: str) -> Array:
-    """Turn numbers into their form in memory: for bfloat16 the upper half of a float32."""
+    """Turn numbers into the form they have in memory: for bfloat16 a float32's upper half."""
     if precision != "bf16":
         return x
     return (round_bf16_ref(x).view(np.int32) >> 16).astype(np.int16)
@@ -119,8 +119,8 @@ def compile_rung(
 ) -> Callable[..., None]:
     """Compile a rung's loops for the rung's instruction set.
 
-    Code is kept on the disk by the text of the rung's file, which may have changed, and by `what`,
-    which has to tell apart what the function refers to in its surroundings.
+    Code is kept on the disk by the text of the rung's file, which may change, and by `what`. If the
+    code depends on a value outside of the function, `what` has to name that value.
     """
     file = Path(function.__code__.co_filename)
     text = hashlib.sha256(file.read_bytes()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Rung `threads`: each thread takes a share of the rows, and cuts it into blocks of its own.
 
-Compiled code lets go of Python's lock, so Python's threads run it side by side. They write to
-different rows, and wait for each other once, at the end.
+Compiled code runs without Python's global lock, so Python's threads run it side by side. They write
+to different rows, and wait for each other only once, at the end.
 """
 
 from collections.abc import Callable
@@ -30,9 +30,15 @@ def prepare(product: Product) -> Callable[[Array], Array]:
     epilogue, threads = product.epilogue(columns), product.threads
 
     def gemm(
-        a: Array, offsets: Array, w: Array, epilogue: Any, y: Array, block: int, threads: int,
+        a: Array,
+        offsets: Array,
+        w: Array,
+        epilogue: Any,
+        y: Array,
+        block: int,
+        threads: int,
         thread: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         bias, m, scalars = epilogue
         tiles = (offsets.shape[1] - 1) // rows
         begin, end = tiles * thread // threads * rows, tiles * (thread + 1) // threads * rows

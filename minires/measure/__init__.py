@@ -10,7 +10,7 @@ __all__ = ["Event", "Profile", "Roofs", "Row", "measure_roofs", "profile"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # imported where it is used, because it takes Numba along
+    if name in __all__:  # imported only when used, because it needs Numba
         from minires.measure import machine, profiler
 
         return getattr(machine if name in ("Roofs", "measure_roofs") else profiler, name)

@@ -1,6 +1,6 @@
 """The commands that measure: ``minires ladder``, ``profile``, ``peak`` and ``roofline``.
 
-What needs Numba is imported where a command runs, so that ``minires --help`` is quick.
+A command imports modules that need Numba only when it runs, so that ``minires --help`` is quick.
 """
 
 import json
@@ -38,7 +38,7 @@ def ladder(arguments: Namespace) -> int:
 
     if arguments.plot:
         plots.check(arguments.plot)
-    if arguments.update:  # told before the minute that measuring takes
+    if arguments.update:  # a bad file should be told before measuring, which takes a minute
         around(arguments.update, "ladder")
     results = {precision: list(rungs.climb(precision)) for precision in arguments.precisions}
     table = rungs.format_table(results)
@@ -79,7 +79,7 @@ def profile(arguments: Namespace) -> int:
         options.check_folder(arguments.trace)
     if arguments.latency and arguments.trace:
         raise MiniresError("--trace is of steps, and --latency of the whole way; give one of them")
-    load_image(arguments.image)  # a bad one is told before weights are looked for
+    load_image(arguments.image)  # a bad image should be told before weights are downloaded
     data = arguments.image.read_bytes()
     weights = options.chosen_weights(arguments)
     models = {p: api.resnet50(weights, p) for p in arguments.precisions}
@@ -114,7 +114,7 @@ def _tell_profiles(models: "dict[str, ResNet50]", data: bytes, arguments: Namesp
     x = preprocess(data, first.meta["preset"])  # (1, 3, H, W)
     profiles = profiler.profile_in_turns(models, x, runs)
     roofs = {precision: machine.measure_roofs(precision) for precision in models}
-    _warn([])  # of a quota; doubts stand beneath the tables
+    _warn([])  # only of a quota, because doubts stand beneath the tables
     fall = None
     if {"fp32", "int8"} <= models.keys():
         fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
@@ -172,7 +172,7 @@ def roofline(arguments: Namespace) -> int:
     if arguments.plot:
         plots.check(arguments.plot)
     shape = (arguments.batch, 3, *arguments.size)
-    x = np.random.default_rng(0).standard_normal(shape, np.float32)  # speed asks for no picture
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)  # fine for measuring speed
     weights = options.chosen_weights(arguments)
     models = {p: api.resnet50(weights, p) for p in arguments.precisions}
     layers = roofs.measure_layers(models, x)

@@ -1,6 +1,6 @@
-"""What a profile's rows can be grouped and sorted by.
+"""The ways to group and to sort a profile's rows.
 
-It stands apart from the profiler because the command line lists these names in its help, and the
+They are not in the profiler, because the command line lists their names in its help, and the
 profiler needs Numba, which takes a second to import.
 """
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def kind_of(layer: Layer) -> str:
-    """Name an operator; of a convolution also its kernel, its stride and whether it adds."""
+    """Name an operator; for a convolution add its kernel, stride and whether it adds a residual."""
     if layer.op != "conv":
         return layer.op
     stride = f"/{layer.stride}" if layer.stride > 1 else ""

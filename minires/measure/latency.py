@@ -1,4 +1,4 @@
-"""Latency of the whole way from a file's bytes to a label, and throughput by batch."""
+"""Latency from a file's bytes to a label, and throughput by batch."""
 
 import os
 import time
@@ -18,8 +18,6 @@ from minires.preprocess import Preset, normalize, resize_and_crop
 from minires.reference import softmax_ref
 
 PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "maximum": 100}
-
-
 PREPROCESSING = ("decode", "resize", "normalize")
 
 
@@ -41,10 +39,10 @@ class Latency(NamedTuple):
 
 
 def time_preprocessing(data: bytes, preset: Preset) -> tuple[Array, dict[str, float]]:
-    """Turn an image file's bytes into the network's input, and time each step of that.
+    """Turn an image file's bytes into the network's input, and time each step.
 
-    It returns the input, (1, 3, H, W) float32, and the seconds of decode, resize (with the crop)
-    and normalize.
+    You get the input, (1, 3, H, W) float32, and the seconds of decode, resize (with the crop) and
+    normalize.
     """
     times = [time.perf_counter()]
     image = load_image(data)
@@ -62,10 +60,10 @@ def measure_latency(
     runs: int = 200,
     batches: Sequence[int] = (1, 2, 4, 8, 16, 32),
 ) -> list[Latency]:
-    """Bring an image file's bytes to a label many times, then time batches of the image.
+    """Time the way from an image file's bytes to a label many times, then batches of the image.
 
     The networks, by precision, take turns of a tenth of the runs each. `batches` are for the
-    throughput of the network alone, without what comes before and after it.
+    throughput of the network alone, without preprocessing and softmax.
     """
     rows: dict[str, list[list[float]]] = {precision: [] for precision in models}
     turn = max(1, runs // 10)
@@ -98,7 +96,7 @@ def _one_image(model: ResNet50, data: bytes) -> list[float]:
 
 
 def _throughput(model: ResNet50, x: Array, batch: int) -> tuple[float, float]:
-    """Tell the images a second of a batch: the median, and how far the quartiles lie apart."""
+    """Return the images a second of a batch: the median, and how far the quartiles lie apart."""
     xs = np.repeat(x, batch, axis=0)
     model(xs)
 
@@ -118,13 +116,13 @@ def _throughput(model: ResNet50, x: Array, batch: int) -> tuple[float, float]:
 
 def format_latency(latency: Latency) -> str:
     """Lay out percentiles and throughput as two tables."""
-    # A percentile is of one part by itself, so those of the parts do not add up to the whole's.
+    # Each part has its own percentiles, so those of the parts do not add up to those of the whole.
     doubts = latency.doubts
     rows = []
     for part, seconds in latency.seconds.items():
         cells = [part]
         for percentile in PERCENTILES.values():
-            # A percentile needs images beyond it: of 50 there is no p99.
+            # A percentile needs images beyond it: 50 images have no p99.
             if percentile < 100 and len(seconds) < 100 / (100 - percentile):
                 cells.append("-")
             else:

@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on: its name, its roofs, and whether it is quiet."""
+"""The machine that a measurement was made on: its name, its roofs, and reasons to doubt them."""
 
 import contextlib
 import json
@@ -31,6 +31,7 @@ from minires.measure.trust import mark, verdict
 from minires.writing import write_whole
 
 ROOFS = "roofs.json"  # in minires's cache
+# Instructions that `minires peak` shows even on a CPU without them, and the set that has each.
 WANTED = {
     "fma": "fma",
     "vpmaddubsw": "avx2",
@@ -41,15 +42,16 @@ WANTED = {
 
 
 class Roofs(NamedTuple):
-    """What bounds a precision on this machine: the roofline's roofs."""
+    """The limits of a precision on this machine: the roofline's roofs."""
 
     peak: float  # 10^9 operations a second, on all threads
     memory: list[Bandwidth]  # from the fastest level to the slowest
-    weights: int = 0  # bytes of all the network's: where they lie, each layer's come from
-    doubts: tuple[str, ...] = ()  # what speaks against them; see `minires.measure.trust`
+    weights: int = 0  # bytes of the whole network's; the level that holds them feeds each layer
+    doubts: tuple[str, ...] = ()  # reasons to doubt these figures; see `minires.measure.trust`
 
     def level(self, size: float) -> Bandwidth:
-        """Find the first level of the memory that holds so many bytes; each was read by halves."""
+        """Find the first level of the memory that holds so many bytes."""
+        # Half of each level was read to measure it, so it holds twice that size.
         holds = (b for b in self.memory if size <= 2 * b.size * b.threads)
         return next(holds, self.memory[-1])
 
@@ -65,7 +67,7 @@ def measure_roofs(precision: str) -> Roofs:
     Returns
     -------
     Roofs
-        Those that are kept, if there are; what is in doubt is not kept.
+        Those kept from an earlier measurement, if there are any. Roofs in doubt are not kept.
     """
     known = known_roofs(precision)
     if known:
@@ -79,7 +81,7 @@ def measure_roofs(precision: str) -> Roofs:
 
 
 def known_roofs(precision: str) -> Roofs | None:
-    """Find the roofs that `measure_roofs` has kept; None if there are none for this machine."""
+    """Look for roofs that `measure_roofs` has kept; None if there are none for this machine."""
     try:
         kept = _kept_roofs()[_key(precision)]
         memory = [Bandwidth(*level) for level in kept["memory"]]
@@ -90,7 +92,7 @@ def known_roofs(precision: str) -> Roofs | None:
 
 
 def _key(precision: str) -> str:
-    """Name all that roofs depend on: the CPU, its instruction set, the threads, this code."""
+    """Name everything that roofs depend on: CPU, instruction set, threads, and this code."""
     sources = f"{source_hash()} {source_hash(Path(__file__).parent)}"
     return f"{precision}, {describe_machine()}, sources {sources}"
 
@@ -104,7 +106,7 @@ def _kept_roofs() -> dict[str, Any]:
 
 
 def _keep(precision: str, roofs: Roofs) -> None:
-    """Write roofs down for the next process; where that cannot be done, it measures again."""
+    """Write roofs down for the next process, which measures again if that fails."""
     kept = _kept_roofs() | {_key(precision): {"peak": roofs.peak, "memory": roofs.memory}}
     with contextlib.suppress(OSError, MiniresError):
         cache_dir().mkdir(parents=True, exist_ok=True)
@@ -136,14 +138,14 @@ def warnings_about(peaks: list[Peak]) -> list[str]:
 
 
 def measure_machine() -> tuple[list[Peak], list[Bandwidth]]:
-    """Measure all that this CPU multiplies with, and how fast its memory is read."""
+    """Measure all multiplying instructions of this CPU, and how fast its memory is read."""
     isa = choose_isa()
     peaks = [measure_peak(instruction, isa) for instruction in instructions(isa)]
     return peaks, measure_bandwidths()
 
 
 def _elsewhere(name: str) -> str:
-    """Show an instruction as a microkernel has it on a CPU that knows it."""
+    """Show an instruction as it stands in a microkernel for a CPU that has it."""
     instruction = INSTRUCTIONS[name]
     operands = instruction.operands
     isa = next(i for i in ISAS.values() if i.instructions[operands].name.partition(",")[0] == name)
@@ -156,43 +158,59 @@ def _elsewhere(name: str) -> str:
 def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
     """Lay out the answers of `measure_machine`, the arithmetic, and the loops in AT&T syntax."""
     fp32 = next((p for p in peaks if PRECISIONS[p.instruction.operands] == "fp32"), None)
-    rows, arithmetic = [], []
-    for p in peaks:
-        rows.append([
-            p.instruction.name, PRECISIONS[p.instruction.operands], mark(f"{p.gops:.1f}", p.doubts),
-            f"{p.gops / fp32.gops:.2f}x" if fp32 else "",
-            f"{p.arithmetic:.1f}" if p.arithmetic else "?",
-            f"{p.gops / p.arithmetic:.0%}" if p.arithmetic else "?", f"{p.spread:.1%}",
-            mark(f"{p.all_gops:.1f}", p.doubts), f"{p.all_gops / p.gops:.2f}x",
-        ])  # fmt: skip
-        rate = f"{p.likely_rate:.3g}" if p.likely_rate else "no likely number (busy, throttled?)"
-        arithmetic.append(
-            f"  {p.instruction.name}: {p.lanes} lanes x {p.instruction.products} x 2 x {rate} "
-            f"a cycle (measured: {p.rate:.3g}) x {p.clock:.2f} GHz"
-        )
-    absent = WANTED.keys() - {p.instruction.name for p in peaks}
-    missing = [
-        f"  {name}: not on this CPU, or not allowed; with {wanted} it is {_elsewhere(name)}"
-        for name, wanted in WANTED.items() if name in absent
-    ]  # fmt: skip
-    threads = peaks[0].threads
-    head = ["instruction", "precision", "GOP/s", "of fp32", "arithmetic", "reached", "spread",
-            f"{threads} threads", "of one"]  # fmt: skip
+    of_all = f"{peaks[0].threads} threads"
     of_memory = doubts_about(memory)
-    levels = [
-        [b.level, f"{b.size / 1024:.0f}", mark(f"{b.one:.1f}", of_memory),
-         mark(f"{b.all:.1f}", of_memory), f"{b.all / b.one:.2f}x"]
-        for b in memory
-    ]  # fmt: skip
-    bands = format_columns(["read from", "KiB", "GB/s", f"{threads} threads", "of one"], levels)
-    loops = [f"{p.instruction.name}, what was timed:\n{p.assembly}" for p in peaks]
-    title = f"{describe_machine()}: registers only, no loads; the best of {ROUNDS} rounds"
     doubts = [*(doubt for p in peaks for doubt in p.doubts), *of_memory]
-    return "\n\n".join([
+    title = f"{describe_machine()}: registers only, no loads; the best of {ROUNDS} rounds"
+    head = ["instruction", "precision", "GOP/s", "of fp32", "arithmetic", "reached", "spread"]
+    arithmetic = ["arithmetic = lanes x products x 2 x rate x clock, of one core:"]
+    arithmetic += [_arithmetic(p) for p in peaks]
+    measured = {p.instruction.name for p in peaks}
+    arithmetic += [
+        f"  {name}: not on this CPU, or not allowed; with {wanted} it is {_elsewhere(name)}"
+        for name, wanted in WANTED.items()
+        if name not in measured
+    ]
+    blocks = [
         f"{title}\n{verdict(doubts)}" if doubts else title,
-        format_columns(head, rows),
-        "\n".join(["arithmetic = lanes x products x 2 x rate x clock, of one core:", *arithmetic,
-                   *missing]),
-        bands,
-        *loops,
-    ])  # fmt: skip
+        format_columns([*head, of_all, "of one"], [_peak_cells(p, fp32) for p in peaks]),
+        "\n".join(arithmetic),
+        format_columns(
+            ["read from", "KiB", "GB/s", of_all, "of one"],
+            [_memory_cells(b, of_memory) for b in memory],
+        ),
+        *(f"{p.instruction.name}, what was timed:\n{p.assembly}" for p in peaks),
+    ]
+    return "\n\n".join(blocks)
+
+
+def _peak_cells(p: Peak, fp32: Peak | None) -> list[str]:
+    return [
+        p.instruction.name,
+        PRECISIONS[p.instruction.operands],
+        mark(f"{p.gops:.1f}", p.doubts),
+        f"{p.gops / fp32.gops:.2f}x" if fp32 else "",
+        f"{p.arithmetic:.1f}" if p.arithmetic else "?",
+        f"{p.gops / p.arithmetic:.0%}" if p.arithmetic else "?",
+        f"{p.spread:.1%}",
+        mark(f"{p.all_gops:.1f}", p.doubts),
+        f"{p.all_gops / p.gops:.2f}x",
+    ]
+
+
+def _memory_cells(b: Bandwidth, doubts: list[str]) -> list[str]:
+    return [
+        b.level,
+        f"{b.size / 1024:.0f}",
+        mark(f"{b.one:.1f}", doubts),
+        mark(f"{b.all:.1f}", doubts),
+        f"{b.all / b.one:.2f}x",
+    ]
+
+
+def _arithmetic(p: Peak) -> str:
+    rate = f"{p.likely_rate:.3g}" if p.likely_rate else "no likely number (busy, throttled?)"
+    return (
+        f"  {p.instruction.name}: {p.lanes} lanes x {p.instruction.products} x 2 x {rate} "
+        f"a cycle (measured: {p.rate:.3g}) x {p.clock:.2f} GHz"
+    )

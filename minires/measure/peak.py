@@ -1,8 +1,8 @@
-"""What this machine can do at most, by microbenchmarks: in registers alone, and reading memory.
+"""The limits of this machine, by microbenchmarks: multiplying in registers, and reading memory.
 
-An instruction's peak is lanes x products x 2 x instructions a cycle x clock. All of these but the
-first two are measured here, in the same run: the clock by a chain of instructions that take one
-cycle each, the instructions a cycle by doing nothing else.
+An instruction's peak is lanes x products x 2 x instructions a cycle x clock. Clock and instructions
+a cycle are measured here, in the same run: the clock by a chain of instructions that take one cycle
+each, the instructions a cycle by a loop that has no others.
 """
 
 import functools
@@ -23,14 +23,14 @@ from minires.kernels.threads import WORKERS
 from minires.measure.spin import CHAIN, CLOCK, spin
 from minires.measure.trust import HIGHEST, doubt_others, doubt_spread, measure_until_steady
 
-# One core's window is shorter than the slice of time that a scheduler gives a thread: so even on a
-# busy machine some windows pass undisturbed. That of all threads is longer, since they take up to
-# some milliseconds to start, each on a core of its own.
-SECONDS = 0.002
-LONGER = 4
-LONGEST = 1.0  # a busy machine gets no more seconds than this for its rounds, and 6 rounds at least
+# A measurement of one core is shorter than the slice of time that a scheduler gives a thread, so
+# even on a busy machine some pass undisturbed. One of all threads is longer, because it can take
+# milliseconds until each has started on a core of its own.
+SECONDS = 0.002  # of one core
+LONGER = 4  # times as long for all threads
+LONGEST = 1.0  # seconds for all rounds on a busy machine, unless 6 rounds take longer
 ROUNDS = 20
-FITS = 0.12  # how far from a rate that a CPU can have a measured one may lie, as a share of it
+FITS = 0.12  # how far a measured rate may lie from one that CPUs have, as a share of that
 PRECISIONS = {"f32": "fp32", "bf16": "bf16", "u8s8": "int8"}  # by the operands
 OPERANDS = {"fp32": "f32", "int8-simulated": "f32", "bf16": "bf16", "int8": "u8s8"}
 
@@ -44,18 +44,18 @@ class Peak(NamedTuple):
     all_gops: float  # on all threads
     threads: int
     spread: float  # how far apart the best of the even rounds and the best of the odd ones lie
-    clock: float  # 10^9 cycles a second, measured in between
+    clock: float  # 10^9 cycles a second, measured in the same rounds
     assembly: str  # of the loop that was timed
     others: float = 0.0  # the share of the cores' time that all threads together did not get
 
     @property
     def rate(self) -> float:
-        """Instructions, or sequences, a cycle: as measured."""
+        """The measured instructions, or sequences, a cycle."""
         return self.gops / (2 * self.instruction.products * self.lanes * self.clock)
 
     @property
     def likely_rate(self) -> float | None:
-        """The rate that this CPU must have; None where none is near the measured one."""
+        """The possible rate next to the measured one; None if none is near."""
         rates = self.instruction.rates
         best = min(rates, key=lambda rate: abs(math.log(rate / self.rate)), default=math.inf)
         return best if abs(self.rate / best - 1) <= FITS else None
@@ -105,7 +105,7 @@ def doubts_about(memory: list[Bandwidth]) -> list[str]:
 
 
 def instructions(isa: ISA) -> list[Instruction]:
-    """List a set's multiplying instructions, with those that the kernels do not use."""
+    """List a set's multiplying instructions, including those that the kernels do not use."""
     found = [*isa.others, *isa.instructions.values()]
     order = ["f32", "bf16", "u8s8"]
     return sorted((i for i in found if not i.composed), key=lambda i: order.index(i.operands))
@@ -113,7 +113,7 @@ def instructions(isa: ISA) -> list[Instruction]:
 
 @functools.cache
 def spinner(isa: str, name: str) -> Any:
-    """Compile a loop that does nothing but multiply: its count, and which thread runs it."""
+    """Compile a loop that only multiplies: a function of operands, a count, and a thread."""
     lanes = ISAS[isa].lanes
     spec, size = f"{name}/{lanes}", 4 * 4 * lanes
 
@@ -122,7 +122,7 @@ def spinner(isa: str, name: str) -> Any:
 
     integer = types.int64
     signature = types.void(integer, integer, integer)
-    # Not kept on the disk: code from there has no listing to show.
+    # Not kept on the disk, because the assembly of code from there cannot be shown.
     return compile_for(ISAS[isa], run, signature, spec, keep=False)
 
 
@@ -145,12 +145,12 @@ def _rounds(one_round: Callable[[], tuple[float, ...]]) -> list[Any]:
 
 
 class _Cores:
-    """Runs functions on several threads, and keeps account of the time that they got for it."""
+    """Runs functions on several threads, and adds up how much of the cores' time they got."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.wanted = 0.0  # seconds of all cores
-        self.got = 0.0
+        self.wanted = 0.0  # seconds that passed, times the threads
+        self.got = 0.0  # seconds of cores that this process had
 
     def time(self, function: Callable[..., None], *arguments: Any) -> float:
         """Time ``function(*arguments, thread)`` on all threads together."""
@@ -162,15 +162,15 @@ class _Cores:
 
     @property
     def others(self) -> float:
-        """The share of the time that others had."""
+        """The share of the time that went to other programs."""
         return 1 - self.got / self.wanted
 
 
 def _best(runs: list[Any]) -> tuple[Any, float]:
     """Find the shortest times, and how far apart those of the even and of the odd rounds lie.
 
-    What else runs can only make a round slower: so the best is what the machine can do, if another
-    half of the rounds comes to the same.
+    Other programs can only make a round slower. So if both halves of the rounds have nearly the
+    same best time, this is what the machine can do.
     """
     even, odd = np.min(runs[::2], axis=0), np.min(runs[1::2], axis=0)
     apart = np.maximum(even, odd) / np.minimum(even, odd) - 1
@@ -180,9 +180,8 @@ def _best(runs: list[Any]) -> tuple[Any, float]:
 def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None) -> Peak:
     """Time an instruction in registers: no loads, no stores.
 
-    One core and all threads take turns, with the clock in between. There are `get_num_threads()`
-    threads unless you say how many. Doubts that remain after a few tries are in the answer's
-    `doubts`.
+    One core, the clock and all threads take turns. There are `get_num_threads()` threads unless you
+    say how many. Doubts that remain after a few tries are in the answer's `doubts`.
     """
     threads, lanes = threads or get_num_threads(), isa.lanes
     sums = instruction.sums
@@ -191,7 +190,8 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
     at, count = operands.ctypes.data, 2**12
     while _shortest(3, one, at, count, 0) < SECONDS:
         count *= 2
-    chain = max(1, count * sums // (2 * CHAIN))  # about as long, at two instructions a cycle
+    # The clock runs about as long as the instruction, if that is done twice a cycle.
+    chain = max(1, count * sums // (2 * CHAIN))
     work = 2 * instruction.products * lanes * sums * count / 1e9
     cycles = chain * CHAIN / 1e9
     listing = next(iter(one.inspect_asm().values()))
@@ -206,7 +206,7 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
             chained = _time(clock, at, chain, 0)
             return alone, chained, cores.time(one, at, LONGER * count) / LONGER
 
-        # A thread that wakes may share a core until the scheduler looks: so first a long window.
+        # Threads that have just woken may share a core for a while, so a long run comes first.
         WORKERS.all(one, threads, at, 16 * count)
         runs.extend(_rounds(one_round))
         (alone, chained, together), spread = _best(runs)
@@ -226,10 +226,10 @@ def best_instruction(precision: str, isa: ISA | None = None) -> Instruction:
 
     The instruction set is `choose_isa()` unless given.
     """
-    # INT8 without VNNI gets vpmaddubsw. It saturates, so an exact way has to do more.
+    # INT8 without VNNI gets vpmaddubsw as its bound. It saturates; an exact way takes longer.
     found = instructions(isa or choose_isa())
     best = [i for i in found if i.operands == OPERANDS[precision]]
-    # bfloat16 without an instruction of its own is multiplied as float32.
+    # On a CPU without an instruction for bfloat16, this is multiplied as float32.
     best = best or [i for i in found if i.operands == "f32"]
     return max(best, key=lambda i: (i.products, max(i.rates, default=0)))
 
@@ -243,7 +243,7 @@ def peak(precision: str) -> Peak:
 def peak_of(operands: str) -> Peak:
     """Measure the peak of the instruction that the kernels use, once in a process.
 
-    Without VNNI that of u8s8 is an exact way, and slower than `peak` has it.
+    For u8s8 without VNNI, this instruction is exact, and slower than the one of `peak`.
     """
     isa = choose_isa()
     return _peak_once(isa.instructions[operands], isa.name, get_num_threads())
@@ -255,10 +255,10 @@ def _peak_once(instruction: Instruction, isa: str, threads: int) -> Peak:
 
 
 def inner_loop(assembly: str, mnemonic: str) -> str:
-    """Cut out of a listing in AT&T syntax the innermost loop that has most of one instruction.
+    """Cut the innermost loop with the most of one instruction out of a listing in AT&T syntax.
 
     `mnemonic` is a regular expression for the instruction's name. The loop goes from its label to
-    the jump back; the answer is empty where there is none.
+    the jump back. The answer is empty if there is no loop.
     """
     lines = [re.split("#|//", line)[0].expandtabs(8).rstrip() for line in assembly.splitlines()]
     labels: dict[str, int] = {}
@@ -269,9 +269,12 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
             labels[line[:-1].strip()] = i
         elif words and words[-1] in labels:  # a jump back
             loops.append(lines[labels[words[-1]] : i + 1])
-    # A loop around another has its instructions too: the shortest of those that have most wins.
-    best = max(loops, key=lambda loop: (len(re.findall(mnemonic, "\n".join(loop))), -len(loop)),
-               default=[])  # fmt: skip
+
+    def most_then_shortest(loop: list[str]) -> tuple[int, int]:
+        # A loop around another one has the same instructions, but is longer.
+        return len(re.findall(mnemonic, "\n".join(loop))), -len(loop)
+
+    best = max(loops, key=most_then_shortest, default=[])
     kept = (line for line in best if line.strip() and not line.startswith((" .", "        .")))
     return "\n".join(kept)
 
@@ -281,12 +284,12 @@ def _reader() -> Callable[..., None]:
     def read(x: Any, times: int, sums: Any, thread: int) -> None:
         part = x[thread]
         for again in range(times):
-            part[0] = again  # so that the sums are not all one
+            part[0] = again  # so that LLVM cannot compute one sum and use it each time
             sums[thread] += part.sum()
 
     integer = types.int64
     signature = types.void(integer[:, ::1], integer, integer[::1], integer)
-    # By the widest vectors there are, whatever set was chosen: this is about the memory.
+    # With the widest vectors of this CPU, whichever set was chosen: this measures the memory.
     return compile_for(available_isas()[0], read, signature, keep=False)
 
 
@@ -315,7 +318,7 @@ def _read_level(level: str, size: int, threads: int, runs: dict[str, list[Any]])
     read = _reader()
     sums = np.zeros(threads, np.int64)
     each = size // threads if level == "memory" else size
-    # Written, not zeros: pages that nobody has written are all one page, in the cache.
+    # Ones, because pages of zeros that nobody wrote to are all one page, which stays in the cache.
     x = np.ones((threads, each // 8), np.int64)
     alone = np.ones((1, size // 8), np.int64)
     times = 1
@@ -329,7 +332,7 @@ def _read_level(level: str, size: int, threads: int, runs: dict[str, list[Any]])
         all_seconds = cores.time(read, x, LONGER * times, sums)
         return alone_seconds / (alone.nbytes * times), all_seconds / (x.nbytes * LONGER * times)
 
-    seconds = runs.setdefault(level, [])  # a byte
+    seconds = runs.setdefault(level, [])  # for each byte
     seconds += _rounds(one_round)
     best, spread = _best(seconds)
     rates = 1 / best / 1e9

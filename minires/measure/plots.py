@@ -1,4 +1,4 @@
-"""One style for all plots: matplotlib, imported where one is drawn."""
+"""One style for all plots. matplotlib is imported only when one is drawn."""
 
 import contextlib
 import importlib.util
@@ -39,8 +39,8 @@ def figure(
 ) -> Iterator[Any]:
     """Open a figure to draw on; the file is written when the with statement ends.
 
-    The path's suffix chooses the format. Width and height are in inches. With several columns you
-    get an array of axes, else one alone.
+    The path's suffix chooses the format. Width and height are in inches. You get axes, or an array
+    of axes if there are several columns.
     """
     check(path)
     import matplotlib

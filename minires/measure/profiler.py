@@ -1,4 +1,4 @@
-"""Where the time of a network goes: step by step, and phase by phase where phases are apart."""
+"""Where a network's time goes: step by step, and phase by phase if a step has phases."""
 
 import json
 import math
@@ -23,11 +23,10 @@ from minires.measure.trust import (
     verdict,
 )
 from minires.model import ResNet50
-from minires.summary import summarize
+from minires.summary import ACTIVATION_BYTES, summarize
 
-SHORT = 20e-6  # seconds: a shorter call is told as a time, not as a speed
-FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's one phase; a NumPy one's last
-BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int8-simulated": 4}  # a value
+SHORT = 20e-6  # seconds: a call that is shorter shows its time, but no speed
+FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's only phase; a NumPy step's last phase
 
 
 class Event(NamedTuple):
@@ -35,16 +34,16 @@ class Event(NamedTuple):
 
     layer: Layer
     shape: Shape  # of the images that went through together, NCHW
-    call: int  # where an engine takes a batch in several: the first is 0
+    call: int  # 0 for the first, because an engine may run a large batch in several calls
     started: float  # seconds, as time.perf_counter counts them
     ended: float
-    phases: tuple[PhaseTime, ...]  # none where a compiled step is one piece
+    phases: tuple[PhaseTime, ...]  # empty for a compiled step
 
     @property
     def seconds(self) -> dict[str, float]:
-        """The time of each phase; they add up to the step's.
+        """The time of each phase. They add up to the step's time.
 
-        The microseconds between phases count as the last one's.
+        The microseconds between phases count for the last phase.
         """
         found: dict[str, float] = {}
         for name, started, ended in self.phases:
@@ -65,16 +64,16 @@ class Work(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of a profile: a phase, a step, or a group of them. All are sums over all calls."""
+    """A line of a profile: a phase, a step, or a group of them. Figures are sums over all calls."""
 
     name: str
-    kind: str  # the operator; of a convolution its kernel and stride
+    kind: str  # the operator, for a convolution with its kernel and stride
     calls: int
     seconds: float
     macs: int
     bytes: int  # counted, not measured: each operand read once, each result written once
-    weights: int  # those of the bytes that are weights
-    roofs: Roofs | None  # None where nobody has measured them on this machine
+    weights: int  # how many of the bytes are weights
+    roofs: Roofs | None  # None if they are not measured yet on this machine
 
     @property
     def short(self) -> bool:
@@ -88,21 +87,21 @@ class Row(NamedTuple):
 
     @property
     def intensity(self) -> float:
-        """Operations a byte."""
+        """Operations for each byte."""
         return 2 * self.macs / self.bytes if self.bytes else 0.0
 
     @property
     def share(self) -> float:
-        """Of the measured peak."""
+        """The share of the measured peak that it reaches."""
         return self.gops / self._measured_roofs().peak
 
     @property
     def least(self) -> dict[str, float]:
-        """The seconds that it would take to compute, and to move its bytes, each at its roof.
+        """The seconds that computing, and moving its bytes, would take, each at its roof.
 
-        The roofline's two times (Williams et al. 2009, section 3). A call's activations come
-        from the level of the memory that holds them; weights from the one that holds those of all
-        layers, since all pass by between two uses.
+        These are the roofline's two times (Williams et al. 2009, section 3). A call's activations
+        come from the level of the memory that holds them. Its weights come from the level that
+        holds the weights of all layers, because all are read between two uses of the same ones.
         """
         roofs = self._measured_roofs()
         level = roofs.level((self.bytes - self.weights) / max(1, self.calls))
@@ -114,7 +113,7 @@ class Row(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """The roof above it: compute, or the level of the memory that moving waits for most."""
+        """The roof that limits it: compute, or the memory level that takes most of the time."""
         return max(self.least, key=lambda roof: self.least[roof])
 
     @property
@@ -132,13 +131,13 @@ class Row(NamedTuple):
 
 
 class Profile:
-    """What `profile` returns. It listens while its with statement lasts, and tells afterwards."""
+    """A profile, made by `profile`. It records while its with statement lasts."""
 
     def __init__(self, model: ResNet50, callback: Callable[[Event], None] | None = None) -> None:
         self.model, self.callback = model, callback
         self.precision, self.backend = model.precision, model.backend
         self._events: list[Event] = []
-        self._told: list[tuple[Any, ...]] = []  # what makes further ones
+        self._told: list[tuple[Any, ...]] = []  # records that are not turned into events yet
         self._before: Record | None = None
         self._on = False
 
@@ -170,7 +169,7 @@ class Profile:
 
     @property
     def events(self) -> list[Event]:
-        """All steps, in the order they ran. They are made when asked for, not during a run."""
+        """All steps, in the order they ran. They are made when you ask, not during a run."""
         for layers, shape, call, times, phases in self._told:
             for layer, (started, ended) in zip(layers, times, strict=True):
                 step = Event(layer, shape, call, float(started), float(ended), phases)
@@ -190,7 +189,7 @@ class Profile:
 
     @property
     def doubts(self) -> list[str]:
-        """What speaks against the times: runs that differ too much, where there are several."""
+        """The reasons to doubt the times: several runs that differ too much."""
         times: list[float] = []
         for event in self.events:
             if event.layer.op == "input" and event.call == 0:  # a run begins
@@ -207,12 +206,12 @@ class Profile:
         Parameters
         ----------
         group : str
-            phase, step, operator, block or stage: what makes a row.
+            What makes a row: phase, step, operator, block or stage.
         sort : str
-            What comes first: that which ran first, by order; else the most time, calls, macs,
-            bytes, gops or intensity; or by name.
+            By order, the row that ran first comes first. By time, calls, macs, bytes, gops or
+            intensity, the largest comes first. You can also sort by name.
         roofs : Roofs, optional
-            From `measure_roofs`. Unless given, those that it has kept on this machine, if any.
+            From `measure_roofs`. If you give none, those that it has kept on this machine, if any.
 
         Returns
         -------
@@ -224,7 +223,9 @@ class Profile:
         for what, value, known in choices:
             if value not in known:
                 raise MiniresError(f"{what} is {value!r}; wanted one of {', '.join(known)}")
-        weights = BYTES[self.precision] * sum(layer.parameters for layer in self.model.layers)
+        weights = ACTIVATION_BYTES[self.precision] * sum(
+            layer.parameters for layer in self.model.layers
+        )
         if self.backend != "cuda":  # the roofs that are known are the CPU's
             roofs = roofs or known_roofs(self.precision)
         roofs = roofs._replace(weights=weights) if roofs else None
@@ -250,9 +251,9 @@ class Profile:
         """Count a step's multiplications, and the bytes that each phase reads and writes."""
         rows = summarize(self.model.layers, shape[2], shape[3], shape[0])
         shapes = {row.name: row.output_shape for row in rows}
-        size = BYTES[self.precision]
+        size = ACTIVATION_BYTES[self.precision]
         if self.backend == "numpy" and self.precision in ("bf16", "fp16"):
-            size = 4  # rounded, but kept as float32
+            size = 4  # NumPy keeps rounded values as float32
         y, inputs = math.prod(shapes[layer.name]), [shapes[name] for name in layer.inputs]
         x = math.prod(inputs[0]) if inputs else math.prod(shape)
         residual = y * (len(inputs) - 1) if inputs else 0
@@ -272,17 +273,17 @@ class Profile:
         return Work(macs, moved, size * w if macs else 0)
 
     def table(self, group: str = "step", sort: str = "order", roofs: Roofs | None = None) -> str:
-        """Lay the rows out as text, their sum at the end; all figures are of one run.
+        """Lay the rows out as text, with their sum at the end; all figures are means of one run.
 
         Parameters
         ----------
         group, sort, roofs
-            As for `rows`. Without roofs there are no columns of shares: nothing is measured here.
+            As for `rows`. Without roofs there are no columns of shares, and none are measured.
 
         Returns
         -------
         str
-            Its columns are explained beneath it.
+            A table, with an explanation of its columns beneath.
         """
         rows = self.rows(group, sort, roofs)
         of_roofs = rows[0].roofs if rows else None
@@ -324,7 +325,7 @@ class Profile:
 
     @property
     def title(self) -> str:
-        """What was measured, on what."""
+        """The network, its input and the machine."""
         shapes = [list(event.shape) for event in self.events if event.layer.op == "input"]
         batch = sum(shape[0] for shape in shapes) // (self.runs or 1)
         size = " x ".join(map(str, [batch, *shapes[0][1:]])) if shapes else "nothing"
@@ -340,7 +341,7 @@ class Profile:
         return open_gpu().name
 
     def to_json(self, roofs: Roofs | None = None) -> str:
-        """Write what `rows` of phases tell as JSON, with what it was measured on.
+        """Write the `rows` of phases as JSON, with the network and the machine.
 
         Parameters
         ----------
@@ -371,7 +372,7 @@ class Profile:
         Parameters
         ----------
         path : path-like
-            Where to.
+            The file to write.
         """
         write_chrome_trace(path, [self])
 
@@ -381,7 +382,7 @@ class Profile:
         Parameters
         ----------
         path : path-like
-            The picture's file: its suffix chooses the format.
+            The picture's file, whose suffix chooses the format.
         group : str
             As for `rows`.
         """
@@ -442,7 +443,7 @@ def profile_in_turns(
         profiles = {precision: profile(model) for precision, model in models.items()}
         for _ in range(runs):
             for precision, model in models.items():
-                model(x)  # so that its weights are in the cache again
+                model(x)  # brings its weights into the cache again
                 with profiles[precision]:
                     model(x)
         return profiles
@@ -456,8 +457,7 @@ def profile_in_turns(
 def write_chrome_trace(path: str | os.PathLike[str], profiles: Sequence[Profile]) -> None:
     """Write when each step ran as JSON in the Trace Event Format, which Perfetto opens.
 
-    Each profile is a process there. It has steps, and beneath them their phases where these are
-    apart.
+    Each profile is a process there, with its steps and, if they have any, their phases beneath.
     """
     spans: list[dict[str, Any]] = []
     start = min((prof.events[0].started for prof in profiles if prof.events), default=0.0)

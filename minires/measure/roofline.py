@@ -30,8 +30,8 @@ def measure_layers(
 ) -> dict[str, list[Row]]:
     """Time every step of networks, by precision, on this machine; they run in turns.
 
-    The answer has the rows of the steps that multiply, by precision. They are of one run, with the
-    median's time.
+    By precision, you get the rows of the steps that multiply. They are those of one run, but with
+    the median of the times of all runs.
     """
     found: dict[str, list[Row]] = {}
     profiles, doubts = _profiles(models, x, runs)
@@ -53,7 +53,7 @@ def measure_layers(
 def _profiles(
     models: Mapping[str, ResNet50], x: Array, runs: int
 ) -> tuple[list[dict[str, Profile]], list[str]]:
-    """Profile each run by itself, and all of them again where they differ too much."""
+    """Profile each run by itself, and all of them again if they differ too much."""
 
     def measure() -> list[dict[str, Profile]]:
         return [profile_in_turns(models, x, 1) for _ in range(runs)]
@@ -69,7 +69,7 @@ def _profiles(
 
 
 def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:
-    """Lay out how close layers come to their roofs: a line each, three columns a precision."""
+    """Lay out how close layers come to their roofs: a line each, with three columns a precision."""
     head = ["layer", *(f"{p} {c}" for p in layers for c in ("op/byte", "GOP/s", "of roof"))]
     rows = []
     doubts: list[str] = []
@@ -95,10 +95,8 @@ def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], t
             color, roofs = plots.COLORS.get(precision), measure_roofs(precision)
             tallest = max(tallest, roofs.peak)
             axes.axhline(roofs.peak, color=color, linewidth=1.5)
-            axes.annotate(
-                f"{precision} peak, {roofs.peak:.0f} GOP/s", (1000, roofs.peak * 1.06),
-                color=color, ha="right",
-            )  # fmt: skip
+            name = f"{precision} peak, {roofs.peak:.0f} GOP/s"
+            axes.annotate(name, (1000, roofs.peak * 1.06), color=color, ha="right")
             places = [r.intensity for r in rows], [r.gops for r in rows]
             label = f"{precision}, {len(rows)} layers"
             axes.scatter(*places, s=18, color=color, label=label, alpha=0.8, linewidths=0)
@@ -108,11 +106,12 @@ def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], t
             if not inside.any():
                 continue
             axes.plot(intensity[inside], reach[inside], color="0.6", linewidth=1)
-            axes.annotate(
-                f"{level.level}, {level.all:.0f} GB/s", (intensity[inside][0], reach[inside][0]),
-                color="0.4", xytext=(8, -6), textcoords="offset points",
-            )  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlim=(0.2, 1500), ylim=(min(1, lowest), 2 * tallest),
-                 xlabel="operations a byte (each operand read once, each result written once)",
-                 ylabel="10⁹ operations a second")  # fmt: skip
+            name = f"{level.level}, {level.all:.0f} GB/s"
+            left_end = intensity[inside][0], reach[inside][0]
+            beside = {"xytext": (8, -6), "textcoords": "offset points"}
+            axes.annotate(name, left_end, color="0.4", **beside)
+        axes.set(xscale="log", xlim=(0.2, 1500))
+        axes.set(yscale="log", ylim=(min(1, lowest), 2 * tallest))
+        axes.set_xlabel("operations a byte (each operand read once, each result written once)")
+        axes.set_ylabel("10⁹ operations a second")
         axes.legend(loc="lower right")

@@ -1,4 +1,4 @@
-"""Loops that do nothing but multiply, in registers: what a peak is measured by."""
+"""Loops that do nothing but multiply in registers, to measure a peak."""
 
 from typing import Any
 
@@ -22,15 +22,15 @@ from minires.kernels.ir import (
 )
 from minires.kernels.isa import INSTRUCTIONS, amx
 
-CLOCK = "clock"  # in place of an instruction: a chain of a known number of cycles
-CHAIN = 16  # instructions of the clock, each of which waits for the one before and takes one cycle
+CLOCK = "clock"  # stands for an instruction's name: a chain that takes a known number of cycles
+CHAIN = 16  # instructions in the clock's loop; each waits for the one before, and takes one cycle
 SUMS = {"f32": F32, "bf16": F32, "u8s8": I32}  # the type of the sums, by the operands
 
 
 def _chain(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
-    """Make a clock of dependent additions and exclusive ors, which nothing can shorten.
+    """Add and xor in turn, each on the last result, so that nothing can shorten the chain.
 
-    They are scalar: in vectors some CPUs take two cycles for each.
+    The instructions are scalar, because some CPUs take two cycles for one on vectors.
     """
     for _ in range(CHAIN // 2):
         acc = builder.xor(builder.add(acc, a), b)
@@ -39,11 +39,10 @@ def _chain(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
 
 @intrinsic(prefer_literal=True)
 def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
-    """Multiply and add over and over: called from compiled code.
+    """Multiply and add `count` times to each sum: called from compiled code.
 
-    `spec` is a literal: the instruction's name or `CLOCK`, a slash, and a vector's lanes.
-    `operands` is the address of two vectors, which are loaded once, and of room for one more. Each
-    sum is added to `count` times.
+    `spec` is a literal: the instruction's name or `CLOCK`, a slash, and a vector's lanes. At the
+    address `operands` lie two vectors, which are loaded once, and room for one more.
     """
     name, lanes = spec.literal_value.split("/")
 
@@ -55,7 +54,7 @@ def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
         else:
             instruction = INSTRUCTIONS[name]
             sums = vector(SUMS[instruction.operands], int(lanes))
-            # Sums that begin alike would be one sum.
+            # LLVM would keep sums that begin alike as one.
             starts = [constant(sums, i) for i in range(instruction.sums)]
             register = {"x86_64": "v" if int(lanes) == 16 else "x"}.get(FAMILY, "w")
             bits = vector(I32, int(lanes))
@@ -66,23 +65,27 @@ def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
 
 
 def _spin(
-    builder: Builder, emit: Any, bits: Any, starts: list[Value], register: str, operands: Value,
+    builder: Builder,
+    emit: Any,
+    bits: Any,  # the operands' type
+    starts: list[Value],
+    register: str,  # the kind of register that holds operands, for inline asm
+    operands: Value,
     count: Value,
-) -> None:  # fmt: skip
-    """Add to each sum in turn; `bits` is the operands' type, `register` holds such."""
+) -> None:
+    """Add to each sum in turn."""
     size = 8 if bits == I64 else 4 * bits.count
     a, b = (load(builder, after(builder, operands, size * i), bits) for i in range(2))
 
     def body(x: Value, *acc: Value) -> list[Value]:
         following = []
         for total in acc:
-            # Were it known that x stays the same, LLVM would make the products once, before the
-            # loop.
+            # If LLVM knew that x stays the same, it would multiply once, before the loop.
             x = opaque(builder, x, register)
             following.append(emit(builder, total, x, b))
         return [x, *following]
 
     _, total, *others = loop(builder, count, [a, *starts], body)
-    for other in others:  # so that none can be left out
+    for other in others:  # all sums are used, so that LLVM cannot leave one out
         total = builder.xor(builder.bitcast(total, bits), builder.bitcast(other, bits))
     store(builder, total, after(builder, operands, 2 * size))

@@ -1,4 +1,4 @@
-"""What was measured as text: tables whose columns are as wide as need be, and JSON."""
+"""Measurements as text: tables with columns of the right width, and JSON."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from minires.errors import MiniresError
 
 
 def format_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table, its first column to the left and all others to the right."""
+    """Lay out a table, the first column aligned to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
     for cells in (head, ["-" * width for width in widths], *rows):
@@ -22,10 +22,10 @@ def format_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def around(path: Path, mark: str) -> tuple[str, str]:
-    """Read a Markdown file's text before <!-- mark --> and behind <!-- /mark -->.
+    """Read a Markdown file's text up to <!-- mark -->, and from <!-- /mark --> on.
 
-    The marks belong to what you get; the text between them was generated, and is left out. A mark
-    that is missing, or there more than once, raises `MiniresError`.
+    The text between the marks was generated, and is left out; the marks are not. A mark that is
+    missing, or there more than once, raises `MiniresError`.
     """
     text, begin, end = path.read_text(encoding="utf-8"), f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
     if (text.count(begin), text.count(end)) != (1, 1):
@@ -43,7 +43,7 @@ def _plain(value: Any) -> Any:
         return _plain(value._asdict())
     if is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, dict):  # functions, such as how an instruction is written, are left out
+    if isinstance(value, dict):  # functions, such as an instruction's `emit`, are left out
         return {key: _plain(inner) for key, inner in value.items() if not callable(inner)}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]

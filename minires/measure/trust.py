@@ -1,10 +1,10 @@
-"""When a measurement is to be believed: one guard for everything that is timed here.
+"""Whether you can believe a measurement: all measurements here use these checks.
 
-Whatever else runs on a machine makes a run slower, never faster, and it comes and goes. So a figure
-is in doubt for four reasons: runs of the same thing differ too much, two ways to measure one thing
-disagree, a share is above what can be reached, or other programs had the cores meanwhile. What is
-in doubt is measured again, a few times at most. What is in doubt even then is marked with a
-question mark, and one line says why.
+Other programs make a run slower, never faster, and they come and go. So a figure is in doubt for
+four reasons: runs of the same thing differ too much, two ways to measure one thing disagree, a
+share is larger than possible, or other programs had the cores meanwhile. A figure in doubt is
+measured again, a few times at most. If it is in doubt even then, it gets a question mark, and one
+line says why.
 """
 
 import time
@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-WIDE = 0.15  # of a median: how far apart runs, or two measures, of one thing may lie
-HIGHEST = 1.05  # of what can be reached: a clock that drifts may carry a share a little above 100%
+WIDE = 0.15  # how far apart runs or two measures of one thing may lie, as a share of their median
+HIGHEST = 1.05  # the largest possible share: 100%, and a little more because a clock may drift
 TRIES = 3
 MARK = "?"
 
@@ -23,12 +23,12 @@ Found = TypeVar("Found")
 
 
 def spread_of(times: Sequence[float] | npt.NDArray[Any]) -> float:
-    """Tell how far apart the quartiles of some times lie, as a share of their median."""
+    """Return how far apart the quartiles of some times lie, as a share of their median."""
     low, middle, high = np.percentile(times, [25, 50, 75])
     return float((high - low) / middle)
 
 
-# These take the measured thing's name, for the reader. They list one reason, or none.
+# Each of these takes the measured thing's name, for the reader, and lists one reason or none.
 
 
 def doubt_spread(name: str, spread: float) -> list[str]:
@@ -51,7 +51,7 @@ def doubt_share(name: str, share: float) -> list[str]:
 
 
 def doubt_others(name: str, share: float) -> list[str]:
-    """Doubt a figure if others had too large a share of the cores' time meanwhile."""
+    """Doubt a figure if other programs had too large a share of the cores' time meanwhile."""
     return [] if share <= WIDE else [f"others had {share:.0%} of the cores' time during {name}"]
 
 
@@ -62,8 +62,8 @@ def measure_until_steady(
 ) -> tuple[Found, list[str]]:
     """Measure, and measure again while something is in doubt.
 
-    It measures `TRIES` times at most unless you say how often. You get the measurement with the
-    fewest doubts, of several the last, and its doubts.
+    It measures at most `TRIES` times, unless you say how often. You get the measurement with the
+    fewest doubts, or the last of several such, and its doubts.
     """
     found = measure()
     doubts = doubts_about(found)
@@ -80,7 +80,7 @@ def measure_until_steady(
 def time_steadily(name: str, run: Callable[[], object], runs: int = 100) -> tuple[float, list[str]]:
     """Time something short many times; return the median, in seconds, and the doubts.
 
-    It runs as often again where the runs differ too much.
+    If the runs differ too much, it times as many again.
     """
 
     def measure() -> npt.NDArray[Any]:
@@ -100,7 +100,7 @@ def mark(text: str, doubts: Sequence[str]) -> str:
 
 
 def percent(share: float, doubts: Sequence[str] = ()) -> str:
-    """Write a share; a question mark alone stands for one that cannot be."""
+    """Write a share in percent, or a question mark alone for a share that is impossible."""
     return mark(f"{share:.0%}", doubts) if share <= HIGHEST else MARK
 
 

@@ -1,10 +1,10 @@
 """Where the 4x goes: from a quarter of FP32's time to INT8's, part by part.
 
 By vector instructions INT8's peak is at most four times FP32's, so a part that keeps all of it
-takes a quarter of its FP32 time. What it takes beyond that is a bar of the waterfall, and the bars
-add up to T_int8 - T_fp32 / 4 exactly. A negative bar is a part that gains more than four times: it
-fits a cache in INT8 alone, or the CPU has AMX. Why the convolutions exceed their quarter is
-measured apart, by ablation: the same layers without what is in question.
+takes a quarter of its FP32 time. Each part's time beyond its quarter is a bar of the waterfall, and
+the bars add up to T_int8 - T_fp32 / 4 exactly. A negative bar is a part that became more than four
+times as fast: its data fits a cache only in INT8, or the CPU has AMX. An ablation measures why the
+convolutions exceed their quarter: it times the same layers again without one cause.
 """
 
 import os
@@ -35,11 +35,11 @@ from minires.measure.trust import (
 from minires.model import ResNet50
 from minires.summary import summarize
 
-REST = "rest, unexplained"  # of the whole: what its parts do not add up to
+REST = "rest, unexplained"  # the whole's time less the sum of its parts
 
 
 class Part(NamedTuple):
-    """A part's seconds in both precisions."""
+    """A part of the network, with its seconds in both precisions."""
 
     name: str
     fp32: float
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
     @property
     def excess(self) -> float:
-        """The bar: its INT8 time less a quarter of its FP32 time."""
+        """The part's bar: its INT8 time less a quarter of its FP32 time."""
         return self.int8 - self.fp32 / 4
 
 
@@ -56,21 +56,21 @@ class Waterfall(NamedTuple):
 
     title: str
     whole: Part
-    spread: Part  # third quartile less first
+    spread: Part  # of the whole's times: third quartile less first
     parts: list[Part]  # they add up to the whole
-    convolutions: Part  # by the ablation's own measurement, each layer by itself
-    ablation: list[tuple[str, float]]  # seconds of their excess, by cause
-    preprocessing: dict[str, float]  # seconds: decode, resize, normalize
+    convolutions: Part  # as the ablation measures them, each layer by itself
+    ablation: list[tuple[str, float]]  # causes, and seconds of the convolutions' excess by each
+    preprocessing: dict[str, float]  # seconds of decode, resize and normalize
     others: dict[str, float]  # seconds of the whole in other precisions
     doubts: list[str]  # reasons to doubt these figures; see `minires.measure.trust`
 
 
 class _Times(NamedTuple):
-    """One measurement of the networks, run by run."""
+    """One measurement of the networks, run by run, in seconds."""
 
-    before: list[dict[str, float]]  # of preprocessing, by its parts
-    whole: dict[str, list[float]]  # of the network, by precision
-    parts: dict[str, list[dict[str, float]]]  # by precision and part
+    before: list[dict[str, float]]  # preprocessing, by its parts
+    whole: dict[str, list[float]]  # the network, by precision
+    parts: dict[str, list[dict[str, float]]]  # the network's parts, by precision and name
 
     @property
     def doubts(self) -> list[str]:
@@ -89,8 +89,8 @@ def measure_waterfall(
 ) -> Waterfall:
     """Time two precisions in turns, whole and by parts, and find the causes of the difference.
 
-    `models` are compiled networks by precision: fp32, int8, and others to be told beside them.
-    `group` makes a part, as for a profile. All figures are medians.
+    `models` are compiled networks by precision: fp32, int8, and others to show beside these.
+    `group` tells what makes a part, as for a profile. All figures are medians.
     """
     x, _ = time_preprocessing(data, models["fp32"].meta["preset"])
     times, doubts = measure_until_steady(
@@ -130,14 +130,14 @@ def _measure_times(
     for _ in range(rounds):
         before.append(time_preprocessing(data, preset)[1])
         for precision, model in models.items():
-            model(x)  # for both that follow, its weights are in the cache and its threads awake
+            model(x)  # brings its weights into the cache and wakes the threads, for both runs below
             started = time.perf_counter()
             model(x)
             whole[precision].append(time.perf_counter() - started)
             with profile(model) as prof:
                 model(x)
             profiles[precision].append(prof)
-    # Only now, since adding up and formatting would disturb the runs between them.
+    # Only now, because adding up between the runs would disturb them.
     parts = {
         precision: [{row.name: row.seconds for row in prof.rows(group)} for prof in runs]
         for precision, runs in profiles.items()
@@ -148,10 +148,10 @@ def _measure_times(
 def ablate(
     models: Mapping[str, ResNet50], x: Array, rounds: int
 ) -> tuple[Part, list[tuple[str, float]]]:
-    """Find the causes of the convolutions' excess, by leaving things out.
+    """Find the causes of the convolutions' excess by leaving one after another out.
 
     x is one image, (1, 3, H, W) float32. You get the convolutions' times in both precisions, and
-    the seconds of their excess by cause. The causes add up to the excess.
+    each cause's seconds of the excess. The causes add up to the excess.
     """
     if len(x) != 1:
         raise MiniresError(f"an ablation is of one image, not of {len(x)}")
@@ -162,12 +162,12 @@ def ablate(
         shapes = [row.output_shape for row in summarize(engine.layers, *x.shape[2:])]
         M = np.array([np.prod(shapes[i][:3]) for i in steps])
         MR = engine.tiling.rows
-        tiles = np.maximum(1, M // MR)  # where there is less than one, it is left alone
+        tiles = np.maximum(1, M // MR)  # full tiles only; a layer with less than one is left alone
         plain = compile_network(f"{precision}, plain store", engine.isa.name)
         times = np.empty((3, len(steps), rounds))
         for r in range(rounds):
             for way in range(3):
-                engine(x)  # true activations, and the same caches before each way
+                engine(x)  # puts true activations into the buffers, and the same data into caches
                 program = engine.program(x.shape).steps.copy()
                 if way == 2:
                     program["rows"][steps] = tiles
@@ -183,11 +183,11 @@ def ablate(
     bare_fp32 = convs["fp32"] - epilogue["fp32"] - edges["fp32"]
     name = f"instruction: {used[0].instruction.name} peaks at {ratio:.2f}x"
     causes = [
-        # The ratio of the peaks is not 4: arithmetic, from the peaks of the kernels' instructions.
+        # The peaks of the kernels' instructions do not differ by 4: computed, not left out.
         (name, bare_fp32 * (1 / ratio - 1 / 4)),
-        # Against a plain store of the result.
+        # Compared with a plain store of the sums.
         ("epilogue", epilogue["int8"] - epilogue["fp32"] / 4),
-        # Against full tiles alone, in the layers that have one.
+        # Compared with full tiles only, in layers that have one.
         ("edges of tiles", edges["int8"] - edges["fp32"] / 4),
     ]
     whole = Part("convolutions", float(convs["fp32"]), float(convs["int8"]))
@@ -252,8 +252,8 @@ def plot_waterfall(fall: Waterfall, path: str | os.PathLike[str]) -> None:
     with plots.figure(path, title, width=11, height=4.6, columns=2) as (left, right):
         _draw(left, steps, totals=("fp32 / 4", "int8"))
         left.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
-        # The same axis told as a ratio: FP32's time over the time at that place.
-        # It ends at INT8's: what comes on top belongs to another ratio.
+        # A second scale of the same axis shows ratios: FP32's time over the time at that place. It
+        # ends at INT8's, because preprocessing, further right, is not part of that ratio.
         last = whole.fp32 / whole.int8
         apart = 0.14 * 1e3 * whole.int8  # so that the numbers do not overlap
         ticks = [round(last, 2)]
@@ -268,16 +268,16 @@ def plot_waterfall(fall: Waterfall, path: str | os.PathLike[str]) -> None:
 
 
 def _draw(axes: Any, steps: list[tuple[str, float, str]], totals: tuple[str, ...]) -> None:
-    """Draw bars that each begin where the one before ended; totals begin at zero."""
+    """Draw bars that each begin at the end of the bar before; totals begin at zero."""
+    beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
     at = 0.0
     for i, (name, seconds, color) in enumerate(steps):
         start = 0.0 if name in totals else at
+        end = start + seconds
         axes.barh(i, 1e3 * seconds, left=1e3 * start, color=color)
-        end = 1e3 * (start + seconds)
-        axes.annotate(f"{1e3 * seconds:+.2f}" if name not in totals else f"{1e3 * seconds:.2f}",
-                      (max(end, 1e3 * start), i), xytext=(3, 0), textcoords="offset points",
-                      va="center", fontsize=8)  # fmt: skip
-        at = start + seconds
+        text = f"{1e3 * seconds:.2f}" if name in totals else f"{1e3 * seconds:+.2f}"
+        axes.annotate(text, (1e3 * max(start, end), i), **beside)
+        at = end
     axes.set_yticks(range(len(steps)), [name for name, *_ in steps])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)

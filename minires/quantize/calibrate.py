@@ -8,46 +8,23 @@ from minires.layers import Array, Layer
 from minires.model import ResNet50
 from minires.quantize.observers import OBSERVERS
 
-STORED_CALIBRATION = "stored_calibration"  # in a float network's meta, where its file had one
+STORED_CALIBRATION = "stored_calibration"  # the key in a float network's meta, if its file has one
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration found out.
+    """The result of calibration; an edge is called after the layer whose output it is."""
 
-    Attributes
-    ----------
-    ranges : dict
-        The range of real numbers to cover with 256 steps, by the name of the layer whose output
-        the edge is.
-    saturated : dict
-        The share of the values seen that lie outside of it.
-    observer : str
-        A key of `OBSERVERS`.
-    images : int
-        How many images, or crops, were seen.
-    """
-
-    ranges: dict[str, tuple[float, float]]
-    saturated: dict[str, float]
-    observer: str
-    images: int
+    ranges: dict[str, tuple[float, float]]  # by edge, the real numbers to cover with 256 steps
+    saturated: dict[str, float]  # by edge, the share of the values seen outside its range
+    observer: str  # a key of `OBSERVERS`
+    images: int  # how many images, or crops, were seen
 
 
 def quantized_edges(layers: Sequence[Layer]) -> list[str]:
-    """Name the edges that need a range of their own.
+    """Name the edges that need a range of their own, in the order the layers run.
 
-    A max-pool's output has its input's, and the logits stay float32.
-
-    Parameters
-    ----------
-    layers : sequence of Layer
-        The network.
-
-    Returns
-    -------
-    list of str
-        In the order the layers run.
+    A max-pool's output has the range of its input, and the logits stay float32.
     """
     return [layer.name for layer in layers if layer.op not in ("maxpool", "linear")]
 
@@ -60,7 +37,7 @@ def calibrate(model: ResNet50, batches: Iterable[Array], observer: str = "mse") 
     model : ResNet50
         The network in fp32.
     batches : iterable of ndarray
-        What the model takes, (N, 3, H, W) float32; none is kept.
+        Inputs of the model, (N, 3, H, W) float32. None is kept.
     observer : str
         A key of `OBSERVERS`.
 

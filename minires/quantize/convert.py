@@ -15,14 +15,14 @@ from minires.reference import QParams
 BIAS_LIMIT = 2.0**30  # leaves the accumulator room: 2**30 + 2 * 150,405,120 < 2**31
 
 
-def quantize_weights(p: FloatParams, x: QParams) -> tuple[Array, Array, Array]:
+def quantize_weights(p: FloatParams, x_qparams: QParams) -> tuple[Array, Array, Array]:
     """Quantize a layer's weights, symmetric and per output channel, and its bias: equation 7.1.
 
     Parameters
     ----------
     p : FloatParams
         Weight (N, K) and bias (N,), BatchNorm folded in, float32.
-    x : QParams
+    x_qparams : QParams
         The input's scale and zero point.
 
     Returns
@@ -31,17 +31,19 @@ def quantize_weights(p: FloatParams, x: QParams) -> tuple[Array, Array, Array]:
         (N, K) int8, -127 to 127.
     w_scale : ndarray
         (N,) float32. As large as the weights need, and so large that the bias fits in 2**30
-        steps of x.scale * w_scale; a dead channel gets the smallest float, not zero.
+        steps of x_scale * w_scale. A dead channel gets the smallest float, not zero.
     bias_s32 : ndarray
-        (N,) int32. What the input's zero point adds to every sum is taken off here, once: sum of
-        (x - x.zero_point) * w is sum of x * w, less x.zero_point times the sum of w (equation 5.4).
+        (N,) int32. The input's zero point adds the same to every sum of a channel, so it is taken
+        off here, once: the sum of (x - x_zero_point) * w is the sum of x * w, less x_zero_point
+        times the sum of w (equation 5.4).
     """
+    x_scale, x_zero_point = x_qparams
     for_weights = np.abs(p.weight).max(axis=1) / np.float32(127)
-    for_bias = (np.abs(p.bias) / (np.float64(x.scale) * BIAS_LIMIT)).astype(np.float32)
+    for_bias = (np.abs(p.bias) / (np.float64(x_scale) * BIAS_LIMIT)).astype(np.float32)
     w_scale = np.maximum(np.maximum(for_weights, for_bias), np.finfo(np.float32).tiny)
     w_s8 = np.clip(np.rint(p.weight / w_scale[:, np.newaxis]), -127, 127).astype(np.int8)
-    bias = np.rint(p.bias / (np.float64(x.scale) * w_scale))
-    fold = x.zero_point * w_s8.sum(axis=1, dtype=np.int64)
+    bias = np.rint(p.bias / (np.float64(x_scale) * w_scale))
+    fold = x_zero_point * w_s8.sum(axis=1, dtype=np.int64)
     return w_s8, w_scale, (bias.astype(np.int64) - fold).astype(np.int32)
 
 
@@ -61,7 +63,7 @@ def quantize_model(model: ResNet50, calibration: Calibration) -> ResNet50:
         With precision "int8"; its layers know their outputs' scale and zero point.
     """
     qparams = {name: qparams_of_range(*limits) for name, limits in calibration.ranges.items()}
-    qparams["maxpool"] = qparams["conv1"]  # the largest of some steps is one of these steps
+    qparams["maxpool"] = qparams["conv1"]  # a max-pool computes no new value: it picks one
     layers = [replace(layer, qparams=qparams.get(layer.name)) for layer in model.layers]
     params: dict[str, Any] = {}
     for layer in layers:

@@ -1,6 +1,4 @@
-"""INT8 with no further step: by the calibration that comes with the weights, or else on the
-package's own photographs; done once, and cached.
-"""  # noqa: D205
+"""INT8 networks made automatically: calibrated once, by a stored calibration or on photographs."""
 
 import contextlib
 import hashlib
@@ -28,7 +26,7 @@ from minires.quantize.convert import quantize_model
 from minires.quantize.int8_file import load_int8, save_int8
 
 OBSERVER = "mse"
-RECIPE = f"{OBSERVER}-crops-1"  # a part of the cached file's name: change it with the recipe
+RECIPE = f"{OBSERVER}-crops-1"  # goes into the cached file's name: change it with the recipe
 MOST_CACHED = 8  # networks, of 26 MB each
 
 
@@ -40,8 +38,8 @@ def calibration_photographs() -> list[Path]:
 def default_batches(preset: Preset) -> Iterator[Array]:
     """Cut several crops from each photograph in weights/calibration: (crops, 3, H, W) float32.
 
-    A few photographs have to stand for all. From each the network sees the whole, and the two ends
-    and the middle of an enlarged one.
+    Few photographs have to stand for all. So from each the network sees the whole, and also three
+    parts, enlarged: both corners and the middle.
     """
     for path in calibration_photographs():
         image = load_image(path)
@@ -53,10 +51,10 @@ def default_batches(preset: Preset) -> Iterator[Array]:
 
 
 def stored_calibration(fp32: ResNet50) -> Calibration | None:
-    """Take the calibration from the metadata of a network's weights; None where it has none.
+    """Take the calibration from the metadata of a network's weights, or None if it has none.
 
-    It is a `Calibration`'s fields in JSON, in the network's meta under `STORED_CALIBRATION`. One
-    that is damaged, or another network's, raises `WeightsError`.
+    It is in the network's meta, under `STORED_CALIBRATION`: a `Calibration`'s fields in JSON. If it
+    is damaged, or belongs to another network, it raises `WeightsError`.
     """
     text = fp32.meta.get(STORED_CALIBRATION)
     if text is None:
@@ -76,15 +74,15 @@ def default_int8(
     """Load the INT8 network from the cache, or make it by the default recipe and cache it.
 
     `weights_key` tells these weights from all others, as a checksum does. `load_fp32` is called
-    only where nothing is cached yet. `progress` shows a bar on stderr, if that is a terminal.
+    only if nothing is cached yet. `progress` shows a bar on stderr, if that is a terminal.
     """
     key = hashlib.sha256(f"{weights_key} {RECIPE}".encode()).hexdigest()[:16]
     cached = cache_dir() / f"resnet50-int8-{key}.safetensors"
-    if os.path.exists(cached):  # false too where it may not be looked for, unlike pathlib's
-        with contextlib.suppress(WeightsError):  # a damaged one is made again
+    if os.path.exists(cached):  # in a folder that may not be read, pathlib's would raise an error
+        with contextlib.suppress(WeightsError):  # a damaged file is made again
             model = load_int8(cached)
             with contextlib.suppress(OSError):
-                os.utime(cached)  # so that it is not the oldest
+                os.utime(cached)  # so that `remove_oldest` keeps files that are in use
             return model
     from tqdm import tqdm  # here, because it takes long and is seldom needed
 

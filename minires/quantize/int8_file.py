@@ -247,7 +247,7 @@ def _params(
         if layer.op in ("conv", "linear"):
             fields = {field: tensors[f"{layer.name}.{field}"] for field in TENSORS}
             residual = inputs[1] if len(inputs) > 1 else None
-            params[layer.name] = Int8Params(inputs[0], **fields, residual=residual)
+            params[layer.name] = Int8Params(inputs[0], **fields, residual_qparams=residual)
         elif layer.op == "avgpool":
             params[layer.name] = inputs[0]
     return params

@@ -1,7 +1,8 @@
 """Observers choose the range of real numbers that 256 steps cover.
 
-A wide range clips nothing but makes the steps coarse; a narrow one saturates what lies
-outside. Four answers, each fed one image at a time, in memory that does not grow.
+A wide range clips nothing, but its steps are coarse. A narrow one has fine steps, but saturates the
+values outside. Here are four compromises. Each observer sees one batch at a time, and its memory
+does not grow.
 """
 
 import numpy as np
@@ -20,15 +21,8 @@ CANDIDATES = 96  # ranges that entropy and MSE try
 def qparams_of_range(low: float, high: float) -> QParams:
     """Choose scale and zero point so that 0 to 255 covers a range, and zero is exact: equation 5.3.
 
-    Parameters
-    ----------
-    low, high : float
-        The range; it is widened to hold zero, because padding and ReLU need an exact zero.
-
-    Returns
-    -------
-    QParams
-        A range that holds nothing but zero gets the scale 1.
+    The range is widened to hold zero, because padding and ReLU need an exact zero. A range that
+    holds nothing but zero gets the scale 1.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     scale = np.float32((high - low) / 255) or np.float32(1)
@@ -36,7 +30,7 @@ def qparams_of_range(low: float, high: float) -> QParams:
 
 
 class MinMaxObserver:
-    """Cover everything that was seen: nothing saturates, outliers make the steps coarse."""
+    """Cover all values seen, so that nothing saturates; but outliers make the steps coarse."""
 
     def __init__(self) -> None:
         self.low, self.high = 0.0, 0.0
@@ -51,19 +45,19 @@ class MinMaxObserver:
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     def range(self) -> tuple[float, float]:
-        """Return the smallest and the largest value, and zero in between."""
+        """Return the smallest and the largest value seen, or zero in their place."""
         return self.low, self.high
 
     def saturated(self) -> float:
-        """Return the share of what was seen that lies outside the range."""
+        """Return the share of the values seen that lie outside the range."""
         return 0.0
 
 
 class HistogramObserver(MinMaxObserver):
     """Count values in `BINS` equal bins over [-limit, limit]; the base of the other three.
 
-    When a larger value comes, the limit doubles and neighbouring bins merge, so that the
-    memory stays the same and nothing has to be seen twice.
+    When a larger value comes, the limit doubles and neighbouring bins merge. So the memory stays
+    the same, and no value has to be seen twice.
     """
 
     def __init__(self) -> None:
@@ -83,7 +77,7 @@ class HistogramObserver(MinMaxObserver):
             self.counts = np.concatenate([quarter, merged, quarter])
             self.limit *= 2
         if self.limit == 0:
-            self.counts[BINS // 2] += x.size  # nothing but zeros so far
+            self.counts[BINS // 2] += x.size  # all values so far were zero
         else:
             bins = ((x.ravel() / self.limit + 1) * (BINS / 2)).astype(np.int64)
             self.counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
@@ -95,13 +89,13 @@ class HistogramObserver(MinMaxObserver):
         return centres
 
     def saturated(self) -> float:
-        """Return the share of what was seen that lies outside the range, to a bin."""
+        """Return the share of the values seen outside the range, as exactly as bins tell it."""
         low, high = self.range()
         outside = (self.centres() < low) | (self.centres() > high)
         return float(self.counts[outside].sum() / max(self.counts.sum(), 1))
 
     def candidates(self) -> list[tuple[float, float]]:
-        """List ranges to try: what was seen, shrunk step by step to an eighth."""
+        """List ranges to try: from the range of all values seen, in steps, to an eighth of it."""
         shares = np.linspace(1, 1 / 8, CANDIDATES)
         return [(share * self.low, share * self.high) for share in shares]
 
@@ -142,7 +136,7 @@ class MSEObserver(HistogramObserver):
 
 class EntropyObserver(HistogramObserver):
     """Keep the most information: the range whose 256 steps have the smallest Kullback-Leibler
-    divergence from what was seen (Migacz, "8-bit Inference with TensorRT", GTC 2017).
+    divergence from all values seen (Migacz, "8-bit Inference with TensorRT", GTC 2017).
     """  # noqa: D205
 
     def range(self) -> tuple[float, float]:
@@ -153,15 +147,15 @@ class EntropyObserver(HistogramObserver):
         """Compare the clipped distribution with its 256-step version, in nats."""
         scale, zero_point = qparams_of_range(*candidate)
         counts = self.counts.copy()
-        counts[BINS // 2] = 0  # what ReLU made zero is exact in any range
+        counts[BINS // 2] = 0  # zeros, most of them from a ReLU, are exact in any range
         steps = np.rint(self.centres() / scale).astype(np.int64) + zero_point
         first, end = np.searchsorted(steps, 0), np.searchsorted(steps, 255, "right")
         inside, steps = counts[first:end], steps[first:end]
 
-        p = inside.copy()  # what was seen, saturated values on the outermost bins
+        p = inside.copy()  # the counts, with saturated values on the outermost bins
         p[0] += counts[:first].sum()
         p[-1] += counts[end:].sum()
-        # What 256 steps keep of it: each step's count, spread evenly over its bins in use.
+        # q is what 256 steps would tell: each step's count, spread evenly over its bins in use.
         used = inside > 0
         per_step = np.bincount(steps, inside, 256) / np.maximum(np.bincount(steps, used, 256), 1)
         q = np.maximum(np.where(used, per_step[steps], 0), 1e-9 * p.sum())

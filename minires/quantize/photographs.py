@@ -1,4 +1,4 @@
-"""Photographs of one's own to calibrate on: which of a folder, and how they are read."""
+"""Your own photographs to calibrate on: some of a folder, read one at a time."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +15,8 @@ ENOUGH = 128  # more hardly change the ranges
 class Photographs:
     """Photographs as batches of one, read again each time they are asked for.
 
-    A thousand of them, preprocessed and kept, would take 600 MB. A file that cannot be used is left
-    out: `tell` gets its error, once, and `unusable` gets the file.
+    They are not kept, because a thousand preprocessed ones would take 600 MB. A file that cannot be
+    used is left out: `tell` gets its error, once, and `unusable` gets the file.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Photographs:
 
 
 def choose_photographs(folder: str | os.PathLike[str], count: int = ENOUGH) -> list[Path]:
-    """List a folder's images by name, evenly spread over it where there are more than wanted.
+    """List `count` of a folder's images by name, evenly spread over it, or all if it has fewer.
 
-    The folder may be one image file. Where there is no image, it raises `MiniresError`.
+    You may also give one image file as the folder. No image at all raises `MiniresError`.
     """
     files = find_images([folder])
     if files == [Path(folder)] and not files[0].is_file():
         raise MiniresError(f"{folder}: not a folder with an image in it")
     count = min(len(files), count)
-    # Evenly spread, because folders are often sorted by what their images show.
+    # Evenly spread, because the first files of a folder often show the same things.
     return [files[i * len(files) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""What quantization cost: noise layer by layer, saturation, and labels that changed."""
+"""The cost of quantization: noise layer by layer, saturation, and labels that changed."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -16,23 +16,23 @@ class LayerReport(NamedTuple):
 
     name: str
     sqnr_db: float  # signal-to-quantization-noise ratio, 10 log10(sum x^2 / sum (x - q)^2)
-    saturated: float  # share of the float values beyond what 0 to 255 can stand for
+    saturated: float  # the share of float values outside the range that 0 to 255 stand for
 
 
 class Report(NamedTuple):
     """The INT8 network against the FP32 one, on the same images."""
 
     layers: list[LayerReport]
-    agreement: float  # share of the images that get the same label
+    agreement: float  # the share of the images that get the same label
     images: int
 
 
 def report(fp32: ResNet50, int8: ResNet50, batches: Iterable[Array]) -> Report:
     """Run both networks side by side, and compare each quantized edge in the order they run.
 
-    The INT8 network is made from the float one. A layer's noise holds the noise that the layers
-    before it have passed on. Batches are (N, 3, H, W) float32; no images at all raise
-    `MiniresError`.
+    The INT8 network has to be made from the float one. A layer's noise includes the noise that
+    earlier layers have passed on. Batches are (N, 3, H, W) float32. If there is no image at all,
+    it raises `MiniresError`.
     """
     sums: dict[str, Array] = {}  # signal, noise, values beyond the range, values
     images = same = 0
@@ -53,7 +53,7 @@ def report(fp32: ResNet50, int8: ResNet50, batches: Iterable[Array]) -> Report:
         raise MiniresError("no images to compare on; at least one is needed")
     layers = []
     for name, (signal, noise_power, beyond_count, count) in sums.items():
-        with np.errstate(divide="ignore"):  # no signal at all: minus infinity
+        with np.errstate(divide="ignore"):  # no signal at all gives minus infinity
             sqnr = 10 * np.log10(signal / noise_power) if noise_power else np.inf
         layers.append(LayerReport(name, float(sqnr), float(beyond_count / count)))
     return Report(layers, same / images, images)

@@ -71,7 +71,7 @@ def test_int8_residual_has_the_definitions_bits(case: ConvCase) -> None:
     random = np.random.RandomState(case.x.sum() % 2**32)
     residual = random.randint(0, 256, expected.shape).astype(np.uint8)
     r_qparams = QParams(case.y_qparams.scale * np.float32(0.7), 77)
-    params = case.params._replace(residual=r_qparams)
+    params = case.params._replace(residual_qparams=r_qparams)
     # The residual comes from a convolution of the same shape.
     shortcut = replace(case.layer, name="r", qparams=r_qparams)
     layer = replace(case.layer, inputs=("x", "r"))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from minires.errors import MiniresError
-from minires.kernels.plan import LOGITS, Division, Plan, Tiling, divide, lay_out
+from minires.kernels.division import divide
+from minires.kernels.plan import LOGITS, Division, Plan, Tiling, lay_out
 from minires.layers import Layer
 from minires.model import resnet50_layers
 

@@ -71,7 +71,7 @@ def test_any_number_of_threads_gives_the_same(count: int) -> None:
 def test_padding_is_the_zero_point_and_stays_so() -> None:
     """Inputs of two shapes take turns, and a result is nobody else's memory."""
     layer, p, x = small()
-    p = p._replace(x=p.x._replace(zero_point=77))
+    p = p._replace(x_qparams=p.x_qparams._replace(zero_point=77))
     other = x[:1, :4, :4]
     convolve = implicit.prepare(product(layer, p))
     first, second = convolve(x), convolve(other)

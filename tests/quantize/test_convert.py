@@ -118,7 +118,7 @@ def test_every_layer_gets_its_ranges(int8: ResNet50, calibration: Calibration) -
         p = int8.params.get(layer.name)
         if isinstance(p, Int8Params):
             residual = edges[layer.inputs[1]] if len(layer.inputs) == 2 else None
-            assert (p.x, p.residual) == (edges[layer.inputs[0]], residual)
+            assert (p.x_qparams, p.residual_qparams) == (edges[layer.inputs[0]], residual)
     assert sum(isinstance(p, Int8Params) for p in int8.params.values()) == 54
 
 

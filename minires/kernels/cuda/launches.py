@@ -170,9 +170,9 @@ class Launcher:
             return {"low": 0.0 if layer.relu else -np.inf, "high": np.inf}
         scalars: dict[str, Any] = {"low": -q.zero_point, "high": 255 - q.zero_point}
         scalars["zero_point"] = q.zero_point
-        if isinstance(p, Int8Params) and p.residual:
-            scalars["m_residual"] = np.float32(p.residual.scale / q.scale)
-            scalars["residual_zero_point"] = p.residual.zero_point
+        if isinstance(p, Int8Params) and p.residual_qparams:
+            scalars["m_residual"] = np.float32(p.residual_qparams.scale / q.scale)
+            scalars["residual_zero_point"] = p.residual_qparams.zero_point
         return scalars
 
     def _kernel(self, gemm: Gemm) -> Any:

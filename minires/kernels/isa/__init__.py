@@ -1,6 +1,6 @@
-"""Instruction sets: what there is, what this CPU has of it, and which one is used.
+"""Instruction sets: all that minires knows, those that this CPU has, and the one that is used.
 
-A set is a file here, or a few lines of one. What an instruction is, `Instruction` says.
+A set is a file here, or a few lines of one. `Instruction` tells what an instruction is.
 """
 
 import os
@@ -27,13 +27,13 @@ INSTRUCTIONS = {
 
 
 def _present(features: str) -> set[str]:
-    """Take those of LLVM's words for features that have a plus."""
+    """Return the features that LLVM marks with a plus, in a text such as "+avx2,-avx512f"."""
     return {word[1:] for word in features.split(",") if word[:1] == "+"}
 
 
 def available_isas() -> list[ISA]:
     """List the sets of this CPU that Numba compiles for: the best first, those for study last."""
-    features = _present(get_host_cpu_features())  # as Numba has it: AVX only where it trusts it
+    features = _present(get_host_cpu_features())  # Numba may hide some, such as AVX
     if config.CPU_FEATURES is not None:  # restricted by NUMBA_CPU_FEATURES or NUMBA_CPU_NAME
         features &= _present(config.CPU_FEATURES)
     return [isa for isa in ISAS.values() if isa.features <= features and isa.allowed()]
@@ -42,8 +42,8 @@ def available_isas() -> list[ISA]:
 def choose_isa() -> ISA:
     """Choose the best instruction set, or the one that MINIRES_ISA names.
 
-    A name that is not known or not available raises `MiniresError`: an instruction that the CPU
-    lacks would end the process.
+    A name that is not known or not available raises `MiniresError`, because an instruction that the
+    CPU lacks would end the process.
     """
     isas = {isa.name: isa for isa in available_isas()}
     name = os.environ.get("MINIRES_ISA") or next(iter(isas))

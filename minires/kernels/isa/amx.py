@@ -2,11 +2,11 @@
 
 A matrix register has 16 rows of 64 bytes, which is 16 groups of 32 bits. One instruction
 multiplies a register of activations (16 rows of the tile, 16 groups along K) by one of weights (16
-groups along K, 16 columns), and adds all of it to a register of sums. Panels and pixels are those
-that the vector instructions read.
+groups along K, 16 columns), and adds all products to a register of sums. It reads the same panels
+and pixels as the vector instructions.
 
-LLVM knows the registers by number alone. So the sums are stored to memory when they are made, and
-an epilogue loads them from there.
+LLVM knows these registers only by number, not as values. So finished sums are stored to memory, and
+the epilogue loads them from there.
 """
 
 import ctypes
@@ -33,15 +33,15 @@ from minires.kernels.ir import (
     pointer_to,
     prefetch,
 )
-from minires.kernels.isa.instruction import Instruction
+from minires.kernels.isa.instruction import Instruction, Tile
 from minires.kernels.isa.x86 import AVX512BF16, VDPBF16PS, VPDPBUSD, VPMADDUBSW, vcvtneps2bf16
 
-ROWS = 16  # of a matrix register, and groups that one of its rows holds
+ROWS = 16  # rows of a matrix register, and also the groups that each row holds
 ROW_BYTES = 64
 
 
 def _multiply(name: str) -> Callable[..., None]:
-    """Emit C += A * B for registers by number: nothing is returned."""
+    """Make the function that emits C += A * B; the registers are numbers, so it returns nothing."""
 
     def emit(builder: Builder, acc: Value, a: Value, b: Value) -> None:
         call(builder, f"llvm.x86.{name}", VOID, acc, a, b)
@@ -50,26 +50,35 @@ def _multiply(name: str) -> Callable[..., None]:
 
 
 TDPBUSD = Instruction(
-    "tdpbusd", "u8s8", 4, _multiply("tdpbusd"), ("tdpbusd",), "the matrix instruction tdpbusd",
-    rows=ROWS, groups=ROWS, sums=6, rates=(1 / 16,),
-)  # fmt: skip
-TDPBF16PS = Instruction(
-    "tdpbf16ps", "bf16", 2, _multiply("tdpbf16ps"), ("tdpbf16ps",),
-    "the matrix instruction tdpbf16ps", rows=ROWS, groups=ROWS, narrow=vcvtneps2bf16, sums=6,
+    "tdpbusd",
+    "u8s8",
+    _multiply("tdpbusd"),
+    ("tdpbusd",),
+    rows=ROWS,
+    groups=ROWS,
+    sums=6,
     rates=(1 / 16,),
-)  # fmt: skip
+)
+TDPBF16PS = replace(
+    TDPBUSD,
+    name="tdpbf16ps",
+    operands="bf16",
+    emit=_multiply("tdpbf16ps"),
+    mnemonics=("tdpbf16ps",),
+    narrow=vcvtneps2bf16,
+)
 
 
 @functools.cache
 def _may_use_amx() -> bool:
-    """Ask Linux for the matrix registers, which it saves only for processes that asked."""
+    """Ask Linux to let this process use the matrix registers; it does not save them otherwise."""
     if not sys.platform.startswith("linux"):
         return False
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
     return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
-# Of the eight registers 2 x 2 hold sums, the others what is multiplied.
+# Of the eight registers, 2 x 2 hold sums, 2 hold activations and 2 hold weights.
 AMX = replace(
     AVX512BF16,
     name="amx",
@@ -82,8 +91,9 @@ AMX = replace(
 
 
 def lay_out_registers(builder: Builder) -> None:
-    """Give all eight registers 16 rows of 64 bytes: before a thread's first tile."""
-    # Palette 1; from byte 16 on the bytes of a row, eight times, from byte 48 on the rows.
+    """Give all eight registers 16 rows of 64 bytes, before a thread's first tile."""
+    # Byte 0 is the palette, 1. From byte 16 on stand the bytes of a row, 16 bits for each register,
+    # and from byte 48 on the numbers of rows, 8 bits for each.
     layout = [1] + [0] * 15 + [ROW_BYTES, 0] * 8 + [0] * 16 + [ROWS] * 8 + [0] * 8
     constant = ir.Constant(array(I8, 64), bytearray(layout))
     memory = local(builder, constant.type)
@@ -92,7 +102,7 @@ def lay_out_registers(builder: Builder) -> None:
 
 
 def give_up_registers(builder: Builder) -> None:
-    """Give the registers up: after a thread's last tile."""
+    """Release the registers, after a thread's last tile."""
     call(builder, "llvm.x86.tilerelease", VOID)
 
 
@@ -102,13 +112,11 @@ def load_register(builder: Builder, register: Value, address: Value, stride: Val
 
 
 def sum_in_registers(
-    builder: Builder, instruction: Instruction, rows: int, vectors: int, x: Value,
-    x_offsets: Value, w: Value, taps: Value, groups: Value, tap_stride: Value, first: Value | None,
-) -> Value:  # fmt: skip
-    """Sum up a tile in matrix registers, and store it: row by row, at the address returned.
+    builder: Builder, instruction: Instruction, rows: int, vectors: int, tile: Tile, first: Value
+) -> Value:
+    """Sum up a tile in matrix registers, store it row by row, and return its address.
 
-    The arguments are those of `microkernel`; first is the address of what the sums begin with, a
-    row that is the same for all, or None for zero.
+    The sums of every row begin with the values at address `first`, or with zeros if it is None.
     """
     row_bytes, tops = ROW_BYTES * vectors, range(rows // ROWS)
     sums = [(top, v, I8(top * vectors + v)) for top in tops for v in range(vectors)]
@@ -118,7 +126,7 @@ def sum_in_registers(
     def step(panel: Value, at: Value) -> list[Value]:
         for register, base in zip(of_x, bases, strict=True):
             load_register(builder, register, builder.add(base, at), stride)
-        prefetch(builder, panel, ROWS * row_bytes, ROWS * row_bytes)  # the next step's
+        prefetch(builder, panel, ROWS * row_bytes, ROWS * row_bytes)  # for the next step
         for v, register in enumerate(of_w):
             address = after(builder, panel, ROW_BYTES * v)
             load_register(builder, register, address, I64(row_bytes))
@@ -128,19 +136,20 @@ def sum_in_registers(
 
     def tap(panel: Value, start: Value) -> list[Value]:
         panel, _ = loop(builder, steps, [panel, start], step)
-        return [panel, builder.add(start, tap_stride)]
+        return [panel, builder.add(start, tile.tap_stride)]
 
-    offsets = [load_offset(builder, x_offsets, ROWS * top) for top in tops]
-    bases = [builder.add(x, offset) for offset in offsets]
-    stride = builder.sub(load_offset(builder, x_offsets, 1), offsets[0])
-    steps = builder.lshr(groups, I64(instruction.groups.bit_length() - 1))
+    offsets = [load_offset(builder, tile.x_offsets, ROWS * top) for top in tops]
+    bases = [builder.add(tile.x, offset) for offset in offsets]
+    stride = builder.sub(load_offset(builder, tile.x_offsets, 1), offsets[0])
+    # A shift divides by the instruction's groups, which are a power of two.
+    steps = builder.lshr(tile.groups, I64(instruction.groups.bit_length() - 1))
     for _, v, register in sums:
         if first is None:
             call(builder, "llvm.x86.tilezero", VOID, register)
         else:
-            # The same row 16 times.
+            # A stride of 0 loads the same row 16 times.
             load_register(builder, register, after(builder, first, ROW_BYTES * v), I64(0))
-    loop(builder, taps, [w, I64(0)], tap)
+    loop(builder, tile.taps, [tile.w, I64(0)], tap)
     memory = local(builder, array(I8, rows * row_bytes))
     memory.align = 64
     start = builder.ptrtoint(memory, I64)
@@ -151,7 +160,7 @@ def sum_in_registers(
 
 
 def spin(builder: Builder, instruction: Instruction, operands: Value, count: Value) -> None:
-    """Do nothing but multiply: each row of a register is one of two vectors at `operands`."""
+    """Do nothing but multiply; a register's rows are all the first or the second at `operands`."""
     registers = [I8(i) for i in range(instruction.sums + 2)]
 
     def body() -> list[Any]:

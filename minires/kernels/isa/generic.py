@@ -1,4 +1,4 @@
-"""Multiplying on any CPU: plain multiplications and additions, which LLVM makes vectors of."""
+"""Multiplying on any CPU: multiplications and additions, for which LLVM finds instructions."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,13 @@ from minires.kernels.isa.instruction import ISA, Instruction
 
 
 def mul_add(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
-    """Add one product, rounded by itself: where there is no FMA."""
+    """Add one product, which is rounded before it is added, because not every CPU has an FMA."""
     a, b = (builder.bitcast(v, acc.type) for v in (a, b))
     return builder.fadd(acc, builder.fmul(a, b))
 
 
 def of_halves(multiply_add: Callable[..., Value]) -> Callable[..., Value]:
-    """Make two products of bfloat16 of one of float32: each is a float32's upper half."""
+    """Multiply bfloat16 as float32: a bfloat16 is a float32's upper half, so a group has two."""
 
     def emit(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
         shift = constant(a.type, 16)
@@ -25,9 +25,10 @@ def of_halves(multiply_add: Callable[..., Value]) -> Callable[..., Value]:
 
 
 def mul_add_of_bytes(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
-    """Add four products in integers of 32 bits, byte by byte."""
+    """Add four products byte by byte, in integers of 32 bits."""
     for byte in range(4):
-        # Shifted to the top and back down, a byte fills a lane: u8 with zeros, s8 with its sign.
+        # A byte that is shifted to the top and back down fills its lane: u8 with zeros, s8 with its
+        # sign.
         to_top = constant(a.type, 24 - 8 * byte)
         down = constant(a.type, 24)
         x = builder.lshr(builder.shl(a, to_top), down)
@@ -36,17 +37,13 @@ def mul_add_of_bytes(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
     return acc
 
 
-MUL_ADD = Instruction(
-    "mul, add", "f32", 1, mul_add, ("mulps", "addps"), "the vector instruction mul, add", sums=8
-)
+MUL_ADD = Instruction("mul, add", "f32", mul_add, ("mulps", "addps"), sums=8)
 MUL_ADD_OF_HALVES = Instruction(
-    "mul, add of halves", "bf16", 2, of_halves(mul_add), ("mulps", "addps"),
-    "the vector instruction mul, add of halves", composed=True,
-)  # fmt: skip
+    "mul, add of halves", "bf16", of_halves(mul_add), ("mulps", "addps"), composed=True
+)
 MUL_ADD_OF_BYTES = Instruction(
-    "mul, add of bytes", "u8s8", 4, mul_add_of_bytes, ("pm",),
-    "the vector instruction mul, add of bytes", sums=4, rates=(),
-)  # fmt: skip
+    "mul, add of bytes", "u8s8", mul_add_of_bytes, ("pm",), sums=4, rates=()
+)
 
 GENERIC = ISA(
     "generic",

@@ -1,44 +1,50 @@
-"""What a multiplying instruction and an instruction set are, as values.
+"""Multiplying instructions, instruction sets, and the operands of a tile, as values.
 
 All instructions share one shape. A group of 32 bits holds one float32, two bfloat16 or four u8,
-neighbours along K. A vector instruction takes a group of one row, in all lanes, and a vector of
-weights that has a group for each column; to each lane's sum it adds all products of that lane. A
+neighbours along K. A vector instruction takes one row's group, copied to all lanes, and a vector of
+weights with one group for each column. To each lane's sum it adds all products of that lane. A
 matrix instruction takes several rows, and several groups of each, at once.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 Emit = Callable[..., Any]
+PER_GROUP = {"f32": 1, "bf16": 2, "u8s8": 4}  # products that a group holds, by the operands
 # How many of an instruction a CPU may do in a cycle: by the number and the width of its units.
 UNITS = (1 / 2, 1, 2)
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction that multiplies and adds; or a few of them that do so together.
+    """An instruction that multiplies and adds, or a few instructions that do so together.
 
     To add one, write its `emit` and name it in an `ISA`: nothing else needs to know.
     """
 
     name: str
-    operands: str  # what it multiplies: f32, bf16 or u8s8 (activations u8, weights s8)
-    per_group: int  # products in 32 bits
-    emit: Emit  # ``acc + a * b`` in LLVM IR: (builder, acc, a, b) -> acc
-    mnemonics: tuple[str, ...]  # what an assembler calls it, as regular expressions: each occurs
-    idea: str  # a line for the table of `minires ladder`
-    rows: int = 1  # M: of the tile, that it takes at once
-    groups: int = 1  # K: of 32 bits, that it takes at once
-    narrow: Emit | None = None  # to bfloat16, where it comes with an instruction for that
-    sums: int = 12  # how many a peak keeps: enough to hide its latency, few enough for registers
-    rates: tuple[float, ...] = UNITS  # how many a cycle CPUs do of `emit`; empty if nobody can say
-    composed: bool = False  # of another instruction, whose peak says all there is to say
+    operands: str  # f32, bf16 or u8s8 (activations u8, weights s8)
+    emit: Emit  # writes ``acc + a * b`` in LLVM IR: (builder, acc, a, b) -> acc
+    mnemonics: tuple[str, ...]  # regular expressions that must all occur in the assembly
+    explained: str = ""  # its idea, if the name alone does not tell it
+    rows: int = 1  # M: how many rows of a tile it multiplies at once
+    groups: int = 1  # K: how many groups of each row it multiplies at once
+    narrow: Emit | None = None  # rounds float32 to bfloat16, if the set has an instruction for it
+    sums: int = 12  # how many `minires peak` adds to in turn: they hide its latency, and all fit
+    rates: tuple[float, ...] = UNITS  # how many a cycle CPUs can do; empty if nobody can say
+    composed: bool = False  # made of another instruction, so its own peak would tell nothing new
 
     @property
     def products(self) -> int:
-        """Count the products of a lane, or of a column of a matrix register."""
-        return self.per_group * self.rows * self.groups
+        """Count the products for one lane, or for one column of a matrix register."""
+        return PER_GROUP[self.operands] * self.rows * self.groups
+
+    @property
+    def idea(self) -> str:
+        """Say in a line for the table of `minires ladder` how it multiplies."""
+        kind = "matrix" if self.rows > 1 else "vector"
+        return self.explained or f"the {kind} instruction {self.name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +52,41 @@ class ISA:
     """An instruction set, as far as the kernels use it."""
 
     name: str
-    features: frozenset[str]  # what LLVM calls the extensions that it takes
+    features: frozenset[str]  # the CPU features that it needs, by LLVM's names
     lanes: int  # of 32 bits, in a vector
     instructions: Mapping[str, Instruction]  # by their operands
-    tiles: Mapping[str, tuple[int, int]]  # MR, and NR in vectors: the register tile
+    tiles: Mapping[str, tuple[int, int]]  # the register tile: MR rows, and NR in vectors
     others: tuple[Instruction, ...] = ()  # slower ways that `minires peak` times beside these
     allowed: Callable[[], bool] = lambda: True  # whether the system lets this process use it
+
+
+class Tile(NamedTuple):
+    """The operands of one tile, in the order that a microkernel takes them.
+
+    They are LLVM values: addresses and counts in int64, and last a tuple of scalars.
+    """
+
+    x: Any  # the activations
+    # MR + 1 int32: how many bytes behind x each row's first tap lies. The last one belongs to the
+    # next tile's first row, which is fetched meanwhile. For a matrix instruction each 16 rows lie a
+    # fixed stride apart, the same for all.
+    x_offsets: Any
+    w: Any  # the panel of weights: for each group along K, 32 bits for each of NR columns
+    # K is `taps` runs, which begin `tap_stride` bytes apart; a run is `groups` times 32 bits. A row
+    # of a convolution's kernel is one run, because its columns are neighbours in NHWC.
+    taps: Any
+    groups: Any
+    tap_stride: Any
+    # Weights that will be read later. With each group along K one cache line of them is fetched
+    # into the second cache, then `later` moves on by `later_step` bytes. Matrix instructions are
+    # too fast for that, and fetch none.
+    later: Any
+    later_step: Any
+    bias: Any  # NR values, one for each column
+    m: Any  # the same
+    residual: Any  # a tensor laid out as y, or 0 for none
+    y: Any  # the output
+    # MR int32: how many elements behind y each row's first column goes. A matrix instruction skips
+    # a row whose offset is below 0.
+    y_offsets: Any
+    scalars: Any  # those of `minires.kernels.epilogue.SCALARS`

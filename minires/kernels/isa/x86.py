@@ -1,10 +1,12 @@
 """Multiplying on x86: AVX2, AVX-512, and what VNNI and BF16 add to them.
 
-To add an instruction, write how LLVM emits ``acc + a * b``, and describe it as an `Instruction`. To
-add a set, write an `ISA` at the end of this file, and list it in ``isa/__init__.py`` ahead of those
-that it should win over. A CPU has a set if it has all of its `features`, which have LLVM's names;
-the set's own name is ours. Then run ``tests/kernels/test_microkernel.py``: it compares each
-instruction with the definition, bit for bit in INT8, on a CPU that has it.
+To add an instruction, write a function that emits ``acc + a * b``, and describe it as an
+`Instruction`. To add a set, write an `ISA` at the end of this file, and list it in
+``isa/__init__.py`` ahead of those that it should win over. A CPU has a set if it has all of its
+`features`, which have LLVM's names; you choose the set's own name, in which only "_" is taken. Then
+run ``tests/kernels/test_microkernel.py``. On any CPU it looks for the instruction in the assembly;
+on a CPU that has it, it compares the results with the definition, bit for bit in INT8. If GNU's
+assembler spells a new feature in another way than LLVM, add that to ``test_compile.py`` beside it.
 """
 
 from dataclasses import replace
@@ -14,9 +16,10 @@ from minires.kernels.ir import vector as vector_of
 from minires.kernels.isa.generic import of_halves
 from minires.kernels.isa.instruction import ISA, Instruction
 
-# Emitting. acc, a and b are vectors of 32-bit lanes. In every lane a has the same group of a row of
-# activations, and b that of another column of weights. An emitter casts them to the types that its
-# instruction takes: from LLVM 22 on these are its elements, before that always i32.
+# Emitting. acc, a and b are vectors of 32-bit lanes. a holds one group of a row of activations, the
+# same in every lane; b holds a group of weights for a different column in every lane. An emitter
+# casts them to the types that LLVM wants for its instruction. From LLVM 22 on those are vectors of
+# the elements, such as <64 x i8>; before, they were vectors of i32.
 
 
 def fma(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
@@ -26,7 +29,7 @@ def fma(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
 
 
 def vdpbf16ps(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
-    """Add two products of bfloat16, in one instruction."""
+    """Add two products of bfloat16 by one instruction."""
     lanes = acc.type.count
     if LLVM_22:
         a, b = (builder.bitcast(v, vector_of(BFloat(), 2 * lanes)) for v in (a, b))
@@ -42,7 +45,7 @@ def vcvtneps2bf16(builder: Builder, t: Value) -> Value:
 
 
 def vpdpbusd(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
-    """Add four products of u8 and s8 in s32, without saturation, in one instruction."""
+    """Add four products of u8 and s8 in s32 by one instruction, without saturation."""
     lanes = acc.type.count
     if LLVM_22:
         a, b = (builder.bitcast(v, vector_of(I8, 4 * lanes)) for v in (a, b))
@@ -50,10 +53,10 @@ def vpdpbusd(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
 
 
 def vpmaddwd(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
-    """Add four products by way of s16, which holds both u8 and s8: nothing can saturate.
+    """Add four products by way of s16, which holds both u8 and s8, so that nothing saturates.
 
-    The bytes at even places and those at odd places are widened apart, by shifts; vpmaddwd sums
-    two products of s16 in s32. LLVM sees that an operand widened before need not be again.
+    Shifts widen the bytes at even places and those at odd places apart, and vpmaddwd sums two
+    products of s16 in s32. Each operand is used several times, but LLVM widens it only once.
     """
     words = vector_of(I16, 2 * acc.type.count)
     a, b = builder.bitcast(a, words), builder.bitcast(b, words)
@@ -69,8 +72,9 @@ def vpmaddwd(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
 def vpmaddubsw(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
     """Add four products as before VNNI: vpmaddubsw, vpmaddwd, vpaddd. It saturates.
 
-    vpmaddubsw sums two products of u8 and s8 in s16: up to 255 * 127 * 2 = 64,770, where 32,767
-    is the most that fits. A larger sum silently becomes 32,767, and one below -32,768 that.
+    vpmaddubsw sums two products of u8 and s8 in s16. The sum can be 255 * 127 * 2 = 64,770, but
+    s16 holds at most 32,767: a larger sum silently becomes 32,767, a smaller one than -32,768
+    becomes -32,768.
     """
     lanes = acc.type.count
     words, octets = vector_of(I16, 2 * lanes), vector_of(I8, 4 * lanes)
@@ -79,14 +83,15 @@ def vpmaddubsw(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
     second = {8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[lanes]
     pairs = call(builder, f"llvm.x86.{first}", words, a, b)
     quads = call(builder, f"llvm.x86.{second}", acc.type, pairs, constant(words, 1))
-    # Where there is VNNI, LLVM would make one instruction of the last two: vpdpwssd.
+    # Without `opaque`, LLVM would turn the last two into one where there is VNNI: vpdpwssd.
     return builder.add(acc, opaque(builder, quads, "v" if lanes == 16 else "x"))
 
 
 def vpmaddubsw_split(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
-    """Add them as before VNNI, but exact: an activation's upper bit apart from the other seven.
+    """Multiply as before VNNI, but exactly: an activation's upper bit apart from the other seven.
 
-    127 * 128 * 2 = 32,512 fits, and so does what the upper bits give, 128 at a time.
+    Sums of two then fit in s16: 127 * 128 * 2 = 32,512 is the largest for seven bits, and 128 * 2
+    for the upper bits, whose sum is shifted to its place afterwards.
     """
     low = builder.and_(a, constant(a.type, 0x7F7F7F7F))
     high = builder.and_(builder.lshr(a, constant(a.type, 7)), constant(a.type, 0x01010101))
@@ -96,39 +101,34 @@ def vpmaddubsw_split(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
 
 # Describing
 
-FMA = Instruction("fma", "f32", 1, fma, ("vfmadd",), "the vector instruction fma")
-FMA_OF_HALVES = Instruction(
-    "fma of halves", "bf16", 2, of_halves(fma), ("vfmadd",),
-    "the vector instruction fma of halves", composed=True,
-)  # fmt: skip
-VDPBF16PS = Instruction(
-    "vdpbf16ps", "bf16", 2, vdpbf16ps, ("vdpbf16ps",), "the vector instruction vdpbf16ps",
-    narrow=vcvtneps2bf16,
-)  # fmt: skip
-VPDPBUSD = Instruction(
-    "vpdpbusd", "u8s8", 4, vpdpbusd, ("vpdpbusd",), "the vector instruction vpdpbusd"
-)
+FMA = Instruction("fma", "f32", fma, ("vfmadd",))
+FMA_OF_HALVES = Instruction("fma of halves", "bf16", of_halves(fma), ("vfmadd",), composed=True)
+VDPBF16PS = Instruction("vdpbf16ps", "bf16", vdpbf16ps, ("vdpbf16ps",), narrow=vcvtneps2bf16)
+VPDPBUSD = Instruction("vpdpbusd", "u8s8", vpdpbusd, ("vpdpbusd",))
 VPMADDWD = Instruction(
-    "vpmaddwd", "u8s8", 4, vpmaddwd, ("vpmaddwd",), "the vector instruction vpmaddwd",
-    sums=8, rates=(1 / 4, 1 / 2, 2 / 3, 1),
-)  # fmt: skip
+    "vpmaddwd", "u8s8", vpmaddwd, ("vpmaddwd",), sums=8, rates=(1 / 4, 1 / 2, 2 / 3, 1)
+)
 VPMADDUBSW = Instruction(
-    "vpmaddubsw", "u8s8", 4, vpmaddubsw, ("vpmaddubsw", "vpmaddwd", "vpaddd"),
-    "three instructions for four products, as before VNNI", rates=(1 / 3, 2 / 3, 1),
-)  # fmt: skip
+    "vpmaddubsw",
+    "u8s8",
+    vpmaddubsw,
+    ("vpmaddubsw", "vpmaddwd", "vpaddd"),
+    explained="three instructions for four products, as before VNNI",
+    rates=(1 / 3, 2 / 3, 1),
+)
 VPMADDUBSW_SPLIT = replace(
     VPMADDUBSW,
     name="vpmaddubsw, split",
     emit=vpmaddubsw_split,
-    idea="three instructions for four products, as before VNNI, twice to be exact",
+    explained="three instructions for four products, as before VNNI, twice to be exact",
     composed=True,
 )
 
-# Which set has which. A set that replaces another restates features, instructions and tiles whole;
-# begin with the largest that every such CPU has. Tiles are (MR, NR in vectors): 32 vector registers
-# hold 6 x 4 sums, 4 vectors of weights and a broadcast, and 16 hold 6 x 2 sums. It is 4 x 2 where a
-# multiplication takes several instructions, whose copies need registers too. MR * NR is the work,
-# MR + NR the loads: the squarer the tile, the fewer loads to a product.
+# The sets. A set made of another by `replace` names all of its features, instructions and tiles
+# anew; begin with the largest set that every such CPU has. Tiles are (MR, NR in vectors). 32 vector
+# registers hold 6 x 4 sums, 4 vectors of weights and a broadcast, and 16 registers hold 6 x 2 sums.
+# It is 4 x 2 where a multiplication takes several instructions, whose copies need registers too. A
+# step multiplies MR * NR times and loads MR + NR times: the squarer the tile, the fewer loads.
 
 WIDE, NARROW, LOW = (6, 4), (6, 2), (4, 2)
 AVX2_FEATURES = frozenset({"avx2", "fma"})
@@ -171,8 +171,8 @@ AVX512BF16 = replace(
     tiles={"f32": WIDE, "bf16": WIDE, "u8s8": WIDE},
 )
 
-# For study: never chosen, but MINIRES_ISA can name them. This is how u8 was multiplied by s8 before
-# VNNI, made exact.
+# For study: how u8 was multiplied by s8 before VNNI, made exact. Never chosen unless MINIRES_ISA
+# names it.
 BEFORE_VNNI = [
     replace(
         isa,
