@@ -1,10 +1,13 @@
-"""What can compute a network: the definitions, or an engine that takes their place."""
+"""Which precisions and backends a network can run in, and what an engine has to offer."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from minires.errors import MiniresError, check_choice
 from minires.layers import Array, Layer, Record, Shape
+
+# Which precisions the same parameters can run in: they are either real numbers or INT8's integers.
+SAME_PARAMETERS = [{"fp32", "bf16", "fp16", "tf32"}, {"int8", "int8-simulated"}]
 
 
 class Engine(Protocol):
@@ -34,3 +37,12 @@ def check_backend(backends: Mapping[str, Backend], backend: str, precision: str)
     runs = backends[backend].precisions
     if precision not in runs:
         raise MiniresError(f"backend {backend} runs {', '.join(runs)}, and not {precision}")
+
+
+def check_parameters(loaded: str, precision: str) -> None:
+    """Refuse a precision that needs other parameters than those that were loaded."""
+    if not any({precision, loaded} <= same for same in SAME_PARAMETERS):
+        raise MiniresError(
+            f"weights in {loaded} cannot run in {precision}; "
+            f'load a network that can: minires.resnet50(weights, precision="{precision}")'
+        )

@@ -11,14 +11,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from minires import preprocess
-from minires.backends import Backend, Engine, check_backend
+from minires.backends import Backend, Engine, check_backend, check_parameters
 from minires.checkpoint import fp32_params, lock, read_only
 from minires.errors import MiniresError, check_choice
 from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Record, Shape
 from minires.summary import enough_memory, format_edges, format_summary, summarize
-
-# Which precisions the same parameters can run in: they are either real numbers or INT8's integers.
-SAME_PARAMETERS = [{"fp32", "bf16", "fp16", "tf32"}, {"int8", "int8-simulated"}]
 
 
 def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
@@ -166,11 +163,7 @@ class ResNet50:
     @precision.setter
     def precision(self, precision: str) -> None:
         check_choice("precision", precision, self.operators)
-        if not any({precision, self._precision} <= same for same in SAME_PARAMETERS):
-            raise MiniresError(
-                f"weights in {self._precision} cannot run in {precision}; "
-                f'load a network that can: minires.resnet50(weights, precision="{precision}")'
-            )
+        check_parameters(self._precision, precision)
         check_backend(self.backends, self._backend, precision)
         self._precision = precision
 

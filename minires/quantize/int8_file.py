@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import save
 
+from minires.backends import SAME_PARAMETERS
 from minires.checkpoint import naming, opened, read_header, read_metadata
 from minires.errors import MiniresError, WeightsError, short
 from minires.layers import Array, Int8Params, Layer, Shape
 from minires.metadata import read_json, read_meta, read_qparams
-from minires.model import SAME_PARAMETERS, ResNet50, resnet50_layers
+from minires.model import ResNet50, resnet50_layers
 from minires.quantize.calibrate import quantized_edges
 from minires.reference import QParams
 from minires.writing import write_whole

@@ -81,7 +81,7 @@ class Engine:
         with ONE_AT_A_TIME:
             for start in range(0, len(x), images):
                 together = x[start : start + images]
-                with driver.errors(f"{len(together)} images of {x.shape[2]} x {x.shape[3]}"):
+                with driver.errors("a run"):
                     program = self.program(together.shape)
                     program.pinned[...] = together
                     program.images.copy_to_device(program.pinned, stream=self.stream)
@@ -144,7 +144,7 @@ class Engine:
         """
         at = self.layers.index(layer)
         self.gpu.check_process()
-        with ONE_AT_A_TIME, driver.errors(f"{shape[0]} images of {shape[2]} x {shape[3]}"):
+        with ONE_AT_A_TIME, driver.errors("a layer"):
             program = self.program(shape)
             if layer.op == "input":
                 program.images.copy_to_device(np.ascontiguousarray(inputs[0]))
@@ -220,9 +220,12 @@ class Engine:
 
     def allocate(self, shape: Shape) -> Program:
         """Lay the network out for an NCHW shape of input, all images together."""
-        return self._allocate(
-            lay_out(self.layers, shape, self.tiling, Division(0, shape[0], shape[0]))
-        )
+        plan = lay_out(self.layers, shape, self.tiling, Division(0, shape[0], shape[0]))
+        values = sum(math.prod(buffer.shape) for buffer in plan.buffers)
+        gigabytes = (values * self.tiling.item + 4 * math.prod(shape)) / 1e9
+        images = f"{shape[0]} images of {shape[2]} x {shape[3]}"
+        with driver.errors(f"{images}, which take {gigabytes:.1f} GB"):
+            return self._allocate(plan)
 
     def _allocate(self, plan: Plan) -> Program:
         """Give a plan's buffers memory, and make a launch of each of its steps."""

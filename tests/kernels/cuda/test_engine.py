@@ -147,6 +147,19 @@ def test_the_drivers_errors_are_sentences(told: str, sentence: str) -> None:
         raise CudaAPIError(2, told)
 
 
+def test_too_many_images_are_told_with_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def device_array(*_: Any) -> Any:
+        raise CudaAPIError(2, "CUDA_ERROR_OUT_OF_MEMORY")
+
+    engine = laid_out("int8")
+    before = PretendCuda.device_array
+    monkeypatch.setattr(PretendCuda, "device_array", device_array)
+    with pytest.raises(MiniresError, match=r"for 2 images of 64 x 64, which take 0\.0 GB; take few"):
+        engine(seeded_input((2, 3, 64, 64)))
+    monkeypatch.setattr(PretendCuda, "device_array", before)
+    assert engine(seeded_input((2, 3, 64, 64))).shape == (2, 10), "it works afterwards"
+
+
 def test_a_forked_child_is_told() -> None:
     with pytest.raises(MiniresError, match="spawn"):
         GPU._replace(process=-1).check_process()
