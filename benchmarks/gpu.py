@@ -7,8 +7,8 @@ photographs go layer by layer against NumPy's definitions, in every precision. O
 timed: the whole network as one CUDA graph, images in the GPU's memory, by the GPU's own events.
 Engines take turns; a figure is the median, with quartiles. PyTorch folds its BatchNorms, keeps
 channels last and replays a graph, too; with --compile also what torch.compile makes in its mode
-max-autotune, which takes minutes. Without torch that part is left out. RESULTS gets a .json file
-and a table in Markdown.
+max-autotune, which takes minutes. Without torch that part is left out. RESULTS gets gpu.json. The
+docs show the one in docs/, as `tell` lays it out.
 """
 
 import argparse
@@ -116,8 +116,8 @@ def minires_runs(weights, batches):
             yield ("minires", precision, batch), run
 
 
-def torch_runs(weights, batches, compiled):
-    """Yield the same of PyTorch, of fp16, tf32 and fp32."""
+def torch_runs(weights, way):
+    """Yield the same of PyTorch: by "graph" in fp16, tf32 and fp32, or by "compile" in fp16."""
     import torch
     import torchvision
     from safetensors.torch import load_file
@@ -137,13 +137,11 @@ def torch_runs(weights, batches, compiled):
     fused = fuse(network.eval())
     kinds = {"fp16": (torch.float16, True), "tf32": (torch.float32, True),
              "fp32": (torch.float32, False)}  # fmt: skip
-    for precision, (dtype, tf32) in kinds.items():
-        for batch in batches:
-            ways = ["graph", "compile"] if compiled and precision == "fp16" else ["graph"]
-            for way in ways:
-                run = torch_run(fused, dtype, tf32, batch, way)
-                if run:
-                    yield (f"PyTorch, {way}", precision, batch), run
+    for precision, (dtype, tf32) in kinds.items() if way == "graph" else [("fp16", kinds["fp16"])]:
+        for batch in COMPARED:
+            run = torch_run(fused, dtype, tf32, batch, way)
+            if run:
+                yield (f"PyTorch, {way}", precision, batch), run
 
 
 def torch_run(fused, dtype, tf32, batch, way):
@@ -209,8 +207,9 @@ def time_in_turns(runs):
 # What is told
 
 
-def table(found):
-    """Lay the times out in Markdown."""
+def tell(record):
+    """Lay a recorded run out in Markdown: the table of times, and the ratios asked for."""
+    found = {tuple(row[:3]): row[3:] for row in record["times"]}
     lines = ["| engine | precision | batch | ms (quartiles) | images/s |", "|---|---|--:|--:|--:|"]
     for (engine, precision, batch), (low, median, high) in found.items():
         speed = batch / median * 1000
@@ -218,11 +217,12 @@ def table(found):
             f"| {engine} | {precision} | {batch} | {median:.3f} ({low:.3f} to {high:.3f}) "
             f"| {speed:,.0f} |"
         )
-    return "\n".join(lines)
+    asked = [f"- {line}" for line in ratios(found)]
+    return "\n".join([f"{record['head']}.", "", *lines, "", *asked]) + "\n"
 
 
 def ratios(found):
-    """Tell the ratios that were asked for, of medians."""
+    """Tell the ratios of medians that say how minires compares."""
     speed = {key: key[2] / median for key, (_, median, _) in found.items()}
     lines = []
     for batch in COMPARED:
@@ -241,7 +241,7 @@ def ratios(found):
 
 
 def commit():
-    """Name the commit, where this is a checkout."""
+    """Name the commit, if this is a checkout."""
     with contextlib.suppress(OSError):
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
@@ -267,19 +267,24 @@ def main():
 
     card = cuda.get_current_device().name
     runs = dict(minires_runs(arguments.weights, BATCHES))
-    try:
-        runs |= dict(torch_runs(arguments.weights, COMPARED, arguments.compile))
-    except ImportError as error:
-        print(f"PyTorch is left out: {error}")
-    found = time_in_turns(runs)
+    with contextlib.suppress(ImportError):
+        runs |= dict(torch_runs(arguments.weights, "graph"))
     head = f"{card}, {datetime.date.today()}, {commit()}; {TURNS * REPLAYS} replays each, in turns"
-    text = "\n\n".join([head, table(found), "\n".join(ratios(found) if len(found) else [])])
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "gpu.md").write_text(text + "\n", encoding="utf-8")
-    times = [[*key, *quartiles] for key, quartiles in found.items()]
-    document = {"card": card, "head": head, "checks": told, "times": times}
-    (arguments.out / "gpu.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
-    print(text)
+    record = {"card": card, "head": head, "checks": told, "times": []}
+    keep(record, time_in_turns(runs), arguments.out)
+    if arguments.compile:  # last, since it takes minutes
+        compiled = dict(torch_runs(arguments.weights, "compile"))
+        beside = {key: run for key, run in runs.items() if key[1:] in {k[1:] for k in compiled}}
+        found = time_in_turns(compiled | beside)
+        keep(record, {key: found[key] for key in compiled}, arguments.out)
+    print(tell(record))
+
+
+def keep(record, found, folder):
+    """Add what was timed to the record, and write it down."""
+    record["times"] += [[*key, *quartiles] for key, quartiles in found.items()]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -154,7 +154,9 @@ def test_too_many_images_are_told_with_their_bytes(monkeypatch: pytest.MonkeyPat
     engine = laid_out("int8")
     before = PretendCuda.device_array
     monkeypatch.setattr(PretendCuda, "device_array", device_array)
-    with pytest.raises(MiniresError, match=r"for 2 images of 64 x 64, which take 0\.0 GB; take few"):
+    with pytest.raises(
+        MiniresError, match=r"for 2 images of 64 x 64, which take 0\.0 GB; take few"
+    ):
         engine(seeded_input((2, 3, 64, 64)))
     monkeypatch.setattr(PretendCuda, "device_array", before)
     assert engine(seeded_input((2, 3, 64, 64))).shape == (2, 10), "it works afterwards"

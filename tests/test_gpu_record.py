@@ -1,0 +1,67 @@
+"""What the docs tell of a GPU is what benchmarks/gpu.py recorded, in docs/gpu.json."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def record() -> Any:
+    return json.loads((ROOT / "docs" / "gpu.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu", ROOT / "benchmarks" / "gpu.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_shows_the_recorded_run(record: Any, benchmark: ModuleType) -> None:
+    shown = PAGE.partition("<!-- gpu -->")[2].partition("<!-- /gpu -->")[0].strip()
+    assert shown == benchmark.tell(record).strip()
+
+
+def test_the_recorded_run_was_checked_before_it_was_timed(record: Any) -> None:
+    checks = record["checks"]
+    assert checks["int8"]["logits_that_differ_from_the_cpu"] == 0
+    assert all(check["photographs"] == 400 for check in checks.values())
+    assert all(check["layers"] == checks["int8"]["layers"] | {"furthest": check["layers"]["furthest"]}
+               for check in checks.values())  # fmt: skip
+    assert checks["int8"]["layers"]["count"] == 57
+    assert checks["int8"]["layers"]["wrong"] == []
+    assert min(checks["fp16"]["labels_as_fp32"], checks["tf32"]["labels_as_fp32"]) >= 0.99
+
+
+def test_quartiles_lie_around_their_median(record: Any) -> None:
+    assert len(record["times"]) >= 25
+    for *_, low, median, high in record["times"]:
+        assert 0 < low <= median <= high < 1.5 * low
+
+
+def test_the_readmes_figures_are_of_the_recorded_run(record: Any) -> None:
+    """Each precision at batch 128, in images a second, as the page has them."""
+    section = README.partition("## On a GPU")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\w+) \| .* \| ([\d,]+) \| ([\d,]+) \|", section, re.MULTILINE)
+    speed = {
+        (precision, batch): round(1000 * batch / median)
+        for engine, precision, batch, _, median, _ in record["times"]
+        if engine == "minires"
+    }
+    assert [row[0] for row in rows] == ["fp32", "tf32", "fp16", "bf16", "int8"]
+    for precision, one, many in rows:
+        assert int(one.replace(",", "")) == speed[precision, 1]
+        assert int(many.replace(",", "")) == speed[precision, 128]
+    assert record["card"] in section
