@@ -26,7 +26,8 @@ def kernel(side: int = SIDE, each: int = EACH) -> Any:
     a_shape, b_shape = (STEP, tile + PAD), (STEP, tile)
 
     def dp4a_tiles(x: Any, rows: Any, w: Any, parameters: Any, y: Any, line: int) -> None:
-        a, b = cuda.shared.array(a_shape, I32), cuda.shared.array(b_shape, I32)
+        a = cuda.shared.array(a_shape, I32)
+        b = cuda.shared.array(b_shape, I32)
         sums = cuda.local.array((each, each), I32)  # registers, since all loops are written out
         across, down = cuda.threadIdx.x, cuda.threadIdx.y
         thread = down * side + across

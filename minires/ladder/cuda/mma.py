@@ -29,7 +29,8 @@ def kernel(warps: tuple[int, int] = WARPS, down: int = DOWN, across: int = ACROS
     a_shape, b_shape = (tile_m, WIDE), (tile_n, WIDE)
 
     def mma_tiles(x: Any, rows: Any, w: Any, parameters: Any, y: Any, line: int) -> None:
-        a, b = cuda.shared.array(a_shape, I32), cuda.shared.array(b_shape, I32)
+        a = cuda.shared.array(a_shape, I32)
+        b = cuda.shared.array(b_shape, I32)
         sums = cuda.local.array((down, across, 4), I32)
         thread = cuda.threadIdx.x
         warp, group, lane = thread // 32, thread % 32 // 4, thread % 4

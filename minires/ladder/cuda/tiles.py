@@ -24,7 +24,8 @@ def kernel(side: int = SIDE, each: int = EACH) -> Any:
     a_shape, b_shape = (STEP, tile + PAD), (STEP, tile)
 
     def tiles(x: Any, rows: Any, w: Any, bias: Any, y: Any, line: int, low: float) -> None:
-        a, b = cuda.shared.array(a_shape, F32), cuda.shared.array(b_shape, F32)
+        a = cuda.shared.array(a_shape, F32)
+        b = cuda.shared.array(b_shape, F32)
         sums = cuda.local.array((each, each), F32)  # registers, since all loops are written out
         across, down = cuda.threadIdx.x, cuda.threadIdx.y
         thread = down * side + across
