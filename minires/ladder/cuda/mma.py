@@ -32,14 +32,14 @@ def kernel(warps: tuple[int, int] = WARPS, down: int = DOWN, across: int = ACROS
         a = cuda.shared.array(a_shape, I32)
         b = cuda.shared.array(b_shape, I32)
         sums = cuda.local.array((down, across, 4), I32)
-        thread = cuda.threadIdx.x
+        # Unsigned: what may be negative would be looked at each time, and counted from the end.
+        thread = np.uint32(cuda.threadIdx.x)
         warp, group, lane = thread // 32, thread % 32 // 4, thread % 4
         top, left = warp % warps_m * 16 * down + group, warp // warps_m * 8 * across
-        first_n, first_m = cuda.blockIdx.x * tile_n, cuda.blockIdx.y * tile_m
+        first_n, first_m = np.uint32(cuda.blockIdx.x) * tile_n, np.uint32(cuda.blockIdx.y) * tile_m
         for i in range(down):
             for j in range(across):
-                for s in range(4):
-                    sums[i, j, s] = 0
+                sums[i, j, 0] = sums[i, j, 1] = sums[i, j, 2] = sums[i, j, 3] = 0
         for run in range(w.shape[1]):
             for start in range(0, w.shape[2], STEP):
                 k = thread % STEP
@@ -80,6 +80,5 @@ def prepare(conv: Convolution, *tile: Any) -> Launch:
     grid = len(weight) // (8 * across * warps_n), len(starts) // (16 * down * warps_m)
     parameters = bias, m, np.float32(conv.low), np.int32(conv.zero_point)
     arguments = x, rows, w, parameters, y, conv.line // 4
-    threads = 32 * warps_m * warps_n
-    compiled = compiled_for(kernel(*tile), SIGNATURE, threads)
-    return Launch(compiled, grid, (threads,), arguments, y)
+    compiled = compiled_for(kernel(*tile), SIGNATURE, 32 * warps_m * warps_n)
+    return Launch(compiled, grid, (32 * warps_m * warps_n,), arguments, y)

@@ -27,9 +27,10 @@ def kernel(side: int = SIDE, each: int = EACH) -> Any:
         a = cuda.shared.array(a_shape, F32)
         b = cuda.shared.array(b_shape, F32)
         sums = cuda.local.array((each, each), F32)  # registers, since all loops are written out
-        across, down = cuda.threadIdx.x, cuda.threadIdx.y
+        # Unsigned: what may be negative would be looked at each time, and counted from the end.
+        across, down = np.uint32(cuda.threadIdx.x), np.uint32(cuda.threadIdx.y)
         thread = down * side + across
-        first_n, first_m = cuda.blockIdx.x * tile, cuda.blockIdx.y * tile
+        first_n, first_m = np.uint32(cuda.blockIdx.x) * tile, np.uint32(cuda.blockIdx.y) * tile
         for i in range(each):
             for j in range(each):
                 sums[i, j] = 0

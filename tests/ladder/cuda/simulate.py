@@ -9,6 +9,7 @@ import os
 
 os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
+import importlib
 import sys
 import threading
 from dataclasses import replace
@@ -18,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from minires.kernels.cuda.fragments import a_places, b_places, sum_places
-from minires.layers import Array
+from minires.ladder.climb import check, problem
+from minires.ladder.cuda.convolution import convolution_of
+from minires.layers import OPERATORS, Array, Layer
 
 LANES = 32
 fragments: dict[int, tuple[Any, Any]] = {}  # of A and of B, by the thread
@@ -61,25 +64,19 @@ words: Any = ModuleType("minires.ladder.cuda.words")
 words.dp4a, words.mma, words.requantize = dp4a, mma, requantize
 sys.modules[words.__name__] = words
 
-from minires.ladder.climb import check, problem
-from minires.ladder.cuda import dp4a as of_dp4a
-from minires.ladder.cuda import loop, tiles
-from minires.ladder.cuda import mma as of_mma
-from minires.ladder.cuda.convolution import convolution_of
-from minires.layers import OPERATORS, Layer
-
-# The rung, a small tile, and a layer of that: channels, kernel, stride, and the input's size.
-CASES: dict[str, tuple[Any, tuple[Any, ...], str, tuple[int, ...], tuple[int, ...]]] = {
-    "loop": (loop.prepare, (), "fp32", (3, 5, 3, 2), (2, 5, 3)),
-    "tiles": (tiles.prepare, (4, 2), "fp32", (8, 16, 3, 1), (2, 2, 3)),
-    "dp4a": (of_dp4a.prepare, (4, 2), "int8", (32, 8, 3, 2), (1, 5, 6)),
-    "mma": (of_mma.prepare, ((2, 1), 1, 2), "int8", (64, 16, 3, 1), (1, 2, 9)),
+# By the rung, a small tile, and a layer: channels, kernel, stride, and the input's size.
+CASES: dict[str, tuple[tuple[Any, ...], str, tuple[int, ...], tuple[int, ...]]] = {
+    "loop": ((), "fp32", (3, 5, 3, 2), (2, 5, 3)),
+    "tiles": ((4, 2), "fp32", (8, 16, 3, 1), (2, 2, 3)),
+    "dp4a": ((4, 2), "int8", (32, 8, 3, 2), (1, 5, 6)),
+    "mma": (((2, 1), 1, 2), "int8", (64, 16, 3, 1), (1, 2, 9)),
 }
 
 
 def simulate(name: str) -> None:
     """Compute a convolution by a rung, and compare it with its definition."""
-    prepare, tile, precision, (in_c, out_c, kernel, stride), size = CASES[name]
+    tile, precision, (in_c, out_c, kernel, stride), size = CASES[name]
+    rung = importlib.import_module(f"minires.ladder.cuda.{name}")
     layer = Layer("conv", "conv", ("input",), in_c, out_c, kernel, stride, kernel // 2, relu=True)
     layer, p, x = problem(precision, layer, (*size, in_c))
     if precision == "int8":  # so that padding is not zero; nor is the output's zero point
@@ -88,7 +85,7 @@ def simulate(name: str) -> None:
         layer = replace(layer, qparams=layer.qparams._replace(zero_point=100))
     expected = OPERATORS[precision]["conv"](layer, p, x)
     assert len(np.unique(expected)) > 10
-    y = prepare(convolution_of(layer, p, x), *tile).answer(expected.shape)
+    y = rung.prepare(convolution_of(layer, p, x), *tile).answer(expected.shape)
     if precision == "fp32":  # much nearer than a ladder's check asks for
         assert np.abs(y - expected).max() < 1e-4
     check(y, expected, layer, precision)
