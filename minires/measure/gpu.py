@@ -138,6 +138,12 @@ def _spin(
         ptx.store(builder, total, out, 4)
 
 
+@functools.cache
+def _compiled_spinner(name: str) -> Any:
+    function, signature = spinner(name)
+    return cuda.jit(signature)(function)
+
+
 def operations(instruction: Instruction, count: int, processors: int) -> float:
     """Count the multiplications and additions of a spinner's run."""
     lanes = processors * BLOCKS * THREADS
@@ -146,8 +152,7 @@ def operations(instruction: Instruction, count: int, processors: int) -> float:
 
 def measure_peak(instruction: Instruction, gpu: Gpu) -> Peak:
     """Time an instruction in registers: no loads, no stores."""
-    function, signature = spinner(instruction.name)
-    kernel, stream = cuda.jit(signature)(function), cuda.stream()
+    kernel, stream = _compiled_spinner(instruction.name), cuda.stream()
     out = cuda.device_array(1, np.float32)
     address = out.__cuda_array_interface__["data"][0]
     count = 64
@@ -209,11 +214,11 @@ def measure_gpu() -> tuple[Gpu, list[Peak], Copying]:
 def format_gpu(gpu: Gpu, peaks: list[Peak], copying: Copying) -> str:
     """Lay out the answers of `measure_gpu`."""
     fp32 = next(p.tops for p in peaks if p.name == FMA.name)
-    rows = [
-        [p.name, p.mnemonic, str(p.products), mark(f"{p.tops:.1f}", p.doubts),
-         f"{p.tops / fp32:.2f}x", f"{p.spread:.1%}"]
-        for p in peaks
-    ]  # fmt: skip
+    rows = []
+    for p in peaks:
+        rate = mark(f"{p.tops:.1f}", p.doubts)
+        of_fp32 = f"{p.tops / fp32:.2f}x"
+        rows.append([p.name, p.mnemonic, str(p.products), rate, of_fp32, f"{p.spread:.1%}"])
     head = ["instruction", "in PTX", "products a lane", "TOP/s", "of fp32", "spread"]
     of_memory = _doubt_copying(copying)
     doubts = [*(doubt for p in peaks for doubt in p.doubts), *of_memory]

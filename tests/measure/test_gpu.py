@@ -47,9 +47,15 @@ def test_what_is_timed_is_that_instruction_and_little_else(
 
 @pytest.mark.parametrize(
     ("name", "of_a_lane"),
-    [("fma", 1), ("dp4a", 4), ("mma-tf32", 32), ("mma-f16", 64), ("mma-bf16", 64),
-     ("mma-u8s8", 128)],
-)  # fmt: skip
+    [
+        ("fma", 1),
+        ("dp4a", 4),
+        ("mma-tf32", 32),
+        ("mma-f16", 64),
+        ("mma-bf16", 64),
+        ("mma-u8s8", 128),
+    ],
+)
 def test_operations_are_two_for_each_product_of_each_lane(name: str, of_a_lane: int) -> None:
     lanes = 132 * BLOCKS * THREADS
     expected = 2 * of_a_lane * lanes * SUMS * REPEATS * 10

@@ -124,8 +124,11 @@ def result_of(
     """Judge a rung's times, in seconds, by two measures of its peak, in 10^12 a second."""
     seconds, spread = float(np.median(times)), spread_of(times)
     share = operations / seconds / 1e12 / max(peaks)
-    doubts = [*doubt_pair("the peak", *peaks), *doubt_spread(rung.name, spread),
-              *doubt_share(rung.name, share)]  # fmt: skip
+    doubts = [
+        *doubt_pair("the peak", *peaks),
+        *doubt_spread(rung.name, spread),
+        *doubt_share(rung.name, share),
+    ]
     return Result(rung, seconds, spread, operations / seconds / 1e9, share, tuple(doubts))
 
 

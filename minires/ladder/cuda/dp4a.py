@@ -13,8 +13,8 @@ from minires.ladder.cuda.convolution import Convolution, Launch, compiled_for, o
 from minires.ladder.cuda.words import dp4a, requantize
 
 F32, I32, I64, U8 = types.float32, types.int32, types.int64, types.uint8
-PARAMETERS = types.Tuple([I32[::1], F32[::1], F32, I32])  # bias, m, low, zero point
-SIGNATURE = types.void(I32[::1], I32[::1], I32[:, :, ::1], PARAMETERS, U8[:, ::1], I64)
+VECTORS = I32[::1], F32[::1]  # bias and m
+SIGNATURE = types.void(I32[::1], I32[::1], I32[:, :, ::1], *VECTORS, U8[:, ::1], I64, I32)
 SIDE, EACH = 16, 8  # threads of a block, and outputs of a thread, each way
 STEP = 8  # words of K that are copied together
 PAD = 4  # words behind a row: 32 threads that write 8 columns find 32 banks
@@ -25,7 +25,7 @@ def kernel(side: int = SIDE, each: int = EACH) -> Any:
     tile, threads = side * each, side * side
     a_shape, b_shape = (STEP, tile + PAD), (STEP, tile)
 
-    def dp4a_tiles(x: Any, rows: Any, w: Any, parameters: Any, y: Any, line: int) -> None:
+    def gemm(x: Any, rows: Any, w: Any, bias: Any, m: Any, y: Any, line: int, zero: int) -> None:
         a = cuda.shared.array(a_shape, I32)
         b = cuda.shared.array(b_shape, I32)
         sums = cuda.local.array((each, each), I32)  # registers, since all loops are written out
@@ -50,15 +50,14 @@ def kernel(side: int = SIDE, each: int = EACH) -> Any:
                             a_word, b_word = a[k, down + side * i], b[k, across + side * j]
                             sums[i, j] = dp4a(sums[i, j], a_word, b_word)
                 cuda.syncthreads()
-        bias, m, low, zero_point = parameters
         for j in range(each):
             n = first_n + across + side * j
             of_bias, of_m = bias[n], m[n]
             for i in range(each):
-                t = requantize(sums[i, j] + of_bias, of_m, low, zero_point)
+                t = requantize(sums[i, j] + of_bias, of_m, zero)
                 y[first_m + down + side * i, n] = t
 
-    return dp4a_tiles
+    return gemm
 
 
 def prepare(conv: Convolution, side: int = SIDE, each: int = EACH) -> Launch:
@@ -69,7 +68,6 @@ def prepare(conv: Convolution, side: int = SIDE, each: int = EACH) -> Launch:
     x, rows, w, bias, m = on_gpu(flat, starts // 4, np.moveaxis(weight, 0, 2), conv.bias, conv.m)
     y = cuda.device_array((len(starts), len(weight)), np.uint8)
     grid = len(weight) // tile, len(starts) // tile
-    parameters = bias, m, np.float32(conv.low), np.int32(conv.zero_point)
     compiled = compiled_for(kernel(side, each), SIGNATURE, side * side)
-    arguments = x, rows, w, parameters, y, conv.line // 4
+    arguments = x, rows, w, bias, m, y, conv.line // 4, conv.zero_point
     return Launch(compiled, grid, (side, side), arguments, y)

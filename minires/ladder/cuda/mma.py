@@ -14,8 +14,8 @@ from minires.ladder.cuda.convolution import Convolution, Launch, compiled_for, o
 from minires.ladder.cuda.words import mma, requantize
 
 F32, I32, I64, U8 = types.float32, types.int32, types.int64, types.uint8
-PARAMETERS = types.Tuple([I32[::1], F32[::1], F32, I32])  # bias, m, low, zero point
-SIGNATURE = types.void(I32[::1], I32[::1], I32[:, :, ::1], PARAMETERS, U8[:, ::1], I64)
+VECTORS = I32[::1], F32[::1]  # bias and m
+SIGNATURE = types.void(I32[::1], I32[::1], I32[:, :, ::1], *VECTORS, U8[:, ::1], I64, I32)
 WARPS = (2, 4)  # of a block: along M and along N
 DOWN, ACROSS = 4, 4  # of a warp: so many times 16 rows, and 8 columns
 STEP, HALF = 16, 8  # words of K that are copied together, and that are multiplied at once
@@ -28,7 +28,7 @@ def kernel(warps: tuple[int, int] = WARPS, down: int = DOWN, across: int = ACROS
     tile_m, tile_n, threads = 16 * down * warps_m, 8 * across * warps_n, 32 * warps_m * warps_n
     a_shape, b_shape = (tile_m, WIDE), (tile_n, WIDE)
 
-    def mma_tiles(x: Any, rows: Any, w: Any, parameters: Any, y: Any, line: int) -> None:
+    def gemm(x: Any, rows: Any, w: Any, bias: Any, m: Any, y: Any, line: int, zero: int) -> None:
         a = cuda.shared.array(a_shape, I32)
         b = cuda.shared.array(b_shape, I32)
         sums = cuda.local.array((down, across, 4), I32)
@@ -42,11 +42,11 @@ def kernel(warps: tuple[int, int] = WARPS, down: int = DOWN, across: int = ACROS
                 sums[i, j, 0] = sums[i, j, 1] = sums[i, j, 2] = sums[i, j, 3] = 0
         for run in range(w.shape[1]):
             for start in range(0, w.shape[2], STEP):
-                k = thread % STEP
+                word = thread % STEP
                 for row in range(thread // STEP, tile_m, threads // STEP):
-                    a[row, k] = x[rows[first_m + row] + run * line + start + k]
+                    a[row, word] = x[rows[first_m + row] + run * line + start + word]
                 for column in range(thread // STEP, tile_n, threads // STEP):
-                    b[column, k] = w[first_n + column, run, start + k]
+                    b[column, word] = w[first_n + column, run, start + word]
                 cuda.syncthreads()
                 for k in range(lane, STEP, HALF):
                     for i in range(down):
@@ -58,16 +58,15 @@ def kernel(warps: tuple[int, int] = WARPS, down: int = DOWN, across: int = ACROS
                             two = b[c, k], b[c, k + 4]
                             d[0], d[1], d[2], d[3] = mma((d[0], d[1], d[2], d[3]), four, two)
                 cuda.syncthreads()
-        bias, m, low, zero_point = parameters
         for j in range(across):
             for s in range(4):
                 n = first_n + left + 8 * j + 2 * lane + s % 2
                 of_bias, of_m = bias[n], m[n]
                 for i in range(down):
-                    t = requantize(sums[i, j, s] + of_bias, of_m, low, zero_point)
+                    t = requantize(sums[i, j, s] + of_bias, of_m, zero)
                     y[first_m + top + 16 * i + s // 2 * 8, n] = t
 
-    return mma_tiles
+    return gemm
 
 
 def prepare(conv: Convolution, *tile: Any) -> Launch:
@@ -78,7 +77,6 @@ def prepare(conv: Convolution, *tile: Any) -> Launch:
     x, rows, w, bias, m = on_gpu(flat, starts // 4, weight, conv.bias, conv.m)
     y = cuda.device_array((len(starts), len(weight)), np.uint8)
     grid = len(weight) // (8 * across * warps_n), len(starts) // (16 * down * warps_m)
-    parameters = bias, m, np.float32(conv.low), np.int32(conv.zero_point)
-    arguments = x, rows, w, parameters, y, conv.line // 4
+    arguments = x, rows, w, bias, m, y, conv.line // 4, conv.zero_point
     compiled = compiled_for(kernel(*tile), SIGNATURE, 32 * warps_m * warps_n)
     return Launch(compiled, grid, (32 * warps_m * warps_n,), arguments, y)

@@ -36,9 +36,9 @@ def prepare(conv: Convolution) -> Launch:
         name: array.__cuda_array_interface__["data"][0]
         for name, array in zip(names, (*operands, y), strict=True)
     }
-    numbers = {"k_bytes": runs * run, "run": run, "tap_stride": conv.line, "low": conv.low,
-               "high": conv.low + 255, "zero_point": conv.zero_point}  # fmt: skip
-    arguments = Arguments(**dict.fromkeys(NAMES, 0) | pointers | numbers)
+    lengths = {"k_bytes": runs * run, "run": run, "tap_stride": conv.line}
+    limits = {"low": conv.low, "high": conv.low + 255, "zero_point": conv.zero_point}
+    arguments = Arguments(**dict.fromkeys(NAMES, 0) | pointers | lengths | limits)
     grid = N // LARGE.columns, len(starts) // LARGE.rows, 1
     compiled = cuda.jit(SIGNATURE)(kernel())
     return Launch(compiled, grid, (LARGE.threads,), arguments, y, keeps=operands)

@@ -7,9 +7,9 @@ from numba.cuda.extending import intrinsic
 
 from minires.kernels.cuda import ptx
 from minires.kernels.cuda.instructions import DP4A, MMA_U8S8
-from minires.kernels.ir import F32, I8, Builder, Value
+from minires.kernels.ir import F32, I8, I32, Builder, Value
 
-I32 = types.int32
+WORD, REAL, BYTE = types.int32, types.float32, types.uint8  # as Numba calls I32, F32, I8
 
 
 @intrinsic
@@ -19,7 +19,7 @@ def dp4a(_: Any, total: Any, a: Any, b: Any) -> Any:
     def codegen(context: Any, builder: Builder, signature: Any, values: Any) -> Value:
         return DP4A.multiply(builder, *values)
 
-    return I32(I32, I32, I32), codegen
+    return WORD(WORD, WORD, WORD), codegen
 
 
 @intrinsic
@@ -35,18 +35,19 @@ def mma(_: Any, sums: Any, a: Any, b: Any) -> Any:
         four = MMA_U8S8.multiply(builder, *parts)
         return context.make_tuple(builder, signature.return_type, four)
 
-    of_four, of_two = types.UniTuple(I32, 4), types.UniTuple(I32, 2)
+    of_four, of_two = types.UniTuple(WORD, 4), types.UniTuple(WORD, 2)
     return of_four(of_four, of_four, of_two), codegen
 
 
 @intrinsic
-def requantize(_: Any, total: Any, m: Any, low: Any, zero_point: Any) -> Any:
+def requantize(_: Any, total: Any, m: Any, zero_point: Any) -> Any:
     """Bring a sum, with its bias, to the output's scale and back into eight bits."""
 
     def codegen(context: Any, builder: Builder, signature: Any, values: Any) -> Value:
-        total, m, low, zero_point = values
+        total, m, zero_point = values
         t = ptx.rounded(builder, "mul", builder.sitofp(total, F32), m)
-        high = builder.fadd(low, F32(255.0))
+        low = builder.sitofp(builder.neg(zero_point), F32)
+        high = builder.sitofp(builder.sub(I32(255), zero_point), F32)
         return builder.trunc(ptx.requantize(builder, t, low, high, zero_point), I8)
 
-    return types.uint8(I32, types.float32, types.float32, I32), codegen
+    return BYTE(WORD, REAL, WORD), codegen

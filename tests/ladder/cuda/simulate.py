@@ -32,8 +32,8 @@ def dp4a(total: Any, a: Any, b: Any) -> Any:
     return np.int32(total + of_a.view(np.uint8).astype(np.int32) @ of_b.view(np.int8))
 
 
-def requantize(total: Any, m: Any, low: Any, zero_point: Any) -> Any:
-    t = np.clip(np.float32(total) * m, low, np.float32(low + 255))
+def requantize(total: Any, m: Any, zero_point: Any) -> Any:
+    t = np.clip(np.float32(total) * m, -zero_point, 255 - zero_point)
     return np.uint8(np.rint(t) + zero_point)
 
 

@@ -78,8 +78,11 @@ class Answers(NamedTuple):
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small problem, and a GPU that is said to be there."""
     monkeypatch.setattr(climb_module, "open_gpu", lambda: GPU)
-    monkeypatch.setattr(climb_module, "problem", lambda precision, *_: problem(
-        precision, replace(LAYER, in_c=4, out_c=8), (1, 4, 4, 4)))  # fmt: skip
+    monkeypatch.setattr(
+        climb_module,
+        "problem",
+        lambda precision, *_: problem(precision, replace(LAYER, in_c=4, out_c=8), (1, 4, 4, 4)),
+    )
 
 
 @pytest.mark.usefixtures("small")

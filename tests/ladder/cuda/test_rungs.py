@@ -38,8 +38,11 @@ def test_rungs_are_the_definition_in_the_simulator() -> None:
     run = subprocess.run(
         [sys.executable, str(program), *SIMULATED],
         env={**os.environ, "PYTHONPATH": path},
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert (run.returncode, run.stdout.split()) == (0, list(SIMULATED)), run.stderr
 
 
@@ -71,8 +74,15 @@ def test_stages_hands_the_engines_kernel_the_convolution() -> None:
     given: Any = launch.arguments
     x_padded, x_offsets, w, y_offsets, bias, m = launch.keeps
     addresses = [array.ctypes.data for array in (*launch.keeps, launch.y)]
-    assert addresses == [given.x, given.x_offsets, given.w, given.y_offsets, given.bias, given.m,
-                         given.y]  # fmt: skip
+    assert addresses == [
+        given.x,
+        given.x_offsets,
+        given.w,
+        given.y_offsets,
+        given.bias,
+        given.m,
+        given.y,
+    ]
     taps = np.arange(given.k_bytes // given.run)
     k = (given.tap_stride * taps[:, None] + np.arange(given.run)).ravel()
     a = np.asarray(x_padded)[x_offsets[:, None] + k].astype(np.int32)
