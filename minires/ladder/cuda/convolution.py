@@ -39,7 +39,7 @@ class Convolution(NamedTuple):
         image = self.x.shape[1] * self.line
         starts = np.add.outer(image * np.arange(batch), self.stride * self.line * np.arange(height))
         starts = np.add.outer(starts, self.stride * pixel * np.arange(width)).ravel()
-        return np.pad(starts, (0, -len(starts) % multiple), mode="edge").astype(np.int32)
+        return np.pad(starts, (0, -len(starts) % multiple), mode="edge").astype(np.uint32)
 
     @property
     def words(self) -> tuple[Array, Array]:

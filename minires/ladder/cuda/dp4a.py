@@ -12,9 +12,9 @@ from numba import cuda, types
 from minires.ladder.cuda.convolution import Convolution, Launch, compiled_for, on_gpu
 from minires.ladder.cuda.words import dp4a, requantize
 
-F32, I32, I64, U8 = types.float32, types.int32, types.int64, types.uint8
+F32, I32, U32, U8 = types.float32, types.int32, types.uint32, types.uint8
 VECTORS = I32[::1], F32[::1]  # bias and m
-SIGNATURE = types.void(I32[::1], I32[::1], I32[:, :, ::1], *VECTORS, U8[:, ::1], I64, I32)
+SIGNATURE = types.void(I32[::1], U32[::1], I32[:, :, ::1], *VECTORS, U8[:, ::1], U32, I32)
 SIDE, EACH = 16, 8  # threads of a block, and outputs of a thread, each way
 STEP = 8  # words of K that are copied together
 PAD = 4  # words behind a row: 32 threads that write 8 columns find 32 banks
@@ -69,5 +69,6 @@ def prepare(conv: Convolution, side: int = SIDE, each: int = EACH) -> Launch:
     y = cuda.device_array((len(starts), len(weight)), np.uint8)
     grid = len(weight) // tile, len(starts) // tile
     compiled = compiled_for(kernel(side, each), SIGNATURE, side * side)
-    arguments = x, rows, w, bias, m, y, conv.line // 4, conv.zero_point
+    numbers = np.uint32(conv.line // 4), np.int32(conv.zero_point)
+    arguments = x, rows, w, bias, m, y, *numbers
     return Launch(compiled, grid, (side, side), arguments, y)

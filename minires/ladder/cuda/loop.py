@@ -12,8 +12,8 @@ from numba import cuda, types
 
 from minires.ladder.cuda.convolution import Convolution, Launch, on_gpu
 
-F32, I32, I64 = types.float32, types.int32, types.int64
-SIGNATURE = types.void(F32[::1], I32[::1], F32[:, :, ::1], F32[::1], F32[:, ::1], I64, F32)
+F32, U32 = types.float32, types.uint32
+SIGNATURE = types.void(F32[::1], U32[::1], F32[:, :, ::1], F32[::1], F32[:, ::1], U32, F32)
 ACROSS, DOWN = 32, 8  # outputs of a block: of N and of M
 
 
@@ -37,5 +37,5 @@ def prepare(conv: Convolution) -> Launch:
     x, rows, w, bias = on_gpu(conv.x.ravel(), starts, weight, conv.bias)
     y = cuda.device_array((len(starts), N), np.float32)
     grid = -(-N // ACROSS), -(-len(starts) // DOWN)
-    arguments = x, rows, w, bias, y, conv.line, np.float32(conv.low)
+    arguments = x, rows, w, bias, y, np.uint32(conv.line), np.float32(conv.low)
     return Launch(cuda.jit(SIGNATURE)(loop), grid, (ACROSS, DOWN), arguments, y)

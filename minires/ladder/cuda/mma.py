@@ -13,9 +13,9 @@ from numba import cuda, types
 from minires.ladder.cuda.convolution import Convolution, Launch, compiled_for, on_gpu
 from minires.ladder.cuda.words import mma, requantize
 
-F32, I32, I64, U8 = types.float32, types.int32, types.int64, types.uint8
+F32, I32, U32, U8 = types.float32, types.int32, types.uint32, types.uint8
 VECTORS = I32[::1], F32[::1]  # bias and m
-SIGNATURE = types.void(I32[::1], I32[::1], I32[:, :, ::1], *VECTORS, U8[:, ::1], I64, I32)
+SIGNATURE = types.void(I32[::1], U32[::1], I32[:, :, ::1], *VECTORS, U8[:, ::1], U32, I32)
 WARPS = (2, 4)  # of a block: along M and along N
 DOWN, ACROSS = 4, 4  # of a warp: so many times 16 rows, and 8 columns
 STEP, HALF = 16, 8  # words of K that are copied together, and that are multiplied at once
@@ -77,6 +77,7 @@ def prepare(conv: Convolution, *tile: Any) -> Launch:
     x, rows, w, bias, m = on_gpu(flat, starts // 4, weight, conv.bias, conv.m)
     y = cuda.device_array((len(starts), len(weight)), np.uint8)
     grid = len(weight) // (8 * across * warps_n), len(starts) // (16 * down * warps_m)
-    arguments = x, rows, w, bias, m, y, conv.line // 4, conv.zero_point
+    numbers = np.uint32(conv.line // 4), np.int32(conv.zero_point)
+    arguments = x, rows, w, bias, m, y, *numbers
     compiled = compiled_for(kernel(*tile), SIGNATURE, 32 * warps_m * warps_n)
     return Launch(compiled, grid, (32 * warps_m * warps_n,), arguments, y)

@@ -37,7 +37,11 @@ def prepare(conv: Convolution) -> Launch:
         for name, array in zip(names, (*operands, y), strict=True)
     }
     lengths = {"k_bytes": runs * run, "run": run, "tap_stride": conv.line}
-    limits = {"low": conv.low, "high": conv.low + 255, "zero_point": conv.zero_point}
+    limits = {
+        "low": np.float32(conv.low),
+        "high": np.float32(conv.low + 255),
+        "zero_point": conv.zero_point,
+    }
     arguments = Arguments(**dict.fromkeys(NAMES, 0) | pointers | lengths | limits)
     grid = N // LARGE.columns, len(starts) // LARGE.rows, 1
     compiled = cuda.jit(SIGNATURE)(kernel())

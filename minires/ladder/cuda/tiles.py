@@ -11,8 +11,8 @@ from numba import cuda, types
 
 from minires.ladder.cuda.convolution import Convolution, Launch, compiled_for, on_gpu
 
-F32, I32, I64 = types.float32, types.int32, types.int64
-SIGNATURE = types.void(F32[::1], I32[::1], F32[:, :, ::1], F32[::1], F32[:, ::1], I64, F32)
+F32, U32 = types.float32, types.uint32
+SIGNATURE = types.void(F32[::1], U32[::1], F32[:, :, ::1], F32[::1], F32[:, ::1], U32, F32)
 SIDE, EACH = 16, 8  # threads of a block, and outputs of a thread, each way
 STEP = 8  # values of K that are copied together
 PAD = 4  # values behind a row: 32 threads that write 8 columns find 32 banks
@@ -64,5 +64,5 @@ def prepare(conv: Convolution, side: int = SIDE, each: int = EACH) -> Launch:
     y = cuda.device_array((len(starts), len(conv.weight)), np.float32)
     grid = len(conv.weight) // tile, len(starts) // tile
     compiled = compiled_for(kernel(side, each), SIGNATURE, side * side)
-    arguments = x, rows, w, bias, y, conv.line, np.float32(conv.low)
+    arguments = x, rows, w, bias, y, np.uint32(conv.line), np.float32(conv.low)
     return Launch(compiled, grid, (side, side), arguments, y)
