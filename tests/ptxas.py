@@ -4,7 +4,9 @@ import functools
 import importlib.util
 import re
 import shutil
+import struct
 import subprocess
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ class Assembled(NamedTuple):
     ptx: str
     registers: int  # of a thread
     spilled: int  # bytes a thread that registers could not hold, written and read
+    opcodes: Counter[int]  # of the card's own instructions: how often each stands there
 
 
 @functools.cache
@@ -31,6 +34,19 @@ def find_ptxas() -> str | None:
         files = []
     found = [str(file.locate()) for file in files if file.name == "ptxas"]
     return found[0] if found else shutil.which("ptxas")
+
+
+def count_opcodes(cubin: bytes) -> Counter[int]:
+    """Count the instructions in an ELF file: 16 bytes each, whose first 12 bits say which."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + size * i) for i in range(count)]
+    found: Counter[int] = Counter()
+    for name, _, _, _, start, length in sections:
+        if cubin[sections[names][4] + name :].startswith(b".text."):
+            words = range(start, start + length, 16)
+            found.update(struct.unpack_from("<H", cubin, at)[0] & 0xFFF for at in words)
+    return found
 
 
 def compile_and_assemble(
@@ -48,11 +64,13 @@ def compile_and_assemble(
     file = folder / "kernel.ptx"
     file.write_text(ptx)
     arch = "sm_{}{}".format(*capability)
-    words = [ptxas, "-v", "-arch", arch, str(file), "-o", str(folder / "kernel.cubin")]
+    cubin = folder / "kernel.cubin"
+    words = [ptxas, "-v", "-arch", arch, str(file), "-o", str(cubin)]
     told = subprocess.run(words, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     registers = re.search(r"Used (\d+) registers", told.stderr)
     spills = re.findall(r"(\d+) bytes spill", told.stderr)
     assert registers, told.stderr
     assert len(spills) == 2, told.stderr
-    return Assembled(ptx, int(registers[1]), sum(map(int, spills)))
+    opcodes = count_opcodes(cubin.read_bytes())
+    return Assembled(ptx, int(registers[1]), sum(map(int, spills)), opcodes)

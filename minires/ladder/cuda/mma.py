@@ -25,7 +25,8 @@ WIDE = STEP + 4  # words of a row: 4 more, and the words of 8 rows lie in differ
 def kernel(warps: tuple[int, int] = WARPS, down: int = DOWN, across: int = ACROSS) -> Any:
     """Write the function for a tile of some warps' fragments."""
     warps_m, warps_n = warps
-    tile_m, tile_n, threads = 16 * down * warps_m, 8 * across * warps_n, 32 * warps_m * warps_n
+    tile_m, tile_n = 16 * down * warps_m, 8 * across * warps_n
+    at_once = 32 * warps_m * warps_n // STEP  # rows that the block copies by one word a thread
     a_shape, b_shape = (tile_m, WIDE), (tile_n, WIDE)
 
     def gemm(x: Any, rows: Any, w: Any, bias: Any, m: Any, y: Any, line: int, zero: int) -> None:
@@ -42,10 +43,12 @@ def kernel(warps: tuple[int, int] = WARPS, down: int = DOWN, across: int = ACROS
                 sums[i, j, 0] = sums[i, j, 1] = sums[i, j, 2] = sums[i, j, 3] = 0
         for run in range(w.shape[1]):
             for start in range(0, w.shape[2], STEP):
-                word = thread % STEP
-                for row in range(thread // STEP, tile_m, threads // STEP):
+                word, first = thread % STEP, thread // STEP
+                for i in range(tile_m // at_once):
+                    row = first + at_once * i
                     a[row, word] = x[rows[first_m + row] + run * line + start + word]
-                for column in range(thread // STEP, tile_n, threads // STEP):
+                for i in range(tile_n // at_once):
+                    column = first + at_once * i
                     b[column, word] = w[first_n + column, run, start + word]
                 cuda.syncthreads()
                 for k in range(lane, STEP, HALF):

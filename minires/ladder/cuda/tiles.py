@@ -36,7 +36,8 @@ def kernel(side: int = SIDE, each: int = EACH) -> Any:
                 sums[i, j] = 0
         for run in range(w.shape[0]):
             for start in range(0, w.shape[1], STEP):
-                for at in range(thread, STEP * tile, threads):
+                for i in range(STEP * tile // threads):
+                    at = thread + threads * i
                     row, k = at // STEP, at % STEP
                     a[k, row] = x[rows[first_m + row] + run * line + start + k]
                     k, column = at // tile, at % tile
