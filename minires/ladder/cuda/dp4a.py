@@ -40,10 +40,10 @@ def kernel(side: int = SIDE, each: int = EACH) -> Any:
             for start in range(0, w.shape[1], STEP):
                 for i in range(STEP * tile // threads):
                     at = thread + threads * i
-                    row, k = at // STEP, at % STEP
-                    a[k, row] = x[rows[first_m + row] + run * line + start + k]
-                    k, column = at // tile, at % tile
-                    b[k, column] = w[run, start + k, first_n + column]
+                    row, depth = at // STEP, at % STEP
+                    a[depth, row] = x[rows[first_m + row] + run * line + start + depth]
+                    depth, column = at // tile, at % tile
+                    b[depth, column] = w[run, start + depth, first_n + column]
                 cuda.syncthreads()
                 for k in range(STEP):
                     for i in range(each):
@@ -70,6 +70,5 @@ def prepare(conv: Convolution, side: int = SIDE, each: int = EACH) -> Launch:
     y = cuda.device_array((len(starts), len(weight)), np.uint8)
     grid = len(weight) // tile, len(starts) // tile
     compiled = compiled_for(kernel(side, each), SIGNATURE, side * side)
-    numbers = np.uint32(conv.line // 4), np.int32(conv.zero_point)
-    arguments = x, rows, w, bias, m, y, *numbers
+    arguments = x, rows, w, bias, m, y, np.uint32(conv.line // 4), np.int32(conv.zero_point)
     return Launch(compiled, grid, (side, side), arguments, y)

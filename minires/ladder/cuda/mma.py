@@ -51,13 +51,12 @@ def kernel(warps: tuple[int, int] = WARPS, down: int = DOWN, across: int = ACROS
                     column = first + at_once * i
                     b[column, word] = w[first_n + column, run, start + word]
                 cuda.syncthreads()
-                for k in range(lane, STEP, HALF):
+                for half in range(0, STEP, HALF):
                     for i in range(down):
-                        r = top + 16 * i
+                        k, r = half + lane, top + 16 * i
                         four = a[r, k], a[r + 8, k], a[r, k + 4], a[r + 8, k + 4]
                         for j in range(across):
-                            c = left + 8 * j + group
-                            d = sums[i, j]
+                            c, d = left + 8 * j + group, sums[i, j]
                             two = b[c, k], b[c, k + 4]
                             d[0], d[1], d[2], d[3] = mma((d[0], d[1], d[2], d[3]), four, two)
                 cuda.syncthreads()
@@ -66,8 +65,8 @@ def kernel(warps: tuple[int, int] = WARPS, down: int = DOWN, across: int = ACROS
                 n = first_n + left + 8 * j + 2 * lane + s % 2
                 of_bias, of_m = bias[n], m[n]
                 for i in range(down):
-                    t = requantize(sums[i, j, s] + of_bias, of_m, zero)
-                    y[first_m + top + 16 * i + s // 2 * 8, n] = t
+                    row = first_m + top + 16 * i + s // 2 * 8
+                    y[row, n] = requantize(sums[i, j, s] + of_bias, of_m, zero)
 
     return gemm
 
@@ -80,7 +79,6 @@ def prepare(conv: Convolution, *tile: Any) -> Launch:
     x, rows, w, bias, m = on_gpu(flat, starts // 4, weight, conv.bias, conv.m)
     y = cuda.device_array((len(starts), len(weight)), np.uint8)
     grid = len(weight) // (8 * across * warps_n), len(starts) // (16 * down * warps_m)
-    numbers = np.uint32(conv.line // 4), np.int32(conv.zero_point)
-    arguments = x, rows, w, bias, m, y, *numbers
+    arguments = x, rows, w, bias, m, y, np.uint32(conv.line // 4), np.int32(conv.zero_point)
     compiled = compiled_for(kernel(*tile), SIGNATURE, 32 * warps_m * warps_n)
     return Launch(compiled, grid, (32 * warps_m * warps_n,), arguments, y)
