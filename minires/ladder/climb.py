@@ -56,11 +56,11 @@ class Rung(NamedTuple):
 class Result(NamedTuple):
     """A rung's measurements."""
 
-    rung: Rung
+    rung: Any  # a `Rung`, or one of the GPU's
     seconds: float  # the median
     spread: float  # third quartile less first, as a share of the median
     gops: float  # 10^9 multiplications and additions a second
-    share: float  # of the peak of as many threads as it uses
+    share: float  # of the peak: of as many threads as it uses, or of the GPU
     doubts: tuple[str, ...] = ()  # reasons to doubt these figures; see `minires.measure.trust`
 
 
@@ -306,19 +306,29 @@ def format_table(results: dict[str, list[Result]]) -> str:
     return "\n".join([*lines, "", verdict(doubts)] if doubts else lines)
 
 
-def plot(results: dict[str, list[Result]], path: str) -> None:
+def describe_problem(shape: tuple[int, ...] = SHAPE) -> str:
+    """Say in a few words which convolution the rungs compute, of an input NHWC."""
+    return f"{LAYER.name}, {LAYER.kernel}x{LAYER.kernel} convolution of {shape}"
+
+
+def plot(
+    results: dict[str, list[Result]],
+    path: str,
+    title: str = describe_problem(),
+    limit: str = "the peak of as many cores as it uses",
+) -> None:
     """Draw each ladder as shares of the peak, where its axis ends; needs matplotlib."""
     with plots.figure(
         path,
-        f"{LAYER.name}, {LAYER.kernel}x{LAYER.kernel} convolution of {SHAPE}",
+        title,
         height=1.2 + 0.3 * max(map(len, results.values())),
         columns=len(results),
     ) as drawn:
         for axes, (precision, climbed) in zip(np.atleast_1d(drawn), results.items(), strict=True):
             names = [r.rung.name for r in climbed]
             bars = axes.barh(names, [100 * r.share for r in climbed], color=plots.COLORS[precision])
-            axes.bar_label(bars, [f"{r.gops:.0f}" for r in climbed], padding=2, fontsize=8)
+            axes.bar_label(bars, [f"{r.gops:,.0f}" for r in climbed], padding=2, fontsize=8)
             axes.set(title=f"{precision}, 10⁹ operations a second")
-            axes.set(xlabel="% of the peak of as many cores as it uses", xlim=(0, 100))
+            axes.set(xlabel=f"% of {limit}", xlim=(0, 100))
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)

@@ -5,7 +5,8 @@ A command imports modules that need Numba only when it runs, so that ``minires -
 
 import json
 from argparse import Namespace
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,29 +27,63 @@ if TYPE_CHECKING:
 def add_ladder(parser: Parser) -> None:
     """Add the options of `ladder`."""
     options.precisions(parser, "fp32", "int8")
+    _backend(parser)
     options.plot(parser)
-    text = "put the table between <!-- ladder --> and <!-- /ladder --> in a Markdown file"
+    text = (
+        "put the table between two marks in a Markdown file: <!-- ladder --> and <!-- /ladder -->"
+    )
+    text += ", with ladder-cuda in place of ladder for backend cuda"
     parser.add_argument("--update", type=options.path, metavar="FILE", help=text)
 
 
 def ladder(arguments: Namespace) -> int:
     """Climb from a convolution's definition to the engine: check each rung, then time it."""
-    from minires.ladder import climb as rungs
     from minires.measure.text import around
 
+    mark, climb = LADDERS[arguments.backend]
     if arguments.plot:
         plots.check(arguments.plot)
     if arguments.update:  # a bad file should be told before measuring, which takes a minute
-        around(arguments.update, "ladder")
-    results = {precision: list(rungs.climb(precision)) for precision in arguments.precisions}
-    table = rungs.format_table(results)
+        around(arguments.update, mark)
+    table = climb(arguments)
     if arguments.update:
-        before, after = around(arguments.update, "ladder")  # it may have been edited meanwhile
+        before, after = around(arguments.update, mark)  # it may have been edited meanwhile
         arguments.update.write_text(f"{before}\n{table}\n\n{after}", encoding="utf-8")
-    if arguments.plot:
-        rungs.plot(results, arguments.plot)
     print(table)
     return 0
+
+
+def _climb_cpu(arguments: Namespace) -> str:
+    from minires.ladder import climb
+
+    results = {precision: list(climb.climb(precision)) for precision in arguments.precisions}
+    if arguments.plot:
+        climb.plot(results, arguments.plot)
+    return climb.format_table(results)
+
+
+def _climb_gpu(arguments: Namespace) -> str:
+    from minires.kernels.cuda.driver import open_gpu
+
+    gpu = open_gpu()  # before the rungs, whose compiler may not be there either
+    from minires.ladder.cuda import climb
+
+    for precision in arguments.precisions:
+        climb.rungs(precision)
+    results = {precision: climb.climb(precision) for precision in arguments.precisions}
+    if arguments.plot:
+        climb.plot(results, arguments.plot, gpu)
+    return climb.format_table(results, gpu)
+
+
+# By the backend: the table's mark in a file, and what makes it.
+LADDERS = {"numba": ("ladder", _climb_cpu), "cuda": ("ladder-cuda", _climb_gpu)}
+
+
+def _backend(parser: Parser) -> None:
+    """Add --backend, for what measures the CPU or a GPU."""
+    text = "compiled kernels of the CPU or of an NVIDIA GPU: %(default)s unless given"
+    parser.add_argument("--backend", default="numba", choices=tuple(LADDERS), help=text)
 
 
 def add_profile(parser: Parser) -> None:
@@ -136,22 +171,41 @@ def _tell_profiles(models: "dict[str, ResNet50]", data: bytes, arguments: Namesp
 
 def add_peak(parser: Parser) -> None:
     """Add the options of `peak`."""
+    _backend(parser)
     options.json_answer(parser)
 
 
 def peak(arguments: Namespace) -> int:
     """Measure this machine: each multiplying instruction, one core and all, and the memory."""
-    from minires.measure import machine
     from minires.measure.text import to_json
+
+    answer, table = PEAKS[arguments.backend]()
+    print(to_json(answer) if arguments.json else table())
+    return 0
+
+
+def _peak_of_cpu() -> tuple[dict[str, Any], Callable[[], str]]:
+    from minires.measure import machine
 
     peaks, memory = machine.measure_machine()
     _warn(peaks)
-    if arguments.json:
-        name = machine.describe_machine()
-        print(to_json({"machine": name, "peaks": peaks, "memory": memory}))
-    else:
-        print(machine.format_machine(peaks, memory))
-    return 0
+    answer = {"machine": machine.describe_machine(), "peaks": peaks, "memory": memory}
+    return answer, lambda: machine.format_machine(peaks, memory)
+
+
+def _peak_of_gpu() -> tuple[dict[str, Any], Callable[[], str]]:
+    from minires.kernels.cuda.driver import open_gpu
+
+    open_gpu()  # before what needs its compiler
+    from minires.measure import gpu as machine
+
+    gpu, peaks, memory = machine.measure_gpu()
+    answer = {"machine": machine.describe_gpu(gpu), "peaks": peaks, "memory": memory}
+    return answer, lambda: machine.format_gpu(gpu, peaks, memory)
+
+
+# By the backend: what measures; it gives the answer, and a function that lays it out as a table.
+PEAKS = {"numba": _peak_of_cpu, "cuda": _peak_of_gpu}
 
 
 def add_roofline(parser: Parser) -> None:

@@ -1,0 +1,1 @@
+"""The GPU's ladder: from a thread an output to tensor cores that are fed in stages."""
