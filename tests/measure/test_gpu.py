@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from numba import cuda
@@ -21,7 +22,10 @@ from minires.measure.gpu import (
     operations,
     spinner,
 )
+from tests.made_up_gpu import MadeUpGpu, made_up_gpu
 from tests.ptxas import NEW, compile_and_assemble
+
+__all__ = ["made_up_gpu"]  # a fixture
 
 GPU = Gpu("Some GPU", (9, 0), 132, 0)
 PEAKS = [
@@ -63,6 +67,47 @@ def test_operations_are_two_for_each_product_of_each_lane(name: str, of_a_lane: 
     lanes = 132 * BLOCKS * THREADS
     expected = 2 * of_a_lane * lanes * SUMS * REPEATS * 10
     assert operations(INSTRUCTIONS[name], 10, 132) == expected
+
+
+class Spinner:
+    """Stands for a compiled loop that runs at some rate."""
+
+    def __init__(self, gpu: MadeUpGpu, instruction: Instruction, rate: float) -> None:
+        self.gpu, self.instruction, self.rate = gpu, instruction, rate
+
+    def __getitem__(self, launch: tuple[int, int, Any]) -> Any:
+        blocks, threads, _ = launch
+        assert (blocks, threads) == (GPU.processors * BLOCKS, THREADS)
+
+        def run(count: int, *_: int) -> None:
+            self.gpu.takes(operations(self.instruction, count, GPU.processors) / self.rate)()
+
+        return run
+
+
+def test_a_peak_is_the_rate_of_its_loop(
+    made_up_gpu: MadeUpGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instruction = INSTRUCTIONS["mma-u8s8"]
+    loop = Spinner(made_up_gpu, instruction, rate=1.2e15)
+    monkeypatch.setattr(machine, "_compiled_spinner", lambda name: loop)
+    peak = machine.measure_peak(instruction, GPU)
+    assert peak.tops == pytest.approx(1200)
+    assert peak.spread == pytest.approx(0, abs=1e-6)
+    assert (peak.name, peak.mnemonic) == ("mma-u8s8", instruction.mnemonic)
+
+
+def test_the_memorys_rate_is_of_bytes_read_and_written(made_up_gpu: MadeUpGpu) -> None:
+    made_up_gpu.bandwidth = 2.5e12
+    assert machine.measure_copying().gbs == pytest.approx(2500)
+
+
+def test_short_launches_are_recorded_often(made_up_gpu: MadeUpGpu) -> None:
+    run, count = machine.repeated(made_up_gpu.stream, made_up_gpu.takes(3e-5))
+    assert count == 67
+    assert machine.time_on_gpu(made_up_gpu.stream, run, 2) == pytest.approx([67 * 3e-5] * 2)
+    _, count = machine.repeated(made_up_gpu.stream, made_up_gpu.takes(5e-3))
+    assert count == 1
 
 
 def test_the_table_has_the_card_the_instructions_and_the_memory() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,9 @@ from minires.kernels.cuda.driver import Gpu
 from minires.ladder.climb import LAYER, Result, problem
 from minires.ladder.cuda import climb as climb_module
 from minires.ladder.cuda.climb import RUNGS, climb, format_table, plot, result_of, rungs
+from tests.made_up_gpu import MadeUpGpu, made_up_gpu
+
+__all__ = ["made_up_gpu"]  # a fixture
 
 GPU = Gpu("Some GPU", (9, 0), 132, 0)
 HAS_GPU = cuda.is_available()
@@ -92,6 +96,26 @@ def test_a_wrong_rung_is_named_and_not_timed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(climb_module, "_time_all", lambda *_: pytest.fail("it was timed"))
     with pytest.raises(MiniresError, match="rung dp4a: a rung of the int8 ladder is wrong"):
         climb("int8")
+
+
+def test_rungs_are_timed_in_turns(made_up_gpu: MadeUpGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by its own launches, and against the peak of its own instruction."""
+    monkeypatch.setattr(
+        climb_module,
+        "measure_peak",
+        lambda instruction, _: SimpleNamespace(
+            tops={"dp4a": 100.0, "mma-u8s8": 1000.0}[instruction.name]
+        ),
+    )
+    seconds = {"dp4a": 2e-4, "mma": 5e-5, "stages": 2e-5}
+    found: Any = [
+        (rung, SimpleNamespace(start=made_up_gpu.takes(seconds[rung.name])))
+        for rung in rungs("int8")
+    ]
+    timed = climb_module._time_all(found, 10**10, GPU, rounds=3)
+    assert {r.rung.name: r.seconds for r in timed} == pytest.approx(seconds)
+    assert [r.share for r in timed] == pytest.approx([0.5, 0.2, 0.5])
+    assert [r.doubts for r in timed] == [(), (), ()]
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")
