@@ -73,8 +73,8 @@ told = refused(MiniresError, lambda: setattr(model, "precision", other))
 assert f'minires.resnet50(weights, precision="{other}")' in told, told
 for name in ("int7", None, ["int8"]):
     told = refused(MiniresError, lambda: setattr(model, "precision", name))
-    assert "there is fp32, bf16, int8-simulated, int8" in told, told
-for name in ("nump", "cuda", None, ["numpy"]):
+    assert "there is fp32, bf16, fp16, tf32, int8-simulated, int8" in told, told
+for name in ("nump", "gpu", None, ["numpy"]):
     told = refused(MiniresError, lambda: setattr(model, "backend", name))
     assert "there is numpy, numba" in told, told
 assert (model.precision, model.backend) == (sys.argv[1], "numba")
