@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import itertools
 import json
@@ -768,7 +769,10 @@ finally:
 """
     for words, choices in [
         (["--help"], ["classify", "quantize", "roofline"]),
-        (["profile", "--help"], ["{phase,step,operator,block,stage}", "{fp32,bf16,int8}"]),
+        (
+            ["profile", "--help"],
+            ["{phase,step,operator,block,stage}", "{fp32,bf16,fp16,tf32,int8}"],
+        ),
         (["quantize", "--help"], ["{minmax,percentile,entropy,mse}"]),
     ]:
         process = subprocess.run([sys.executable, "-c", script, *words], env=os.environ | {
@@ -844,3 +848,18 @@ def test_numpys_whole_numbers_count_labels(model: api.ResNet50) -> None:
     for top in (np.float32(3), np.int8(0), "3", None):
         with pytest.raises(api.MiniresError, match="wanted a whole number of at least 1"):
             api.classify(image, top, model)  # type: ignore[arg-type]
+
+
+def test_a_profile_of_a_gpu_wants_the_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without one, or without its compiler, that is said in a sentence; and so is a precision."""
+    cat = "examples/images/cat.jpg"
+    base = ["profile", cat, "--weights", "CIFAR10"]
+    assert main([*base, "--precisions", "tf32"]) == 1
+    assert "backend numba runs fp32, bf16, int8, int8-simulated, and not tf32" in (
+        capsys.readouterr().err
+    )
+    assert main([*base, "--backend", "cuda", "--latency"]) == 1
+    assert "leave --backend out" in capsys.readouterr().err
+    if importlib.util.find_spec("numba_cuda") is None:
+        assert main([*base, "--backend", "cuda"]) == 1
+        assert 'pip install "minires[cuda]"' in capsys.readouterr().err

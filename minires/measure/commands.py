@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minires import api, options
+from minires.backends import check_backend
 from minires.errors import MiniresError
 from minires.images import load_image
 from minires.measure import plots
 from minires.measure.groups import GROUPS, SORTS
+from minires.model import ResNet50
 from minires.notice import tell
 from minires.options import Parser
 from minires.preprocess import preprocess
 
 if TYPE_CHECKING:
     from minires.measure.peak import Peak
-    from minires.model import ResNet50
 
 
 def add_ladder(parser: Parser) -> None:
@@ -40,6 +41,7 @@ def ladder(arguments: Namespace) -> int:
     """Climb from a convolution's definition to the engine: check each rung, then time it."""
     from minires.measure.text import around
 
+    _check_precisions(arguments)
     mark, climb = LADDERS[arguments.backend]
     if arguments.plot:
         plots.check(arguments.plot)
@@ -80,6 +82,11 @@ def _climb_gpu(arguments: Namespace) -> str:
 LADDERS = {"numba": ("ladder", _climb_cpu), "cuda": ("ladder-cuda", _climb_gpu)}
 
 
+def _check_precisions(arguments: Namespace) -> None:
+    for precision in arguments.precisions:
+        check_backend(ResNet50.backends, arguments.backend, precision)
+
+
 def _backend(parser: Parser) -> None:
     """Add --backend, for what measures the CPU or a GPU."""
     text = "compiled kernels of the CPU or of an NVIDIA GPU: %(default)s unless given"
@@ -92,6 +99,7 @@ def add_profile(parser: Parser) -> None:
     options.weights(parser)
     options.offline(parser)
     options.precisions(parser, "fp32", "bf16", "int8")
+    _backend(parser)
     text = "what makes a row: %(default)s unless given"
     parser.add_argument("--group", choices=tuple(GROUPS), default="stage", help=text)
     text = "%(default)s, that of running, unless given"
@@ -114,10 +122,13 @@ def profile(arguments: Namespace) -> int:
         options.check_folder(arguments.trace)
     if arguments.latency and arguments.trace:
         raise MiniresError("--trace is of steps, and --latency of the whole way; give one of them")
+    if arguments.latency and arguments.backend != "numba":
+        raise MiniresError("--latency is of the CPU's kernels; leave --backend out")
+    _check_precisions(arguments)
     load_image(arguments.image)  # a bad image should be told before weights are downloaded
     data = arguments.image.read_bytes()
     weights = options.chosen_weights(arguments)
-    models = {p: api.resnet50(weights, p) for p in arguments.precisions}
+    models = {p: api.resnet50(weights, p, arguments.backend) for p in arguments.precisions}
     if arguments.latency:
         _tell_latency(models, data, arguments)
     else:
@@ -125,7 +136,7 @@ def profile(arguments: Namespace) -> int:
     return 0
 
 
-def _tell_latency(models: "dict[str, ResNet50]", data: bytes, arguments: Namespace) -> None:
+def _tell_latency(models: dict[str, ResNet50], data: bytes, arguments: Namespace) -> None:
     from minires.measure import latency
     from minires.measure.peak import peak
     from minires.measure.text import to_json
@@ -140,7 +151,7 @@ def _tell_latency(models: "dict[str, ResNet50]", data: bytes, arguments: Namespa
         latency.plot_latency(found, arguments.plot)
 
 
-def _tell_profiles(models: "dict[str, ResNet50]", data: bytes, arguments: Namespace) -> None:
+def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespace) -> None:
     from minires.measure import machine, profiler, waterfall
     from minires.measure.text import to_json
 
@@ -148,10 +159,13 @@ def _tell_profiles(models: "dict[str, ResNet50]", data: bytes, arguments: Namesp
     first = next(iter(models.values()))
     x = preprocess(data, first.meta["preset"])  # (1, 3, H, W)
     profiles = profiler.profile_in_turns(models, x, runs)
-    roofs = {precision: machine.measure_roofs(precision) for precision in models}
+    measure_roofs = machine.measure_roofs
+    if arguments.backend == "cuda":
+        from minires.measure.gpu import measure_roofs
+    roofs = {precision: measure_roofs(precision) for precision in models}
     _warn([])  # only of a quota, because doubts stand beneath the tables
     fall = None
-    if {"fp32", "int8"} <= models.keys():
+    if {"fp32", "int8"} <= models.keys() and arguments.backend == "numba":
         fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
     if arguments.trace:
         profiler.write_chrome_trace(arguments.trace, list(profiles.values()))

@@ -16,8 +16,11 @@ from numba.cuda.extending import intrinsic
 
 from minires.kernels.cuda import driver, ptx
 from minires.kernels.cuda.driver import Gpu, open_gpu
-from minires.kernels.cuda.instructions import FMA, INSTRUCTIONS, Instruction
+from minires.kernels.cuda.instructions import FMA, INSTRUCTIONS, Instruction, choose_instruction
+from minires.kernels.cuda.operators import FORMATS
 from minires.kernels.ir import F32, I32, Builder, Value, loop
+from minires.measure.machine import Roofs
+from minires.measure.peak import Bandwidth
 from minires.measure.text import format_columns
 from minires.measure.trust import doubt_spread, mark, measure_until_steady, spread_of, verdict
 
@@ -209,6 +212,18 @@ def measure_gpu() -> tuple[Gpu, list[Peak], Copying]:
     with driver.errors("the measurement"):
         known = [i for i in INSTRUCTIONS.values() if i.capability <= gpu.capability]
         return gpu, [measure_peak(instruction, gpu) for instruction in known], measure_copying()
+
+
+def measure_roofs(precision: str) -> Roofs:
+    """Measure the roofs of a precision: its instruction's peak, and the memory of the GPU."""
+    gpu = open_gpu()
+    with driver.errors("the measurement"):
+        operands = FORMATS[precision].operands
+        found = measure_peak(choose_instruction(operands, gpu.capability), gpu)
+        copying = measure_copying()
+    memory = Bandwidth("memory", copying.size, copying.gbs, copying.gbs, 1)
+    doubts = (*found.doubts, *_doubt_copying(copying))
+    return Roofs(1000 * found.tops, [memory], doubts=doubts)
 
 
 def format_gpu(gpu: Gpu, peaks: list[Peak], copying: Copying) -> str:

@@ -149,3 +149,20 @@ def test_a_gpu_is_measured() -> None:
     by_name = {peak.name: peak.tops for peak in peaks}
     assert by_name["mma-u8s8"] > by_name["mma-f16"] > by_name["fma"]
     assert copying.gbs > 0
+
+
+def test_roofs_are_the_instructions_peak_and_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "open_gpu", lambda: GPU)
+    monkeypatch.setattr(machine, "measure_copying", lambda: COPYING)
+    asked = []
+
+    def measure_peak(instruction: Instruction, _: Gpu) -> Peak:
+        asked.append(instruction.name)
+        return PEAKS[1]
+
+    monkeypatch.setattr(machine, "measure_peak", measure_peak)
+    roofs = machine.measure_roofs("int8")
+    assert asked == ["mma-u8s8"]
+    assert roofs.peak == 1_200_000
+    assert roofs.level(1e12).all == COPYING.gbs
+    assert not roofs.doubts

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -30,7 +31,12 @@ class Gpu(NamedTuple):
 def open_gpu() -> Gpu:
     """Find the GPU; where there is none that can be used, say why."""
     from numba import cuda
+    from numba.core.config import ENABLE_CUDASIM
 
+    if ENABLE_CUDASIM:
+        raise MiniresError(
+            "NUMBA_ENABLE_CUDASIM simulates a GPU, which cannot run inline PTX; unset it"
+        )
     try:
         device = cuda.get_current_device()
     except Exception as error:
@@ -107,6 +113,7 @@ def recording(stream: Any) -> Iterator[Graph]:
     finally:
         recorded = _check(driver.cuStreamEndCapture(handle))
     graph.executable = _check(driver.cuGraphInstantiate(recorded, 0))
+    weakref.finalize(graph, driver.cuGraphExecDestroy, graph.executable).atexit = False
     _check(driver.cuGraphDestroy(recorded))
 
 

@@ -5,7 +5,6 @@ once for a shape of input; from then on one call replays them all.
 """
 
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from time import perf_counter
@@ -15,12 +14,11 @@ import numpy as np
 from numba import cuda
 from numba.cuda.core import config
 
-from minires.errors import MiniresError
 from minires.kernels.cuda import driver
 from minires.kernels.cuda.block import STEP
 from minires.kernels.cuda.fragments import column_order
 from minires.kernels.cuda.gemm import LARGE, TALL
-from minires.kernels.cuda.instructions import SETS, Instruction
+from minires.kernels.cuda.instructions import choose_instruction
 from minires.kernels.cuda.launches import Launcher, Packed, Program
 from minires.kernels.cuda.operators import FORMATS
 from minires.kernels.pack import prepack
@@ -248,18 +246,3 @@ class Engine:
         value = self.form.lowest if buffer.fill is None else buffer.fill
         self.launcher.fill(memory, value, self.stream)
         return memory
-
-
-def choose_instruction(operands: str, capability: tuple[int, int]) -> Instruction:
-    """Choose how to multiply: with tensor cores, unless MINIRES_ISA names another set."""
-    name = os.environ.get("MINIRES_ISA")
-    name = name if name in SETS else next(iter(SETS))
-    if operands not in SETS[name]:
-        raise MiniresError(f"{name} cannot multiply {operands}; unset MINIRES_ISA")
-    instruction = SETS[name][operands]
-    if instruction.capability > capability:
-        raise MiniresError(
-            f"this GPU has compute capability {capability[0]}.{capability[1]}, and "
-            f"{instruction.name} needs {instruction.capability[0]}.{instruction.capability[1]}"
-        )
-    return instruction

@@ -7,10 +7,11 @@ products 32 bytes are is the only difference between the tensor cores' formats. 
 is said by `fragments.py`, in NumPy.
 """
 
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
 from typing import Any
 
+from minires.errors import MiniresError
 from minires.kernels.cuda.ptx import multiply_matrices
 from minires.kernels.ir import F32, I32, Builder, Value, inline_asm
 
@@ -82,4 +83,18 @@ SETS = {
     "tensor-cores": {i.operands: i for i in (FMA, MMA_TF32, MMA_F16, MMA_BF16, MMA_U8S8)},
     "cuda-cores": {i.operands: i for i in (FMA, DP4A)},
 }
-Emit = Callable[..., Any]
+
+
+def choose_instruction(operands: str, capability: tuple[int, int]) -> Instruction:
+    """Choose how to multiply: with tensor cores, unless MINIRES_ISA names another set."""
+    name = os.environ.get("MINIRES_ISA")
+    name = name if name in SETS else next(iter(SETS))
+    if operands not in SETS[name]:
+        raise MiniresError(f"{name} cannot multiply {operands}; unset MINIRES_ISA")
+    instruction = SETS[name][operands]
+    if instruction.capability > capability:
+        raise MiniresError(
+            f"this GPU has compute capability {capability[0]}.{capability[1]}, and "
+            f"{instruction.name} needs {instruction.capability[0]}.{instruction.capability[1]}"
+        )
+    return instruction

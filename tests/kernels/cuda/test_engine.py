@@ -18,8 +18,9 @@ from minires.kernels.cuda import engine as engine_module
 from minires.kernels.cuda import gemm as gemm_module
 from minires.kernels.cuda import launches as launches_module
 from minires.kernels.cuda import operators as operators_module
-from minires.kernels.cuda.engine import BATCH, Engine, choose_instruction
+from minires.kernels.cuda.engine import BATCH, Engine
 from minires.kernels.cuda.gemm import LARGE, SHARED, SMALL, TALL, TINY, WIDE
+from minires.kernels.cuda.instructions import choose_instruction
 from minires.kernels.cuda.launches import choose_tile
 from minires.kernels.cuda.operators import FORMATS
 from minires.model import ResNet50
