@@ -46,7 +46,8 @@ def make_cuda_engine(layers: Sequence[Layer], params: Mapping[str, Any], precisi
     """Lay a network out for an NVIDIA GPU."""
     if importlib.util.find_spec("numba_cuda") is None:
         raise MiniresError(
-            'backend "cuda" needs numba-cuda, which is not installed: pip install "minires[cuda]"'
+            'backend "cuda" needs numba-cuda, which is not installed: '
+            'pip install "numba-cuda[cu13]" "numpy<2.5"'
         )
     from minires.kernels.cuda import engine
 

@@ -862,4 +862,4 @@ def test_a_profile_of_a_gpu_wants_the_gpu(capsys: pytest.CaptureFixture[str]) ->
     assert "leave --backend out" in capsys.readouterr().err
     if importlib.util.find_spec("numba_cuda") is None:
         assert main([*base, "--backend", "cuda"]) == 1
-        assert 'pip install "minires[cuda]"' in capsys.readouterr().err
+        assert 'pip install "numba-cuda' in capsys.readouterr().err

@@ -5,8 +5,9 @@ are copied to shared memory, several steps ahead of their use. im2col is implici
 begins at its own offset into the padded NHWC activations, and a kernel's next row lies a fixed
 stride further on. Then the warps multiply, each for its own part of the tile.
 
-In shared memory a row has 64 bytes, 4 chunks of 16. Eight rows are read at once, and would lie in
-the same banks: so a row's chunks change places, by its number. This is the swizzle.
+In shared memory a row has 64 bytes, 4 chunks of 16. Eight rows are read at once, and every second
+one would lie in the same banks. So a row's chunks change places, depending on the row's number.
+This is the swizzle.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,6 @@ from minires.kernels.ir import I32, I64, Builder, Value, loop, vector
 
 STEP = 64  # bytes of K, of each row, that are copied together
 CHUNK = 16  # bytes that one copy takes
-SLAB = 32  # columns that are stored together: 8 of each of 4 lanes
 
 
 class Tile(NamedTuple):

@@ -11,6 +11,9 @@ from minires.errors import MiniresError
 OLDEST = (8, 0)  # compute capability: since when memory is copied past the registers
 
 
+opened_by: list[int] = []  # the process that first opened a GPU: its children cannot
+
+
 class Gpu(NamedTuple):
     """What the kernels need to know of a GPU."""
 
@@ -37,6 +40,9 @@ def open_gpu() -> Gpu:
         raise MiniresError(
             "NUMBA_ENABLE_CUDASIM simulates a GPU, which cannot run inline PTX; unset it"
         )
+    opened_by.append(os.getpid())
+    process = opened_by[0]
+    Gpu("", OLDEST, 0, process).check_process()
     try:
         device = cuda.get_current_device()
     except Exception as error:
@@ -50,28 +56,34 @@ def open_gpu() -> Gpu:
             f"{name} has compute capability {capability[0]}.{capability[1]}; backend "
             f'"cuda" needs {OLDEST[0]}.{OLDEST[1]} or newer; take backend numba'
         )
-    return Gpu(name, capability, device.MULTIPROCESSOR_COUNT, os.getpid())
+    return Gpu(name, capability, device.MULTIPROCESSOR_COUNT, process)
 
 
 @contextlib.contextmanager
 def errors(what: str) -> Iterator[None]:
-    """Turn the driver's errors into sentences; `what` needed the GPU's memory."""
-    from numba.cuda.cudadrv.driver import CudaAPIError
+    """Turn the driver's errors into sentences; `what` needed the GPU's memory.
 
+    They come from several libraries: numba-cuda calls some functions of the driver by itself, and
+    others through NVIDIA's packages for Python.
+    """
     try:
         yield
-    except CudaAPIError as error:
-        told = _told(error)
-        if "MEMORY" in told.upper():
-            raise MiniresError(
-                f"the GPU has not enough memory for {what}; take fewer images at once"
-            ) from error
-        if "PTX" in told.upper():
-            raise MiniresError(
-                f"the GPU's driver is older than the compiler ({told}); update the driver, or "
-                'install numba-cuda for an older one: pip install "numba-cuda[cu12]"'
-            ) from error
-        raise MiniresError(f"the GPU failed: {told}; a new process may find it well") from error
+    except Exception as error:
+        if not type(error).__module__.startswith(("cuda.", "numba.cuda.cudadrv")):
+            raise
+        raise _sentence(_told(error), what) from error
+
+
+def _sentence(told: str, what: str) -> MiniresError:
+    """Say what an error of the driver's means; `what` needed the GPU's memory."""
+    if "OUT_OF_MEMORY" in told.upper():
+        return MiniresError(f"the GPU has not enough memory for {what}; take fewer images at once")
+    if "PTX" in told.upper():
+        return MiniresError(
+            f"the GPU's driver is older than the compiler ({told}); update the driver, or "
+            'install numba-cuda for an older one: pip install "numba-cuda[cu12]"'
+        )
+    return MiniresError(f"the GPU failed: {told}; a new process may find it well")
 
 
 def _told(error: Exception) -> str:
@@ -86,39 +98,45 @@ class Graph:
 
     def launch(self, stream: Any) -> None:
         """Run them all, in order."""
-        from cuda.bindings import driver
+        from cuda.bindings import driver as api
 
-        _check(driver.cuGraphLaunch(self.executable, int(stream.handle)))
+        _check(api.cuGraphLaunch(self.executable, int(stream.handle)))
 
 
 def record_event(event: Any, stream: Any) -> None:
     """Have an event note the time each time that the graph comes to it."""
-    from cuda.bindings import driver
+    from cuda.bindings import driver as api
 
-    external = driver.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL
-    _check(driver.cuEventRecordWithFlags(int(event.handle), int(stream.handle), external))
+    external = api.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL
+    _check(api.cuEventRecordWithFlags(int(event.handle), int(stream.handle), external))
 
 
 @contextlib.contextmanager
 def recording(stream: Any) -> Iterator[Graph]:
     """Record what is launched on a stream, in place of running it."""
-    from cuda.bindings import driver
+    from cuda.bindings import driver as api
+    from numba import cuda
 
     graph = Graph()
     handle = int(stream.handle)
-    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    _check(driver.cuStreamBeginCapture(handle, mode))
+    mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    with cuda.defer_cleanup():  # memory cannot be freed while launches are recorded
+        _check(api.cuStreamBeginCapture(handle, mode))
+        try:
+            yield graph
+        except BaseException:
+            api.cuStreamEndCapture(handle)  # fails too; the first error is the one to tell
+            raise
+        recorded = _check(api.cuStreamEndCapture(handle))
     try:
-        yield graph
+        graph.executable = _check(api.cuGraphInstantiate(recorded, 0))
     finally:
-        recorded = _check(driver.cuStreamEndCapture(handle))
-    graph.executable = _check(driver.cuGraphInstantiate(recorded, 0))
-    weakref.finalize(graph, driver.cuGraphExecDestroy, graph.executable).atexit = False
-    _check(driver.cuGraphDestroy(recorded))
+        api.cuGraphDestroy(recorded)
+    weakref.finalize(graph, api.cuGraphExecDestroy, graph.executable).atexit = False
 
 
 def _check(answer: tuple[Any, ...]) -> Any:
     status, *rest = answer
     if int(status) != 0:
-        raise MiniresError(f"the GPU failed: {status.name}; a new process may find it well")
+        raise _sentence(status.name, "a recorded run")
     return rest[0] if rest else None

@@ -1,6 +1,6 @@
 """The network on an NVIDIA GPU: the same plan, given the GPU's memory, and run as one CUDA graph.
 
-A launch costs the host tens of microseconds, and a network has 56 of them. So they are recorded
+A launch costs the host tens of microseconds, and a network has 57 of them. So they are recorded
 once for a shape of input; from then on one call replays them all.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from numba import cuda
 from numba.cuda.core import config
 
+from minires.errors import MiniresError
 from minires.kernels.cuda import driver
 from minires.kernels.cuda.block import STEP
 from minires.kernels.cuda.fragments import column_order
@@ -28,8 +29,8 @@ from minires.reference import round_bf16_ref, round_tf32_ref
 
 BATCH = 128  # images that go through together, at most
 PLANS = 4  # shapes of input whose buffers are kept
-KEPT = 2**33  # bytes of them that may stay after a run
-SPARE = 256  # bytes behind a buffer that a step along K may read, and that count for nothing
+KEPT = 2**33  # bytes of buffers; beyond them the oldest go when a new shape comes
+SPARE = 256  # values behind a buffer that a step along K may read, and that count for nothing
 ONE_AT_A_TIME = threading.Lock()  # buffers are shared
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # of few blocks: a single image has no more
 
@@ -53,7 +54,7 @@ class Engine:
             item=item, group=4 // item, quantized=precision == "int8", rows=LARGE.rows,
             columns=TALL.columns, groups=STEP // 4, pixel=max(4, 8 // item), line=2,
         )  # fmt: skip
-        with driver.errors("its weights"):
+        with ONE_AT_A_TIME, driver.errors("its weights"):
             self.stream = cuda.stream()
             packed = {
                 layer.name: self._pack(layer) for layer in layers if layer.op in ("conv", "linear")
@@ -73,7 +74,7 @@ class Engine:
         began = started or perf_counter()
         self.gpu.check_process()
         logits = np.empty((len(x), self.layers[-1].out_c), np.float32)
-        parts = max(1, -(-len(x) // BATCH))
+        parts = max(1, -(-len(x) // most_images(*x.shape[2:])))
         images = -(-len(x) // parts)
         calls: list[tuple[Any, ...]] = []
         with ONE_AT_A_TIME:
@@ -121,11 +122,12 @@ class Engine:
             self.replay(program)  # so that all kernels are loaded
             self.stream.synchronize()
             program.events = [cuda.event() for _ in range(len(program.launches) + 1)]
-            with driver.recording(self.stream) as program.timed:
+            with driver.recording(self.stream) as timed:
                 driver.record_event(program.events[0], self.stream)
                 for launch, event in zip(program.launches, program.events[1:], strict=True):
                     launch.kernel[launch.grid, launch.block, self.stream](*launch.arguments)
                     driver.record_event(event, self.stream)
+            program.timed = timed
         self.stream.synchronize()
         called = perf_counter()
         program.timed.launch(self.stream)
@@ -213,7 +215,13 @@ class Engine:
             held = sum(program.nbytes for program in self.programs.values())
             while self.programs and (len(self.programs) >= PLANS or held > KEPT):
                 held -= self.programs.pop(next(iter(self.programs))).nbytes  # the oldest
-            self.programs[shape] = self.allocate(shape)
+            try:
+                self.programs[shape] = self.allocate(shape)
+            except MiniresError:
+                if not self.programs:
+                    raise
+                self.programs.clear()  # other shapes may hold the memory that this one needs
+                self.programs[shape] = self.allocate(shape)
         return self.programs[shape]
 
     def allocate(self, shape: Shape) -> Program:
@@ -246,3 +254,13 @@ class Engine:
         value = self.form.lowest if buffer.fill is None else buffer.fill
         self.launcher.fill(memory, value, self.stream)
         return memory
+
+
+def most_images(height: int, width: int) -> int:
+    """Tell how many images of a size may go together: a launch has at most 65,535 rows of blocks.
+
+    The first convolution has a quarter of the image's pixels, 64 or more in a block, and the
+    max-pool a row of blocks for each row of its output.
+    """
+    rows = 2**16 - 1
+    return max(1, min(BATCH, rows * 64 * 4 // (height * width), rows * 4 // height))

@@ -11,7 +11,8 @@ from typing import Any
 from llvmlite import ir
 
 from minires.kernels.cuda import ptx
-from minires.kernels.cuda.block import SLAB, Block
+from minires.kernels.cuda.block import Block
+from minires.kernels.cuda.fragments import SLAB
 from minires.kernels.ir import F32, I32, I64, Builder, Value, loop, vector
 
 TOGETHER = 8  # columns that a lane stores at once

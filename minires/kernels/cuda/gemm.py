@@ -28,8 +28,8 @@ TALL = Tile(4, 2, down=2, across=4, stages=3)  # 128 x 64, for 64 channels
 WIDE = Tile(1, 4, down=4, across=4, stages=3)  # 64 x 128, where K is short
 SMALL = Tile(2, 2, down=2, across=4, stages=6)  # 64 x 64, for few pixels
 TINY = Tile(2, 2, down=1, across=4, stages=6)  # 32 x 64, for fewer
-SHARED = TINY._replace(splits=True)  # the same, where several blocks share K
-TILES = (LARGE, TALL, WIDE, SMALL, TINY, SHARED)
+SPLIT = TINY._replace(splits=True)  # the same, where several blocks share K
+TILES = (LARGE, TALL, WIDE, SMALL, TINY, SPLIT)
 
 
 class Gemm(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any
 from minires.errors import MiniresError
 from minires.kernels.cuda.ptx import multiply_matrices
 from minires.kernels.ir import F32, I32, Builder, Value, inline_asm
+from minires.kernels.isa import ISAS
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ def _multiply_words(
 ) -> Value:
     if instruction.sums == F32:
         a, b = (builder.bitcast(word, F32) for word in (a, b))
-    letter, word = ("f", "f") if instruction.sums == F32 else ("r", "r")
+    letter = "f" if instruction.sums == F32 else "r"
     text = f"{instruction.mnemonic} $0, $1, $2, $3;"
-    constraint = f"={letter},{word},{word},{letter}"
+    constraint = ",".join([f"={letter}"] + [letter] * 3)
     return inline_asm(builder, text, constraint, instruction.sums, a, b, acc)
 
 
@@ -88,7 +89,9 @@ SETS = {
 def choose_instruction(operands: str, capability: tuple[int, int]) -> Instruction:
     """Choose how to multiply: with tensor cores, unless MINIRES_ISA names another set."""
     name = os.environ.get("MINIRES_ISA")
-    name = name if name in SETS else next(iter(SETS))
+    if name and name not in SETS and name not in ISAS:
+        raise MiniresError(f"MINIRES_ISA is {name!r}; for a GPU it may be {', '.join(SETS)}")
+    name = name if name in SETS else next(iter(SETS))  # a CPU's set says nothing of the GPU
     if operands not in SETS[name]:
         raise MiniresError(f"{name} cannot multiply {operands}; unset MINIRES_ISA")
     instruction = SETS[name][operands]

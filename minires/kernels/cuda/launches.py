@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
+from minires.errors import MiniresError
 from minires.kernels.cuda.block import STEP, Tile
 from minires.kernels.cuda.gemm import (
     LARGE,
     NAMES,
-    SHARED,
     SIGNATURE,
     SMALL,
+    SPLIT,
     TALL,
     TINY,
     WIDE,
@@ -26,7 +27,7 @@ from minires.kernels.plan import LOGITS, Place, Plan, Step, Tiling
 from minires.layers import Int8Params, Layer
 from minires.reference import QParams
 
-SHORT = 4  # steps along K: of fewer, a block mostly waits for its first copy and its stores
+SHORT = 4  # steps along K: a block with fewer mostly waits for its first copy and its stores
 WORTH_SHARING = 32  # steps along K: with fewer, to add what each block has summed takes longer
 
 
@@ -141,6 +142,11 @@ class Launcher:
         y_offsets = plan.y_offsets.copy()
         y_offsets[m_rows:] = -1  # a block is larger than what is left for it
         grid = step.channels // tile.columns, -(-m_rows // tile.rows), -(-steps // each)
+        if grid[1] >= 2**16:
+            raise MiniresError(
+                f"{step.batch} images with {step.out_h} x {step.out_w} outputs are more blocks "
+                "than a launch may have; take smaller images"
+            )
         kept = [cuda.to_device(plan.x_offsets), cuda.to_device(y_offsets)]
         if tile.splits:
             blocks = grid[0] * grid[1]
@@ -211,4 +217,4 @@ def choose_tile(m_rows: int, columns: int, steps: int, processors: int) -> tuple
             return tile, 1
     if steps < WORTH_SHARING or 4 * count(TINY) > processors:
         return TINY, 1
-    return SHARED, min(8, max(4, steps // 18))
+    return SPLIT, min(8, max(4, steps // 18))

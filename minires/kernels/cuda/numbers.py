@@ -37,9 +37,8 @@ def narrow(out: str) -> Any:
             if out != "u8":
                 return inline_asm(builder, f"cvt.rn.{out}.f32 $0, $1;", "=h,f", I16, x)
             steps = inline_asm(builder, "div.rn.f32 $0, $1, $2;", "=f,f,f", F32, x, scale)
-            low = builder.sitofp(builder.neg(zero_point), F32)
-            high = builder.sitofp(builder.sub(I32(255), zero_point), F32)
-            return builder.trunc(ptx.requantize(builder, steps, low, high, zero_point), I8)
+            limits = ptx.limits(builder, zero_point)
+            return builder.trunc(ptx.requantize(builder, steps, *limits, zero_point), I8)
 
         return STORED[out](types.float32, types.float32, types.int32), codegen
 
@@ -79,9 +78,8 @@ def average(out: str) -> Any:
                 return inline_asm(builder, "div.rn.f32 $0, $1, $2;", "=f,f,f", F32, total, count)
             acc = builder.sub(total, builder.mul(pixels, x_zero_point))
             t = ptx.rounded(builder, "mul", builder.sitofp(acc, F32), m)
-            low = builder.sitofp(builder.neg(zero_point), F32)
-            high = builder.sitofp(builder.sub(I32(255), zero_point), F32)
-            return builder.trunc(ptx.requantize(builder, t, low, high, zero_point), I8)
+            limits = ptx.limits(builder, zero_point)
+            return builder.trunc(ptx.requantize(builder, t, *limits, zero_point), I8)
 
         returns = types.uint8 if out == "u8" else types.float32
         whole = types.int32
@@ -91,7 +89,7 @@ def average(out: str) -> Any:
 
 
 def greatest(out: str) -> Any:
-    """Make ``f(a, b)``: the greater values of two words, each for itself."""
+    """Make ``f(a, b)``: the greater values of two words, each for itself; NaN is passed over."""
 
     @intrinsic
     def greatest(_: Any, a: Any, b: Any) -> Any:

@@ -99,6 +99,12 @@ def to_integer(builder: Builder, x: Value) -> Value:
     return inline_asm(builder, "cvt.rni.s32.f32 $0, $1;", "=r,f", I32, x)
 
 
+def limits(builder: Builder, zero_point: Value) -> tuple[Value, Value]:
+    """Tell the least and the greatest step that eight bits hold, less the zero point."""
+    low, high = builder.neg(zero_point), builder.sub(I32(255), zero_point)
+    return builder.sitofp(low, F32), builder.sitofp(high, F32)
+
+
 def requantize(builder: Builder, t: Value, low: Value, high: Value, zero_point: Value) -> Value:
     """Clip, round to the nearest integer, half to even, and add the zero point."""
     t = builder.select(builder.fcmp_ordered(">", t, low), t, low)

@@ -1,7 +1,7 @@
 """Rung `stages`: while the warps multiply one step along K, later steps are on their way.
 
 This is the engine's own kernel, as it is: `minires.kernels.cuda.gemm`. Copies of 16 bytes go to
-shared memory past the registers, two steps ahead. `ldmatrix` loads four fragments at once. And a
+shared memory past the registers, two steps ahead. `ldmatrix` loads four matrices at once. And a
 lane's outputs are 8 neighbours, which it stores together.
 """
 

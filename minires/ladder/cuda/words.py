@@ -7,7 +7,7 @@ from numba.cuda.extending import intrinsic
 
 from minires.kernels.cuda import ptx
 from minires.kernels.cuda.instructions import DP4A, MMA_U8S8
-from minires.kernels.ir import F32, I8, I32, Builder, Value
+from minires.kernels.ir import F32, I8, Builder, Value
 
 WORD, REAL, BYTE = types.int32, types.float32, types.uint8  # as Numba calls I32, F32, I8
 
@@ -46,8 +46,7 @@ def requantize(_: Any, total: Any, m: Any, zero_point: Any) -> Any:
     def codegen(context: Any, builder: Builder, signature: Any, values: Any) -> Value:
         total, m, zero_point = values
         t = ptx.rounded(builder, "mul", builder.sitofp(total, F32), m)
-        low = builder.sitofp(builder.neg(zero_point), F32)
-        high = builder.sitofp(builder.sub(I32(255), zero_point), F32)
-        return builder.trunc(ptx.requantize(builder, t, low, high, zero_point), I8)
+        limits = ptx.limits(builder, zero_point)
+        return builder.trunc(ptx.requantize(builder, t, *limits, zero_point), I8)
 
     return BYTE(WORD, REAL, WORD), codegen

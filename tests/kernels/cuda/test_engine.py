@@ -19,7 +19,7 @@ from minires.kernels.cuda import gemm as gemm_module
 from minires.kernels.cuda import launches as launches_module
 from minires.kernels.cuda import operators as operators_module
 from minires.kernels.cuda.engine import BATCH, Engine
-from minires.kernels.cuda.gemm import LARGE, SHARED, SMALL, TALL, TINY, WIDE
+from minires.kernels.cuda.gemm import LARGE, SMALL, SPLIT, TALL, TINY, WIDE
 from minires.kernels.cuda.instructions import choose_instruction
 from minires.kernels.cuda.launches import choose_tile
 from minires.kernels.cuda.operators import FORMATS
@@ -117,8 +117,8 @@ def test_tiles_fill_the_gpu() -> None:
     assert choose_tile(128 * 3136, 256, 1, 132) == (WIDE, 1)
     assert choose_tile(128 * 49, 512, 72, 132) == (WIDE, 1)
     assert choose_tile(3136, 256, 1, 132) == (SMALL, 1)
-    assert choose_tile(49, 512, 72, 132) == (SHARED, 4)
-    assert choose_tile(49, 512, 144, 132) == (SHARED, 8)
+    assert choose_tile(49, 512, 72, 132) == (SPLIT, 4)
+    assert choose_tile(49, 512, 144, 132) == (SPLIT, 8)
     assert choose_tile(49, 2048, 8, 132) == (TINY, 1)
 
 

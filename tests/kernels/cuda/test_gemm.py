@@ -14,11 +14,11 @@ pytest.importorskip("numba_cuda", reason="kernels for a GPU need numba-cuda: pip
 from numba import cuda
 
 from minires.kernels.cuda.epilogue import ITEM
-from minires.kernels.cuda.gemm import LARGE, SHARED, SIGNATURE, TILES, Gemm, gemm_function
+from minires.kernels.cuda.gemm import LARGE, SIGNATURE, SPLIT, TILES, Gemm, gemm_function
 from minires.kernels.cuda.instructions import INSTRUCTIONS, SETS
 from minires.kernels.cuda.operators import FORMATS, operators
 
-# As large as a Turing card's, whose mma takes other shapes, is not enough: see driver.OLDEST.
+# A Turing card's mma takes other shapes: driver.OLDEST refuses it.
 CAPABILITIES = [(8, 0), (9, 0)]
 OUTPUT = {form.operands: form.out for form in FORMATS.values()}
 
@@ -69,7 +69,7 @@ def test_a_kernel_multiplies_by_its_instruction(
 
 @pytest.mark.parametrize("name", [name for name in INSTRUCTIONS if name != "fma"])
 def test_a_splitting_kernel_tells_logits(name: str, tmp_path: Path) -> None:
-    gemm = Gemm(name, SHARED, "logits", residual=False)
+    gemm = Gemm(name, SPLIT, "logits", residual=False)
     assert "atom.global.inc" in assemble(gemm_function(gemm), SIGNATURE, (8, 0), tmp_path)
 
 
