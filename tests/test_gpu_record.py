@@ -63,3 +63,28 @@ def test_the_readmes_figures_are_of_the_recorded_run(record: Any) -> None:
         assert int(one.replace(",", "")) == speed[precision, 1]
         assert int(many.replace(",", "")) == speed[precision, 128]
     assert record["card"] in section
+
+
+def test_the_pages_other_tables_are_of_the_same_card(record: Any) -> None:
+    """`minires peak` and `minires ladder` were run there, and what they said is in the record."""
+    peaks = {name: tops for name, _, tops in record["peaks"]}
+    for name, products, tops in record["peaks"]:
+        assert f"| {name} | {products} | {tops} | {tops / peaks['fma']:.2f}x |" in PAGE
+    assert f"{record['memory_gbs']:,} GB/s" in PAGE
+    for precision, rung, us, tops, share, of in record["ladder"]:
+        row = rf"^\| {precision} \| {rung} \| .* \| {us:.1f} \| {tops:.2f} \| {share}% of {of} \|$"
+        assert re.search(row, PAGE, re.MULTILINE), row
+        assert tops / peaks[of] == pytest.approx(share / 100, abs=0.02)
+    assert f"PyTorch {record['torch'].rpartition('.')[0]} " in README
+
+
+def test_the_ratios_in_the_text_are_those_of_the_tables(record: Any) -> None:
+    peaks = {name: tops for name, _, tops in record["peaks"]}
+    ms = {tuple(row[:3]): row[4] for row in record["times"]}
+    in_peak = peaks["mma-u8s8"] / peaks["fma"]
+    in_network = ms["minires", "fp32", 128] / ms["minires", "int8", 128]
+    assert f"## Why {in_peak:.1f}x in peak becomes {in_network:.1f}x" in PAGE
+    assert f"peaks at {in_peak:.1f} times" in README
+    assert f"keeps {in_network:.1f} of" in README
+    operations = round(1000 * peaks["mma-u8s8"] / record["memory_gbs"])
+    assert f"needs {operations} operations for each byte" in PAGE

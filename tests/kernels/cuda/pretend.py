@@ -5,7 +5,9 @@ are held to the definitions. What no NumPy can show, that the compiled kernels d
 on a GPU by ``benchmarks/gpu.py``.
 """
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,35 @@ class Event:
         return float(other.at - self.at)
 
 
+class Graph:
+    """What was recorded, to be run by one launch."""
+
+    recording: "Graph | None" = None  # of those, the one that is being recorded
+
+    def __init__(self) -> None:
+        self.work: list[Any] = []
+
+    def launch(self, stream: Any) -> None:
+        assert Graph.recording is None
+        for run in self.work:
+            run()
+
+
+@contextlib.contextmanager
+def recording(stream: Any) -> Iterator[Graph]:
+    """Record, in place of the driver."""
+    Graph.recording = graph = Graph()
+    try:
+        yield graph
+    finally:
+        Graph.recording = None
+
+
+def record_event(event: Event, stream: Any) -> None:
+    assert Graph.recording
+    Graph.recording.work.append(event.record)
+
+
 class Kernel:
     """Stands for a compiled kernel: launched by ``kernel[grid, block, stream](*arguments)``."""
 
@@ -66,7 +97,10 @@ class Kernel:
 
         def launch(*arguments: Any) -> None:
             self.launches += 1
-            self.run(grid, *arguments)
+            if Graph.recording:
+                Graph.recording.work.append(lambda: self.run(grid, *arguments))
+            else:
+                self.run(grid, *arguments)
 
         return launch
 

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="kernels for a GPU need numba-cuda: pip install .[cuda]")
 
+from cuda.core._utils.cuda_utils import CUDAError
 from numba.cuda.cudadrv.driver import CudaAPIError
 
 from minires import api
@@ -18,7 +19,7 @@ from minires.kernels.cuda import engine as engine_module
 from minires.kernels.cuda import gemm as gemm_module
 from minires.kernels.cuda import launches as launches_module
 from minires.kernels.cuda import operators as operators_module
-from minires.kernels.cuda.engine import BATCH, Engine
+from minires.kernels.cuda.engine import BATCH, Engine, most_images
 from minires.kernels.cuda.gemm import LARGE, SMALL, SPLIT, TALL, TINY, WIDE
 from minires.kernels.cuda.instructions import choose_instruction
 from minires.kernels.cuda.launches import choose_tile
@@ -29,6 +30,7 @@ from tests.comparing import assert_same
 from tests.kernels.cuda import pretend
 from tests.seeded_weights import seeded_input
 
+OPEN_GPU = driver.open_gpu  # which the tests below put another in the place of
 GPU = driver.Gpu("GPU of NumPy", (9, 0), 132, os.getpid())
 # Half of the last bit that a precision keeps, of the largest value: with a tie, one more step.
 STEPS = {"fp32": 1e-5, "tf32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}
@@ -60,7 +62,8 @@ def _pretend(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(launches_module, "gemm_function", gemm_function)
     monkeypatch.setattr(launches_module, "operators", operators)
-    monkeypatch.setattr(Engine, "replay", Engine._launch)
+    monkeypatch.setattr(driver, "recording", pretend.recording)
+    monkeypatch.setattr(driver, "record_event", pretend.record_event)
 
 
 @functools.cache
@@ -87,6 +90,46 @@ def test_each_layer_is_the_definitions_but_for_a_rounding(precision: str) -> Non
         assert y.shape == step.output.shape
         bound = STEPS[precision] * np.abs(step.output).max()
         assert np.abs(y - step.output).max() <= bound, step.name
+
+
+def test_a_graph_is_recorded_once_and_gives_the_same_each_time() -> None:
+    engine, x = laid_out("int8"), seeded_input((1, 3, 32, 32))
+    first = engine(x)
+    assert_same(engine(x), first)
+    kernels = [launch.kernel for launch in engine.program(x.shape).launches]
+    assert sum(kernel.launches for kernel in set(kernels)) == 2 * len(kernels)  # by hand, recorded
+
+
+def test_steps_are_timed_by_events_between_them() -> None:
+    engine, x, told = laid_out("int8"), seeded_input((3, 3, 32, 32)), []
+    wanted = engine(x)
+    assert_same(engine(x, lambda *call: told.append(call), 0.5), wanted)
+    ((layers, shape, number, times),) = told
+    assert (list(layers), shape, number) == (list(engine.layers), x.shape, 0)
+    assert times[0, 0] == 0.5, "the image's way to the GPU is the first step's"
+    np.testing.assert_allclose(np.diff(times[1:], axis=1), 1e-3, rtol=1e-3)
+    np.testing.assert_allclose(times[1:, 0], times[:-1, 1])
+
+
+def test_what_cannot_be_recorded_is_tried_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, x = laid_out("int8"), seeded_input((1, 3, 32, 32))
+    wanted = engine(x)
+
+    def fails(*_: Any) -> None:
+        raise CudaAPIError(700, "CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    with monkeypatch.context() as once:
+        once.setattr(driver, "record_event", fails)
+        with pytest.raises(MiniresError, match="the GPU failed"):
+            engine(x, lambda *_: None)
+    assert_same(engine(x, lambda *_: None), wanted)
+
+
+def test_large_images_go_in_smaller_parts() -> None:
+    assert most_images(224, 224) == BATCH
+    assert most_images(512, 512) < BATCH
+    assert most_images(512, 512) * 256 * 256 <= 64 * (2**16 - 1)
+    assert most_images(2**14, 2**14) == 1
 
 
 def test_int8_layers_run_one_by_one() -> None:
@@ -128,6 +171,11 @@ def test_an_instruction_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_instruction("u8s8", (9, 0)).name == "dp4a"
     with pytest.raises(MiniresError, match="cuda-cores cannot multiply f16"):
         choose_instruction("f16", (9, 0))
+    monkeypatch.setenv("MINIRES_ISA", "avx2")  # a CPU's: it says nothing of the GPU
+    assert choose_instruction("u8s8", (9, 0)).name == "mma-u8s8"
+    monkeypatch.setenv("MINIRES_ISA", "tensor-core")
+    with pytest.raises(MiniresError, match="for a GPU it may be tensor-cores, cuda-cores"):
+        choose_instruction("u8s8", (9, 0))
 
 
 def test_an_old_gpu_is_told() -> None:
@@ -144,8 +192,11 @@ def test_an_old_gpu_is_told() -> None:
     ],
 )
 def test_the_drivers_errors_are_sentences(told: str, sentence: str) -> None:
-    with pytest.raises(MiniresError, match=sentence), driver.errors("a thing"):
-        raise CudaAPIError(2, told)
+    for error in (CudaAPIError(2, told), CUDAError(told)):  # numba-cuda's, and NVIDIA's own
+        with pytest.raises(MiniresError, match=sentence), driver.errors("a thing"):
+            raise error
+    with pytest.raises(KeyError), driver.errors("a thing"):
+        raise KeyError(told)
 
 
 def test_too_many_images_are_told_with_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +217,14 @@ def test_too_many_images_are_told_with_their_bytes(monkeypatch: pytest.MonkeyPat
 def test_a_forked_child_is_told() -> None:
     with pytest.raises(MiniresError, match="spawn"):
         GPU._replace(process=-1).check_process()
+
+
+def test_a_forked_child_cannot_open_the_gpu_that_its_parent_has_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driver, "opened_by", [-1])
+    with pytest.raises(MiniresError, match="spawn"):
+        OPEN_GPU()
 
 
 def test_the_parents_process_may_go_on() -> None:
