@@ -50,7 +50,7 @@ def test_rungs_are_the_definition_in_the_simulator() -> None:
 def test_rows_and_runs_are_the_im2col_matrix(kernel: int, stride: int) -> None:
     layer = Layer("conv", "conv", ("input",), 4, 8, kernel, stride, kernel // 2)
     layer, p, x = problem("int8", layer, (2, 5, 7, 4))
-    p = p._replace(x=p.x._replace(zero_point=9))
+    p = p._replace(x_qparams=p.x_qparams._replace(zero_point=9))
     conv = convolution_of(layer, p, x)
     M = int(np.prod(conv.shape[:3]))
     starts = conv.rows(64)
@@ -67,7 +67,7 @@ def test_stages_hands_the_engines_kernel_the_convolution() -> None:
     """What the kernel reads at its addresses, and writes where it is told, multiplied in NumPy."""
     layer = Layer("conv", "conv", ("input",), 64, 128, 3, 2, 1, relu=True)
     layer, p, x = problem("int8", layer, (2, 9, 8, 64))
-    p = p._replace(x=p.x._replace(zero_point=77))
+    p = p._replace(x_qparams=p.x_qparams._replace(zero_point=77))
     expected = OPERATORS["int8"]["conv"](layer, p, x)
     conv = convolution_of(layer, p, x)
     launch = stages.prepare(conv)
