@@ -14,7 +14,7 @@ CHAPTERS = sorted((ROOT / "examples").glob("[0-9]*.py"))
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in [*PAGES, *CHAPTERS]}
 CODE = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "minires").rglob("*.py"))}
 EQUATIONS = set(re.findall(r"\\tag\{(\d+\.\d+)\}", "".join(TEXTS.values())))
-QUESTIONS = 15
+QUESTIONS = 16
 
 
 def cited(text: str) -> set[str]:
@@ -77,7 +77,7 @@ def test_every_question_is_answered_on_a_page() -> None:
     entries = re.split(r"^\*\*", TEXTS["questions.md"], flags=re.MULTILINE)[1:]
     assert len(entries) == QUESTIONS
     for entry in entries:
-        assert re.search(r"\]\((chapters/\d\d_\w+|accuracy)\)|`tests/[\w/]+\.py`", entry), entry
+        assert re.search(r"\]\((chapters/\d\d_\w+|accuracy|gpu)\)|`tests/[\w/]+\.py`", entry), entry
 
 
 def test_reading_times_are_of_files_as_long_as_it_says() -> None:
