@@ -27,8 +27,7 @@ CHANNEL = int(real[NAME].output[0, ROW, COLUMN].argmax())  # one that is not cut
 # A 1x1 convolution reads one pixel: 64 numbers. In INT8 they are bytes, with a scale and the zero
 # point 0, since a ReLU came before. They are not quite x: INT8's own layers have computed them.
 
-x_f32 = real[NAME].inputs[0][0, ROW, COLUMN]  # (64,)
-x_u8 = steps[NAME].inputs[0][0, ROW, COLUMN]
+x_f32, x_u8 = (of[NAME].inputs[0][0, ROW, COLUMN] for of in (real, steps))  # (64,)
 p = int8.params[NAME]
 x_scale, x_zero_point = p.x_qparams
 w_f32, w_s8 = fp32.params[NAME].weight[CHANNEL], p.w_s8[CHANNEL]
