@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 from minires.errors import MiniresError
 
 OLDEST = (8, 0)  # compute capability: since when memory is copied past the registers
-
-
 opened_by: list[int] = []  # the process that first opened a GPU: its children cannot
 
 
@@ -24,11 +22,15 @@ class Gpu(NamedTuple):
 
     def check_process(self) -> None:
         """Refuse a child that was forked: CUDA does not come along."""
-        if os.getpid() != self.process:
-            raise MiniresError(
-                "a GPU that was in use before a fork cannot be used after it; "
-                "start processes by multiprocessing's spawn"
-            )
+        _check_process(self.process)
+
+
+def _check_process(process: int) -> None:
+    if os.getpid() != process:
+        raise MiniresError(
+            "a GPU that was in use before a fork cannot be used after it; "
+            "start processes by multiprocessing's spawn"
+        )
 
 
 def open_gpu() -> Gpu:
@@ -40,9 +42,8 @@ def open_gpu() -> Gpu:
         raise MiniresError(
             "NUMBA_ENABLE_CUDASIM simulates a GPU, which cannot run inline PTX; unset it"
         )
-    opened_by.append(os.getpid())
-    process = opened_by[0]
-    Gpu("", OLDEST, 0, process).check_process()
+    for process in opened_by:
+        _check_process(process)
     try:
         device = cuda.get_current_device()
     except Exception as error:
@@ -56,7 +57,9 @@ def open_gpu() -> Gpu:
             f"{name} has compute capability {capability[0]}.{capability[1]}; backend "
             f'"cuda" needs {OLDEST[0]}.{OLDEST[1]} or newer; take backend numba'
         )
-    return Gpu(name, capability, device.MULTIPROCESSOR_COUNT, process)
+    if not opened_by:
+        opened_by.append(os.getpid())
+    return Gpu(name, capability, device.MULTIPROCESSOR_COUNT, os.getpid())
 
 
 @contextlib.contextmanager
