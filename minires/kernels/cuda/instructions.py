@@ -28,7 +28,6 @@ class Instruction:
     sums: Any  # the type of a sum
     capability: tuple[int, int]  # of the GPUs that have it, at least
     warp: bool  # whether a warp's lanes multiply together
-    idea: str
 
     @property
     def products(self) -> int:
@@ -56,23 +55,19 @@ def _multiply_words(
 def _mma(
     operands: str, item: int, sums: Any, types: str, capability: tuple[int, int]
 ) -> Instruction:
-    depth = 32 // item
     return Instruction(
         name=f"mma-{operands}",
         operands=operands,
         item=item,
-        mnemonic=f"mma.sync.aligned.m16n8k{depth}.row.col.{types}",
+        mnemonic=f"mma.sync.aligned.m16n8k{32 // item}.row.col.{types}",
         sums=sums,
         capability=capability,
         warp=True,
-        idea=f"16 x 8 sums of {depth} products by a warp's 32 lanes together",
     )
 
 
-FMA = Instruction("fma", "f32", 4, "fma.rn.f32", F32, (5, 0), False, "one product in each lane")
-DP4A = Instruction(
-    "dp4a", "u8s8", 1, "dp4a.u32.s32", I32, (6, 1), False, "four products in each lane"
-)
+FMA = Instruction("fma", "f32", 4, "fma.rn.f32", F32, (5, 0), warp=False)
+DP4A = Instruction("dp4a", "u8s8", 1, "dp4a.u32.s32", I32, (6, 1), warp=False)
 MMA_TF32 = _mma("tf32", 4, F32, "f32.tf32.tf32.f32", (8, 0))
 MMA_F16 = _mma("f16", 2, F32, "f32.f16.f16.f32", (8, 0))
 MMA_BF16 = _mma("bf16", 2, F32, "f32.bf16.bf16.f32", (8, 0))
