@@ -82,6 +82,7 @@ def add_classify(parser: Parser) -> None:
     text = "photographs, or folders of them"
     parser.add_argument("images", nargs="+", type=options.path, metavar="IMAGE|FOLDER", help=text)
     options.weights(parser)
+    options.own_network(parser)
     options.offline(parser)
     options.precision(parser)
     text = "compiled kernels, an NVIDIA GPU, or NumPy's definitions: %(default)s unless given"
@@ -96,7 +97,8 @@ def classify(arguments: Namespace) -> int:
     files = find_images(arguments.images)
     if not any(map(os.path.exists, files)):  # say so before 100 MB are downloaded in vain
         raise ImageError(f"{', '.join(map(str, files))}: no such file or folder")
-    model = api.resnet50(arguments.weights, arguments.precision, arguments.backend)
+    own = options.own(arguments)
+    model = api.resnet50(arguments.weights, arguments.precision, arguments.backend, **own)
     answers = api.classify_files(model, files, arguments.top, arguments.batch_size)
     told: list[dict[str, Any]] = []
     try:
@@ -131,6 +133,7 @@ def _tell_answer(
 def add_quantize(parser: Parser) -> None:
     """Add the options of `quantize`."""
     options.weights(parser)
+    options.own_network(parser)
     options.offline(parser)
     text = "photographs like those to come; those of the weights or the package unless given"
     parser.add_argument("--calibrate", type=options.path, metavar="FOLDER", help=text)
@@ -157,7 +160,7 @@ def quantize(arguments: Namespace) -> int:
     path, _ = download.resolve(weights)
     if output.exists() and output.samefile(path):
         raise MiniresError(f"{output}: holds the weights to quantize; name another file")
-    fp32 = api.resnet50(weights)
+    fp32 = api.resnet50(weights, **options.own(arguments))
     check_writable(output, int8_size(fp32.layers))  # now, because calibration takes a while
     preset = fp32.meta["preset"]
     photographs = Photographs(files, preset, lambda error: _complain(error, arguments))
@@ -189,6 +192,7 @@ def add_evaluate(parser: Parser) -> None:
     text = "with the columns file and label, labels being class numbers"
     parser.add_argument("--labels", type=options.path, required=True, metavar="CSV", help=text)
     options.weights(parser)
+    options.own_network(parser)
     options.offline(parser)
     options.precision(parser)
     text = "the precision to compare with: fp32 unless given, or none for a file that is in INT8"
@@ -205,7 +209,11 @@ def evaluate(arguments: Namespace) -> int:
     networks = choose_networks(
         arguments.precision, weights, arguments.against, arguments.against_weights
     )
-    models = [api.resnet50(of_model, precision) for precision, of_model in networks]
+    own = options.own(arguments)
+    models = [
+        api.resnet50(of_model, precision, **(own if of_model is weights else {}))
+        for precision, of_model in networks
+    ]
     result = evaluate_networks(
         models,
         arguments.folder,

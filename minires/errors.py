@@ -4,8 +4,10 @@ They are ``ValueError``s, so that code which knows nothing of minires can catch 
 line prints their text and exits with status 1, without a traceback.
 """
 
+import operator
 import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class MiniresError(ValueError):
@@ -24,13 +26,19 @@ class DownloadError(WeightsError):
     """Weights that could not be fetched, or that arrived with the wrong checksum."""
 
 
+class NoLayerError(MiniresError, KeyError):
+    """A name that no layer of a network has."""
+
+    __str__ = Exception.__str__  # KeyError's would put the sentence in quotes
+
+
 def short(value: object) -> str:
     """Write a value from outside, for an error: on one line, in at most 120 characters."""
     if isinstance(value, str) and value.isprintable():
         return f"{value:.120}"
     writer = reprlib.Repr()
     writer.maxlevel, writer.maxstring = 2, 120
-    return f"{writer.repr(value):.120}"
+    return f"{' '.join(writer.repr(value).split()):.120}"
 
 
 def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:
@@ -38,3 +46,20 @@ def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:
     known = tuple(known)
     if not isinstance(chosen, str) or chosen not in known:
         raise MiniresError(f"there is no {what} {short(repr(chosen))}; there is {', '.join(known)}")
+
+
+def check_whole(what: str, given: object, least: int = 1) -> int:
+    """Return a whole number, which may be NumPy's; for anything else raise `MiniresError`."""
+    try:
+        number = operator.index(given)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise MiniresError(f"{what} is {short(given)}; wanted a whole number of at least {least}")
+    return number
+
+
+def check_is(what: str, given: object, kind: Any, wanted: str) -> None:
+    """Raise `MiniresError` for what is not of the type, or the types, that are wanted."""
+    if not isinstance(given, kind):
+        raise MiniresError(f"{what} is {short(given)}; wanted {wanted}")

@@ -12,14 +12,22 @@ from typing import Any, ClassVar, NamedTuple
 
 from minires import preprocess, show
 from minires.backends import Backend, Engine, check_backend, check_parameters
-from minires.checkpoint import fp32_params, lock, read_only
-from minires.errors import MiniresError, check_choice
+from minires.checkpoint import (
+    check_state_dict,
+    count_classes,
+    fp32_params,
+    lock,
+    read_only,
+    state_dict_shapes,
+)
+from minires.errors import MiniresError, NoLayerError, check_choice, check_is, check_whole, short
 from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Record, Shape
 from minires.summary import enough_memory
 
 
 def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
     """List the layers in the order they run."""
+    num_classes = check_whole("num_classes", num_classes)
 
     def conv(
         name: str, inputs: tuple[str, ...], in_c: int, out_c: int, kernel: int, stride: int = 1
@@ -131,6 +139,9 @@ class ResNet50:
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         check_choice("precision", precision, self.operators)
+        check_is("layers", layers, Iterable, "those of resnet50_layers")
+        check_is("params", params, Mapping, "each layer's parameters by its name")
+        check_is("meta", meta, Mapping | None, "facts by their names")
         self._layers = tuple(layers)
         self._params = MappingProxyType({name: read_only(p) for name, p in params.items()})
         self._precision = precision
@@ -144,7 +155,8 @@ class ResNet50:
         cls, state: Mapping[str, Array], meta: Mapping[str, Any] | None = None
     ) -> "ResNet50":
         """Build the float32 network of a state_dict as torchvision's: OIHW, any classes."""
-        layers = resnet50_layers(num_classes=len(state["fc.bias"]))
+        layers = resnet50_layers(count_classes(state))
+        state = check_state_dict(state, state_dict_shapes(layers))
         return cls(layers, fp32_params(layers, state), meta=meta)
 
     @property
@@ -192,7 +204,7 @@ class ResNet50:
         """
         if self.backend != "numpy" and not any(layer.hooks for layer in self.layers):
             started = perf_counter()
-            preprocess.check_input(x)
+            x = preprocess.check_input(x)
             return self._engine(x, self.record, started)
         for step in self.steps(x):
             output = step.output
@@ -200,7 +212,7 @@ class ResNet50:
 
     def steps(self, x: Array) -> Iterator[Step]:
         """Walk through the network, stopping after each layer; the last output is the logits."""
-        preprocess.check_input(x)
+        x = preprocess.check_input(x)
         last_reader = {name: layer for layer in self.layers for name in layer.inputs}
         outputs: dict[str, Array] = {}
         for layer in self.layers:
@@ -235,9 +247,9 @@ class ResNet50:
     def __getitem__(self, name: str) -> Layer:
         """Find a layer by its name, for example to hook it."""
         for layer in self.layers:
-            if layer.name == name:
+            if isinstance(name, str) and layer.name == name:
                 return layer
-        raise KeyError(f"no layer is called {name!r}; print(model) lists them")
+        raise NoLayerError(f"no layer is called {short(repr(name))}; print(model) lists them")
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from minires.errors import MiniresError
+from minires.errors import MiniresError, short
 
 _chosen: int | None = None
 
@@ -118,7 +118,7 @@ def set_num_threads(count: int) -> None:
         wanted = 0
     if not 1 <= wanted <= _most():
         raise MiniresError(
-            f"{count!r} threads cannot be had; wanted 1 to {_most()}, and NUMBA_NUM_THREADS "
+            f"{short(count)} threads cannot be had; wanted 1 to {_most()}, and NUMBA_NUM_THREADS "
             "allows more"
         )
     _chosen = wanted

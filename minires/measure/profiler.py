@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minires.errors import MiniresError
+from minires.errors import MiniresError, check_is
 from minires.layers import Array, Layer, PhaseTime, Record, Shape
 from minires.measure import plots
 from minires.measure.groups import GROUPS, SORTS, kind_of
@@ -134,6 +134,7 @@ class Profile:
     """A profile, made by `profile`. It records while its with statement lasts."""
 
     def __init__(self, model: ResNet50, callback: Callable[[Event], None] | None = None) -> None:
+        check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
         self.model, self.callback = model, callback
         self.precision, self.backend = model.precision, model.backend
         self._events: list[Event] = []

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from minires.checkpoint import lock
+from minires.errors import check_is
 from minires.layers import Array, FloatParams, Int8Params
 from minires.model import ResNet50
 from minires.quantize.calibrate import STORED_CALIBRATION, Calibration
@@ -62,6 +63,8 @@ def quantize_model(model: ResNet50, calibration: Calibration) -> ResNet50:
     ResNet50
         With precision "int8"; its layers know their outputs' scale and zero point.
     """
+    check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
+    check_is("calibration", calibration, Calibration, "what minires.quantize.calibrate returns")
     qparams = {name: qparams_of_range(*limits) for name, limits in calibration.ranges.items()}
     qparams["maxpool"] = qparams["conv1"]  # a max-pool computes no new value: it picks one
     layers = [replace(layer, qparams=qparams.get(layer.name)) for layer in model.layers]
