@@ -189,7 +189,7 @@ def _better_isas(isa: ISA, operands: str) -> list[ISA]:
     """List the sets for more rungs like `panels`: the one before VNNI, and the machine's own."""
     if isa.name == GENERIC.name:
         return []
-    name = f"{'avx512' if isa.lanes == 16 else 'avx2'}, vpmaddubsw"
+    name = f"{'avx512' if isa.lanes == 16 else 'avx2'}-vpmaddubsw"
     before = [ISAS[name]] if operands == "u8s8" and ISAS[name].features <= isa.features else []
     return list(dict.fromkeys([*before, isa]))
 

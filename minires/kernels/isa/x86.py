@@ -3,7 +3,7 @@
 To add an instruction, write a function that emits ``acc + a * b``, and describe it as an
 `Instruction`. To add a set, write an `ISA` at the end of this file, and list it in
 ``isa/__init__.py`` ahead of those that it should win over. A CPU has a set if it has all of its
-`features`, which have LLVM's names; you choose the set's own name, in which only "_" is taken. Then
+`features`, which have LLVM's names; you choose the set's own name, without "_" or ",". Then
 run ``tests/kernels/test_microkernel.py``. On any CPU it looks for the instruction in the assembly;
 on a CPU that has it, it compares the results with the definition, bit for bit in INT8. If GNU's
 assembler spells a new feature in another way than LLVM, add that to ``test_compile.py`` beside it.
@@ -176,7 +176,7 @@ AVX512BF16 = replace(
 BEFORE_VNNI = [
     replace(
         isa,
-        name=f"{isa.name}, vpmaddubsw",
+        name=f"{isa.name}-vpmaddubsw",
         instructions={**isa.instructions, "u8s8": VPMADDUBSW_SPLIT},
     )
     for isa in (AVX2, AVX512)
