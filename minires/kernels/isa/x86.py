@@ -13,19 +13,13 @@ from dataclasses import replace
 
 from minires.kernels.ir import I8, I16, LLVM_22, BFloat, Builder, Value, call, constant, opaque
 from minires.kernels.ir import vector as vector_of
-from minires.kernels.isa.generic import of_halves
+from minires.kernels.isa.generic import fma, of_halves
 from minires.kernels.isa.instruction import ISA, Instruction
 
 # Emitting. acc, a and b are vectors of 32-bit lanes. a holds one group of a row of activations, the
 # same in every lane; b holds a group of weights for a different column in every lane. An emitter
 # casts them to the types that LLVM wants for its instruction. From LLVM 22 on those are vectors of
 # the elements, such as <64 x i8>; before, they were vectors of i32.
-
-
-def fma(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
-    """Add one product, rounded once: vfmadd231ps."""
-    a, b = (builder.bitcast(v, acc.type) for v in (a, b))
-    return call(builder, f"llvm.fma.v{acc.type.count}f32", acc.type, a, b, acc)
 
 
 def vdpbf16ps(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
