@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from minires import api, download, options
 from minires.api import BACKENDS
+from minires.doctor import add_doctor, doctor
 from minires.errors import ImageError, MiniresError
 from minires.evaluate import choose_networks, evaluate_networks, format_evaluation, read_labels
 from minires.images import find_images
@@ -273,6 +274,7 @@ COMMANDS = [
     (measuring.peak, measuring.add_peak),
     (measuring.roofline, measuring.add_roofline),
     (weights, add_weights),
+    (doctor, add_doctor),
 ]
 
 

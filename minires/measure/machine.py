@@ -115,13 +115,18 @@ def _keep(precision: str, roofs: Roofs) -> None:
 
 def describe_machine() -> str:
     """Describe the machine in a line: the CPU, the instruction set in use, the threads."""
-    name = platform.processor() or platform.machine()
+    threads = get_num_threads()
+    return f"{cpu_name()}, {choose_isa().name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def cpu_name() -> str:
+    """Ask the system what CPU this is; platform knows only its family on most of them."""
     with contextlib.suppress(OSError):  # not Linux
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        names = [line.partition(":")[2] for line in info.splitlines() if "model name" in line]
-        name = names[0].strip() if names else name
-    threads = get_num_threads()
-    return f"{name}, {choose_isa().name}, {threads} thread{'s' if threads > 1 else ''}"
+        for line in info.splitlines():
+            if "model name" in line:
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def warnings_about(peaks: list[Peak]) -> list[str]:
