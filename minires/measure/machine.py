@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +123,12 @@ def describe_machine() -> str:
 
 def cpu_name() -> str:
     """Ask the system what CPU this is; platform knows only its family on most of them."""
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        with contextlib.suppress(OSError):
+            told = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+            if told.stdout.strip():
+                return told.stdout.strip()
     with contextlib.suppress(OSError):  # not Linux
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         for line in info.splitlines():

@@ -1,6 +1,7 @@
 """What is said of the machine, and when a reader is warned."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,15 @@ def test_a_quiet_machine_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> No
     assert "fma differ by 30%" in machine.warnings_about([peak(), peak(0.3)])[0]
     monkeypatch.setattr(machine, "cpu_quota", lambda: 0.5)
     assert "quota allows 0.5" in machine.warnings_about([peak()])[0]
+
+
+def test_macos_is_asked_for_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = SimpleNamespace(stdout="Apple M4 Pro\n")
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: told)
+    assert machine.cpu_name() == "Apple M4 Pro"
+    told.stdout = ""  # it does not know that name: then as elsewhere
+    assert machine.cpu_name() != ""
 
 
 def test_a_rate_that_no_cpu_has_is_not_explained_away() -> None:
