@@ -203,6 +203,19 @@ def test_what_is_set_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch
     assert minires.get_num_threads() == MOST
 
 
+def test_where_the_system_tells_of_no_affinity_all_cores_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on macOS and Windows, which have neither quotas nor /sys."""
+    monkeypatch.delattr(module.os, "sched_getaffinity", raising=False)
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(module, "_quota", lambda: None)
+    assert minires.get_num_threads() == 12
+    monkeypatch.setattr(module.os, "cpu_count", lambda: None)
+    assert minires.get_num_threads() == 1
+
+
 def test_numpys_numbers_count() -> None:
     minires.set_num_threads(np.int64(1))  # type: ignore[arg-type]
     assert minires.get_num_threads() == 1
