@@ -141,7 +141,7 @@ def test_a_file_can_be_read_in_one_go(name: str) -> None:
 
 
 # Rooms of the package that a reader can leave out, and how many lines each may have.
-ROOMS = {"kernels/cuda/": 1_750, "ladder/": 1_600, "measure/gpu": 430}
+ROOMS = {"kernels/cuda/": 1_850, "ladder/": 1_600, "measure/gpu": 430}
 
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:

@@ -59,9 +59,7 @@ class Engine:
             packed = {
                 layer.name: self._pack(layer) for layer in layers if layer.op in ("conv", "linear")
             }
-            self.launcher = Launcher(
-                self.form, self.tiling, instruction, self.gpu.processors, params, packed
-            )
+            self.launcher = Launcher(self.form, self.tiling, instruction, self.gpu, params, packed)
         self.programs: dict[Shape, Program] = {}
 
     def __call__(

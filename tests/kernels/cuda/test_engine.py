@@ -147,13 +147,26 @@ def test_an_instruction_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIRES_ISA", "avx2")  # a CPU's: it says nothing of the GPU
     assert choose_instruction("u8s8", (9, 0)).name == "mma-u8s8"
     monkeypatch.setenv("MINIRES_ISA", "tensor-core")
-    with pytest.raises(MiniresError, match="for a GPU it may be tensor-cores, cuda-cores"):
+    with pytest.raises(MiniresError, match="for a GPU it may be tensor-cores, turing, cuda-cores"):
         choose_instruction("u8s8", (9, 0))
 
 
 def test_an_old_gpu_is_told() -> None:
-    with pytest.raises(MiniresError, match=r"compute capability 7\.5.*needs 8\.0"):
-        choose_instruction("u8s8", (7, 5))
+    with pytest.raises(MiniresError, match=r"compute capability 7\.5, and mma-bf16 needs 8\.0"):
+        choose_instruction("bf16", (7, 5))
+    assert choose_instruction("u8s8", (7, 0)).name == "dp4a", "the best that it has"
+
+
+def test_a_turing_card_multiplies_in_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_instruction("u8s8", (7, 5)).name == "mma-small-u8s8"
+    assert choose_instruction("f16", (7, 5)).name == "mma-small-f16"
+    assert choose_instruction("f32", (7, 5)).name == "fma"
+    monkeypatch.setattr(driver, "open_gpu", lambda: pretend.GPU._replace(capability=(7, 5)))
+    x, engine = seeded_input((1, 3, 32, 32)), laid_out("int8")
+    assert_same(engine(x), bundled("int8")(x))
+    assert engine.launcher.gemms
+    assert all(gemm.turing for gemm in engine.launcher.gemms)
+    assert {gemm.instruction for gemm in engine.launcher.gemms} == {"mma-small-u8s8"}
 
 
 @pytest.mark.parametrize(
