@@ -142,11 +142,11 @@ def test_a_file_can_be_read_in_one_go(name: str) -> None:
 
 # Rooms of the package that a reader can leave out, and how many lines each may have.
 ROOMS = {
-    "kernels/cuda/": 1_750,
+    "doctor.py": 380,
+    "kernels/cuda/": 1_850,
     "kernels/isa/arm.py": 190,
     "ladder/": 1_600,
-    "measure/gpu.py": 260,
-    "doctor.py": 380,
+    "measure/gpu": 430,
 }
 
 
