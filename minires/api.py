@@ -40,7 +40,14 @@ FORMAT = "minires-float"  # marks .safetensors files that tell categories, prese
 
 
 class Prediction(NamedTuple):
-    """One label for an image."""
+    """One label for an image.
+
+    Examples
+    --------
+    >>> best = minires.classify("examples/images/cat.jpg", model=model)[0]
+    >>> best.label, best.index
+    ('cat', 3)
+    """
 
     label: str
     probability: float  # softmax of the logits, 0 to 1
@@ -136,6 +143,14 @@ def resnet50(
         the classes.
     WeightsError
         For weights that cannot be found, fetched or read, or that belong to another network.
+
+    Examples
+    --------
+    >>> minires.resnet50("CIFAR10", "int8", backend="numpy")
+    ResNet50(CIFAR10, int8, numpy, 10 classes, 64 x 64 pixels)
+    >>> names = [f"kind {number}" for number in range(10)]
+    >>> minires.resnet50("CIFAR10", categories=names, preset="CIFAR10").meta["categories"][:2]
+    ['kind 0', 'kind 1']
     """
     check_choice("precision", precision, OPERATORS)
     check_backend(ResNet50.backends, backend, precision)
@@ -248,6 +263,12 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[Predictions]:
     ------
     MiniresError
         For an invalid input or top, and for logits that are not finite.
+
+    Examples
+    --------
+    >>> [[best]] = minires.predict(model, x, top=1)
+    >>> f"{best.label} {best.probability:.0%}"
+    'cat 92%'
     """
     top = check_whole("top", top)
     check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
@@ -290,6 +311,13 @@ def classify(
     ------
     ImageError
         For an image that cannot be used, or for several images.
+
+    Examples
+    --------
+    >>> for label, probability, index in minires.classify("examples/images/cat.jpg", 2, "CIFAR10"):
+    ...     print(f"{label} {probability:.0%}")
+    cat 92%
+    frog 1%
     """
     if isinstance(image, list | tuple):
         raise ImageError("classify takes one image; for several, preprocess and predict")

@@ -136,6 +136,11 @@ def available_weights() -> list[str]:
     -------
     list of str
         Sorted.
+
+    Examples
+    --------
+    >>> minires.available_weights()
+    ['CIFAR10', 'IMAGENET1K_V1', 'IMAGENET1K_V2']
     """
     return sorted(_manifest())
 
@@ -157,6 +162,11 @@ def get_weights(name: str) -> Weights:
     ------
     WeightsError
         For an unknown name.
+
+    Examples
+    --------
+    >>> minires.get_weights("IMAGENET1K_V2").meta["accuracy"]
+    {'acc@1': 80.858, 'acc@5': 95.434}
     """
     manifest = _manifest()
     if not isinstance(name, str) or name not in manifest:

@@ -11,19 +11,51 @@ from typing import Any
 
 
 class MiniresError(ValueError):
-    """Something given to minires cannot be used. The text tells what, and what to do."""
+    """Something given to minires cannot be used. The text tells what, and what to do.
+
+    Examples
+    --------
+    >>> model(x.astype(np.float64))
+    Traceback (most recent call last):
+        ...
+    minires.errors.MiniresError: x is a float64 array; wanted a float32 array, ...
+    """
 
 
 class ImageError(MiniresError):
-    """A file or an array that is not a usable image."""
+    """A file or an array that is not a usable image.
+
+    Examples
+    --------
+    >>> minires.load_image(b"text")
+    Traceback (most recent call last):
+        ...
+    minires.errors.ImageError: the bytes given: empty, or not an image of a kind that is read: ...
+    """
 
 
 class WeightsError(MiniresError):
-    """Weights that cannot be read, or that do not belong to a ResNet-50."""
+    """Weights that cannot be read, or that do not belong to a ResNet-50.
+
+    Examples
+    --------
+    >>> minires.resnet50("IMAGENET1K")
+    Traceback (most recent call last):
+        ...
+    minires.errors.WeightsError: IMAGENET1K: no such file, and no weights are called ...
+    """
 
 
 class DownloadError(WeightsError):
-    """Weights that could not be fetched, or that arrived with the wrong checksum."""
+    """Weights that could not be fetched, or that arrived with the wrong checksum.
+
+    Examples
+    --------
+    >>> minires.resnet50("IMAGENET1K_V1")  # without a network
+    Traceback (most recent call last):
+        ...
+    minires.errors.DownloadError: IMAGENET1K_V1 is not on this machine and ...
+    """
 
 
 class NoLayerError(MiniresError, KeyError):

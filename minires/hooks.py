@@ -13,6 +13,12 @@ class HookHandle:
 
     Take it off by ``remove()``, or use it in a with statement, which does so at its end. An array
     that the hook returns takes the output's place.
+
+    Examples
+    --------
+    >>> with model["conv1"].register_forward_hook(lambda layer, *_: print(layer.name)):
+    ...     logits = model(x)
+    conv1
     """
 
     hooks: list["HookHandle"] = field(repr=False)  # those of the same layer

@@ -122,6 +122,11 @@ def load_image(source: ImageSource) -> Image.Image:
     ImageError
         For what cannot be opened, is no image, is incomplete, has more pixels than
         ``PIL.Image.MAX_IMAGE_PIXELS`` or is over 1000 times as long as it is wide.
+
+    Examples
+    --------
+    >>> minires.load_image("examples/images/cat.jpg").size
+    (451, 300)
     """
     with open_image(source) as decoded:
         image, row = Image.new("RGB", decoded.size), 0

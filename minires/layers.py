@@ -31,6 +31,11 @@ class Layer:
 
     It cannot be changed, because compiled kernels are laid out for it: `dataclasses.replace` makes
     another one, without hooks. Hooks can be put on and taken off at any time.
+
+    Examples
+    --------
+    >>> model["layer2.0.conv2"].output_shape((1, 16, 16, 128))
+    (1, 8, 8, 128)
     """
 
     name: str  # torchvision's name of the convolution, pool or linear layer

@@ -34,6 +34,12 @@ class Preset:
         on the scale 0 to 1.
     enlarge : int, optional
         The side to which the square is enlarged at the end.
+
+    Examples
+    --------
+    >>> preset = minires.Preset(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    >>> minires.preprocess("examples/images/cat.jpg", preset).shape
+    (1, 3, 224, 224)
     """
 
     resize: int
@@ -120,6 +126,12 @@ def preprocess(images: ImageSource | Sequence[ImageSource], preset: Preset) -> A
     ------
     ImageError
         For an empty list, or for the first image that cannot be used.
+
+    Examples
+    --------
+    >>> two = ["examples/images/cat.jpg", np.zeros((480, 640, 3), np.uint8)]
+    >>> minires.preprocess(two, model.meta["preset"]).shape
+    (2, 3, 64, 64)
     """
     if not isinstance(preset, Preset):
         raise MiniresError(

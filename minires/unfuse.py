@@ -34,6 +34,14 @@ def unfuse(state: Mapping[str, Array], meta: Mapping[str, Any] | None = None) ->
     ------
     WeightsError
         For tensors that do not belong to a ResNet-50.
+
+    Examples
+    --------
+    >>> from minires.unfuse import unfuse
+    >>> state = minires.checkpoint.read_checkpoint("weights/resnet50_cifar10.safetensors")
+    >>> apart = unfuse(state)
+    >>> [step.name for step in apart.steps(x)][1:4]
+    ['conv1', 'bn1', 'relu1']
     """
     layers = resnet50_layers(count_classes(state))
     state = check_state_dict(state, state_dict_shapes(layers))

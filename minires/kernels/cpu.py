@@ -179,6 +179,12 @@ def set_num_threads(count: int) -> None:
     ------
     MiniresError
         For any other number.
+
+    Examples
+    --------
+    >>> minires.set_num_threads(1)
+    >>> minires.get_num_threads()
+    1
     """
     global _chosen
     try:
@@ -202,6 +208,11 @@ def get_num_threads() -> int:
         The number that `set_num_threads` was last given. If it was not called, OMP_NUM_THREADS,
         but at most the number of cores or NUMBA_NUM_THREADS. If none of these is set, at most as
         many as a container's quota of CPU time can keep busy.
+
+    Examples
+    --------
+    >>> minires.get_num_threads() >= 1
+    True
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     default = max(1, int(wanted)) if wanted.isdecimal() else _default()

@@ -425,6 +425,13 @@ def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) ->
     -------
     Profile
         Its table, to_json, export_chrome_trace and plot tell where the time went.
+
+    Examples
+    --------
+    >>> with minires.profile(model) as prof:
+    ...     logits = model(x)
+    >>> len(prof.rows())
+    57
     """
     return Profile(model, callback)
 

@@ -51,6 +51,11 @@ def calibrate(model: ResNet50, batches: Iterable[Array], observer: str = "mse") 
     MiniresError
         For a network that is quantized already, an unknown observer, no images, or NaN or infinity
         on an edge.
+
+    Examples
+    --------
+    >>> minires.quantize.calibrate(model, [x], "minmax").ranges["conv1"][0]
+    0.0
     """
     check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
     check_is("batches", batches, Iterable, "several inputs of the network, in a list or one by one")

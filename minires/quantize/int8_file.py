@@ -56,6 +56,11 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
     MiniresError
         For a network in another precision, for a meta or scales that `load_int8` would refuse, and
         for a place that cannot be written to.
+
+    Examples
+    --------
+    >>> int8 = minires.resnet50("CIFAR10", "int8")
+    >>> minires.quantize.save_int8(int8, folder / "int8.safetensors")
     """
     check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
     if model.precision not in SAME_PARAMETERS[1]:
@@ -137,6 +142,13 @@ def load_int8(path: str | os.PathLike[str]) -> ResNet50:
     ------
     WeightsError
         For a file that is damaged, of another format or version, or of another network.
+
+    Examples
+    --------
+    >>> int8 = minires.resnet50("CIFAR10", "int8")
+    >>> minires.quantize.save_int8(int8, folder / "int8.safetensors")
+    >>> minires.quantize.load_int8(folder / "int8.safetensors").precision
+    'int8'
     """
     with naming(path), opened(path) as file:
         header, text = read_header(file)
