@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minires.errors import MiniresError, WeightsError, short
 from minires.metadata import check_categories, read_json
 
@@ -48,7 +50,7 @@ def told_categories(beside: Mapping[str, Any], classes: int) -> list[str] | None
     for told in beside.values():
         try:
             given = read_json(told) if isinstance(told, str) else told
-            names = read_categories(None if isinstance(given, str) else given)
+            names = read_categories(given if isinstance(given, list | dict) else None)
         except MiniresError:
             continue  # by this name the script keeps something else
         if len(names) == classes:
@@ -80,8 +82,8 @@ def _folders(path: Path) -> Iterable[str]:
 
 def _in_order(given: object) -> object:
     """Turn a mapping of names and numbers into a list; anything else is looked at later."""
-    if hasattr(given, "tolist"):
-        given = given.tolist()  # NumPy's
+    if isinstance(given, np.ndarray):
+        given = given.tolist()
     if not isinstance(given, Mapping):
         return list(given) if isinstance(given, tuple) else given
     pairs = [(key, name) if _is_number(key) else (name, key) for key, name in given.items()]
@@ -97,4 +99,4 @@ def _is_number(value: object) -> bool:
     """Tell a class's number, which JSON has as text where it is a key."""
     if isinstance(value, str):
         return value.isdecimal() and value.isascii() and len(value) < 7
-    return hasattr(value, "__index__")
+    return isinstance(value, int | np.integer)

@@ -28,7 +28,7 @@ from minires.unpickle import widen
 MOST_FILE = 2**30  # bytes; a ResNet-50 in float64, with its optimizer's state, has 600 MB
 MOST_HEADER = 2**23  # bytes of a .safetensors file's header; a ResNet-50's has 30 KB
 MOST_SHARDS = 64
-SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")  # Hugging Face's names
+SHARD = re.compile(r"(.+)-\d{5}-of-(?!00001)\d{5}(\.\w+)")  # Hugging Face's names
 BF16 = "BF16"
 SAFETENSORS_TYPES = (
     *("F64", "F32", "F16", BF16),

@@ -281,8 +281,8 @@ def _known(module: Any, name: Any) -> Any:
             return _make_fields
     asked = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "a value"
     raise WeightsError(
-        f"refused, because loading it would call {asked!r:.80}; wanted tensors: where it was made, "
-        'torch.save(model.state_dict(), "weights.pth")'
+        f"refused, because loading it would call {asked!r:.80}; save its tensors alone, "
+        'where its code is: torch.save(model.state_dict(), "weights.pth")'
     )
 
 

@@ -60,6 +60,7 @@ def test_folders_of_photographs_name_the_classes(tmp_path: Path) -> None:
         (["cat", "dog", 7], "7 is given as a name; wanted printable text"),
         (["cat", "dog", "\x1b[2J"], "is given as a name; wanted printable text"),
         (["cat", "dog", "a" * 201], "of at most 200 characters"),
+        ({"cat": np.ones(3)}, "the categories are None"),
         (3, "the categories are 3; wanted a list of names"),
         (object(), "the categories are <object"),
         (float("nan"), "the categories are nan"),
@@ -84,5 +85,6 @@ def test_what_a_script_saved_is_taken_where_it_fits() -> None:
     assert told_categories({"class_names": NAMES}, 3) == NAMES
     assert told_categories({"class_names": json.dumps(NAMES)}, 3) == NAMES
     assert told_categories({"classes": 3, "class_to_idx": NUMBERS}, 3) == NAMES
-    for misfit in NAMES[:2], 3, "names.txt", None, {"a": {}}, ["a", "b", None]:
+    tensors = {"cat": np.ones(3)}, np.array(NAMES), {"cat": {}, 1: np.ones(3)}
+    for misfit in *tensors, NAMES[:2], 3, "names.txt", None, {"a": {}}, ["a", "b", None]:
         assert told_categories({"classes": misfit}, 3) is None

@@ -272,6 +272,8 @@ def test_an_index_names_the_files(file: Path) -> None:
     assert [Path(path).name for path in files_of(file)] == names
     assert files_of(file.parent / "b.bin") == [str(file.parent / "b.bin")]
     refusal(file.parent / names[1], "one of several parts", "index, a.safetensors.index.json")
+    whole = (file.parent / names[1]).rename(file.parent / "a-00001-of-00001.safetensors")
+    assert list(read_checkpoint(whole)) == ["a"]
 
 
 @by_pytorch
