@@ -41,6 +41,7 @@ def ladder(arguments: Namespace) -> int:
     """Climb from a convolution's definition to the engine: check each rung, then time it."""
     from minires.measure.text import around
 
+    arguments.precisions = options.chosen_precisions(arguments)
     _check_precisions(arguments)
     mark, climb = LADDERS[arguments.backend]
     if arguments.plot:
@@ -124,6 +125,7 @@ def profile(arguments: Namespace) -> int:
         raise MiniresError("--trace is of steps, and --latency of the whole way; give one of them")
     if arguments.latency and arguments.backend != "numba":
         raise MiniresError("--latency is of the CPU's kernels; leave --backend out")
+    arguments.precisions = options.chosen_precisions(arguments)
     _check_precisions(arguments)
     load_image(arguments.image)  # a bad image should be told before weights are downloaded
     data = arguments.image.read_bytes()
@@ -239,6 +241,7 @@ def roofline(arguments: Namespace) -> int:
 
     if arguments.plot:
         plots.check(arguments.plot)
+    arguments.precisions = options.chosen_precisions(arguments)
     shape = (arguments.batch, 3, *arguments.size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)  # fine for measuring speed
     weights = options.chosen_weights(arguments)
