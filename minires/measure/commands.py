@@ -156,6 +156,7 @@ def _tell_latency(models: dict[str, ResNet50], data: bytes, arguments: Namespace
 def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespace) -> None:
     from minires.measure import machine, profiler, waterfall
     from minires.measure.text import to_json
+    from minires.measure.trace import write_chrome_trace
 
     runs = arguments.runs or 30
     first = next(iter(models.values()))
@@ -170,7 +171,7 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
     if {"fp32", "int8"} <= models.keys() and arguments.backend == "numba":
         fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
     if arguments.trace:
-        profiler.write_chrome_trace(arguments.trace, list(profiles.values()))
+        write_chrome_trace(arguments.trace, list(profiles.values()))
     if arguments.plot and fall:
         waterfall.plot_waterfall(fall, arguments.plot)
     elif arguments.plot:

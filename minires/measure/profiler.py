@@ -1,10 +1,9 @@
 """Where a network's time goes: step by step, and phase by phase if a step has phases."""
 
-import json
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from minires.errors import MiniresError
@@ -13,6 +12,7 @@ from minires.measure import plots
 from minires.measure.groups import GROUPS, SORTS, kind_of
 from minires.measure.machine import Roofs, describe_machine, known_roofs
 from minires.measure.text import format_columns, to_json
+from minires.measure.trace import write_chrome_trace
 from minires.measure.trust import (
     doubt_share,
     doubt_spread,
@@ -38,6 +38,7 @@ class Event(NamedTuple):
     started: float  # seconds, as time.perf_counter counts them
     ended: float
     phases: tuple[PhaseTime, ...]  # empty for a compiled step
+    thread: str  # the name of Python's thread that called the network
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -138,6 +139,7 @@ class Profile:
         self.precision, self.backend = model.precision, model.backend
         self._events: list[Event] = []
         self._told: list[tuple[Any, ...]] = []  # records that are not turned into events yet
+        self._counted: dict[tuple[Layer, Shape], Work] = {}
         self._before: Record | None = None
         self._on = False
 
@@ -162,7 +164,8 @@ class Profile:
     ) -> None:
         if self._before:
             self._before(layers, shape, call, times, phases)
-        self._told.append((layers, shape, call, times, tuple(phases)))
+        thread = threading.current_thread().name
+        self._told.append((layers, shape, call, times, tuple(phases), thread))
         if self.callback:
             for event in self.events[-len(layers) :]:
                 self.callback(event)
@@ -170,9 +173,9 @@ class Profile:
     @property
     def events(self) -> list[Event]:
         """All steps, in the order they ran. They are made when you ask, not during a run."""
-        for layers, shape, call, times, phases in self._told:
+        for layers, shape, call, times, phases, thread in self._told:
             for layer, (started, ended) in zip(layers, times, strict=True):
-                step = Event(layer, shape, call, float(started), float(ended), phases)
+                step = Event(layer, shape, call, float(started), float(ended), phases, thread)
                 self._events.append(step)
         self._told.clear()
         return self._events
@@ -230,9 +233,8 @@ class Profile:
             roofs = roofs or known_roofs(self.precision)
         roofs = roofs._replace(weights=weights) if roofs else None
         found: dict[str, Row] = {}
-        work: dict[tuple[Layer, Shape], Work] = {}
         for event in self.events:
-            done = work.get(event[:2]) or work.setdefault(event[:2], self._work(*event[:2]))
+            done = self._work(event)
             for i, (phase, seconds) in enumerate(event.seconds.items()):
                 name, kind = GROUPS[group](event.layer, phase), kind_of(event.layer)
                 row = found.get(name, Row(name, kind, 0, 0.0, 0, 0, 0, roofs))
@@ -247,8 +249,12 @@ class Profile:
                 )
         return sorted(found.values(), key=SORTS[sort])
 
-    def _work(self, layer: Layer, shape: Shape) -> Work:
+    def _work(self, event: Event) -> Work:
         """Count a step's multiplications, and the bytes that each phase reads and writes."""
+        layer, shape = event.layer, event.shape
+        key = layer, shape
+        if key in self._counted:
+            return self._counted[key]
         rows = summarize(self.model.layers, shape[2], shape[3], shape[0])
         shapes = {row.name: row.output_shape for row in rows}
         size = ACTIVATION_BYTES[self.precision]
@@ -270,7 +276,8 @@ class Profile:
             "quantize": acc + size * y,
             layer.op: x_size * x + size * residual + y_size * y,
         }
-        return Work(macs, moved, size * w if macs else 0)
+        self._counted[key] = Work(macs, moved, size * w if macs else 0)
+        return self._counted[key]
 
     def table(self, group: str = "step", sort: str = "order", roofs: Roofs | None = None) -> str:
         """Lay the rows out as text, with their sum at the end; all figures are means of one run.
@@ -367,7 +374,10 @@ class Profile:
         return to_json(document | {"rows": found})
 
     def export_chrome_trace(self, path: str | os.PathLike[str]) -> None:
-        """Write a file that Perfetto and chrome://tracing open: see `write_chrome_trace`.
+        """Write a file that https://ui.perfetto.dev and chrome://tracing open.
+
+        In it each thread that called the network has a row, with spans for runs, stages, steps and
+        phases.
 
         Parameters
         ----------
@@ -452,26 +462,3 @@ def profile_in_turns(
         measure, lambda profiles: [doubt for prof in profiles.values() for doubt in prof.doubts]
     )
     return found
-
-
-def write_chrome_trace(path: str | os.PathLike[str], profiles: Sequence[Profile]) -> None:
-    """Write when each step ran as JSON in the Trace Event Format, which Perfetto opens.
-
-    Each profile is a process there, with its steps and, if they have any, their phases beneath.
-    """
-    spans: list[dict[str, Any]] = []
-    start = min((prof.events[0].started for prof in profiles if prof.events), default=0.0)
-    for pid, prof in enumerate(profiles, start=1):
-        spans.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": prof.title}})
-        counted: dict[tuple[Layer, Shape], Work] = {}
-        for event in prof.events:
-            key = event[:2]
-            work = counted.get(key) or counted.setdefault(key, prof._work(*key))
-            moved = sum(work.bytes[phase] for phase in event.seconds)
-            step = (event.layer.name, event.started, event.ended)
-            for name, started, ended in [step, *event.phases]:
-                span = {"name": name, "cat": kind_of(event.layer), "ph": "X", "pid": pid, "tid": 1}
-                span |= {"ts": 1e6 * (started - start), "dur": 1e6 * (ended - started)}
-                spans.append(span)
-            spans[-1 - len(event.phases)]["args"] = {"macs": work.macs, "bytes": moved}
-    Path(path).write_text(json.dumps({"traceEvents": spans, "displayTimeUnit": "ms"}), "utf-8")
