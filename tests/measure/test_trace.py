@@ -13,7 +13,7 @@ from minires.measure.trace import write_chrome_trace
 from minires.model import ResNet50
 from tests.seeded_weights import seeded_input
 
-X = seeded_input((2, 3, 64, 64))
+X = seeded_input((2, 3, 32, 32))
 OUTER = {"stage": "run", "step": "stage", "phase": "step"}
 
 
@@ -76,7 +76,7 @@ def test_spans_are_runs_stages_steps_and_phases(
     (first, *_) = (event for event in events if event.get("cat") == "run")
     assert first["args"] == {"images": 2}
     stem = next(event for event in events if event["name"] == "conv1" and event["cat"] == "step")
-    assert stem["args"]["macs"] == 2 * 32 * 32 * 147 * 64
+    assert stem["args"]["macs"] == 2 * 16 * 16 * 147 * 64
     assert stem["args"]["operator"] == "conv 7x7/2"
 
 
