@@ -138,8 +138,9 @@ def input_size(parser: Parser) -> None:
 
 
 def plot(parser: Parser) -> None:
-    """Add --plot."""
+    """Add --plot and --dark."""
     parser.add_argument("--plot", metavar="FILE", help="draw it too: a .png, .svg or .pdf file")
+    parser.add_argument("--dark", action="store_true", help="draw on black")
 
 
 def json_answer(parser: _ActionsContainer) -> None:

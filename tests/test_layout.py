@@ -141,12 +141,12 @@ def test_a_file_can_be_read_in_one_go(name: str) -> None:
 
 
 # Rooms of the package that a reader can leave out, and how many lines each may have.
-ROOMS = {"kernels/cuda/": 1_750, "ladder/": 1_600, "measure/gpu.py": 260}
+ROOMS = {"kernels/cuda/": 1_750, "ladder/": 1_640, "measure/gpu.py": 260}
 
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 10_250
+    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 10_520
 
 
 @pytest.mark.parametrize("room", ROOMS)

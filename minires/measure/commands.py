@@ -16,6 +16,7 @@ from minires.errors import MiniresError
 from minires.images import load_image
 from minires.measure import plots
 from minires.measure.groups import GROUPS, SORTS
+from minires.measure.session import rounds, session
 from minires.model import ResNet50
 from minires.notice import tell
 from minires.options import Parser
@@ -29,6 +30,8 @@ def add_ladder(parser: Parser) -> None:
     """Add the options of `ladder`."""
     options.precisions(parser, "fp32", "int8")
     _backend(parser)
+    options.threads(parser)
+    _quick(parser)
     options.plot(parser)
     text = (
         "put the table between two marks in a Markdown file: <!-- ladder --> and <!-- /ladder -->"
@@ -41,14 +44,12 @@ def ladder(arguments: Namespace) -> int:
     """Climb from a convolution's definition to the engine: check each rung, then time it."""
     from minires.measure.text import around
 
-    arguments.precisions = options.chosen_precisions(arguments)
-    _check_precisions(arguments)
+    _check(arguments)
     mark, climb = LADDERS[arguments.backend]
-    if arguments.plot:
-        plots.check(arguments.plot)
     if arguments.update:  # a bad file should be told before measuring, which takes a minute
         around(arguments.update, mark)
-    table = climb(arguments)
+    with session(arguments.quick):
+        table = climb(arguments)
     if arguments.update:
         before, after = around(arguments.update, mark)  # it may have been edited meanwhile
         arguments.update.write_text(f"{before}\n{table}\n\n{after}", encoding="utf-8")
@@ -57,12 +58,12 @@ def ladder(arguments: Namespace) -> int:
 
 
 def _climb_cpu(arguments: Namespace) -> str:
-    from minires.ladder import climb
+    from minires.ladder.climb import Ladder
 
-    results = {precision: list(climb.climb(precision)) for precision in arguments.precisions}
+    found = Ladder.climb(*arguments.precisions)
     if arguments.plot:
-        climb.plot(results, arguments.plot)
-    return climb.format_table(results)
+        found.plot(arguments.plot, arguments.dark)
+    return str(found)
 
 
 def _climb_gpu(arguments: Namespace) -> str:
@@ -75,7 +76,7 @@ def _climb_gpu(arguments: Namespace) -> str:
         climb.rungs(precision)
     results = {precision: climb.climb(precision) for precision in arguments.precisions}
     if arguments.plot:
-        climb.plot(results, arguments.plot, gpu)
+        climb.plot(results, gpu, arguments.plot, arguments.dark)
     return climb.format_table(results, gpu)
 
 
@@ -83,9 +84,21 @@ def _climb_gpu(arguments: Namespace) -> str:
 LADDERS = {"numba": ("ladder", _climb_cpu), "cuda": ("ladder-cuda", _climb_gpu)}
 
 
-def _check_precisions(arguments: Namespace) -> None:
+def _check(arguments: Namespace) -> None:
+    """Refuse what could not be done or shown, before anything is measured."""
+    arguments.precisions = options.chosen_precisions(arguments)
     for precision in arguments.precisions:
-        check_backend(ResNet50.backends, arguments.backend, precision)
+        check_backend(ResNet50.backends, getattr(arguments, "backend", "numba"), precision)
+    if arguments.plot:
+        plots.check(arguments.plot)
+    elif arguments.dark:
+        raise MiniresError("--dark is of a plot; give --plot FILE with it")
+
+
+def _quick(parser: Parser) -> None:
+    """Add --quick."""
+    text = "measure in fewer rounds, and once even where they differ: sooner, and less certain"
+    parser.add_argument("--quick", action="store_true", help=text)
 
 
 def _backend(parser: Parser) -> None:
@@ -101,11 +114,13 @@ def add_profile(parser: Parser) -> None:
     options.offline(parser)
     options.precisions(parser, "fp32", "bf16", "int8")
     _backend(parser)
-    text = "what makes a row: %(default)s unless given"
-    parser.add_argument("--group", choices=tuple(GROUPS), default="stage", help=text)
-    text = "%(default)s, that of running, unless given"
-    parser.add_argument("--sort", choices=tuple(SORTS), default="order", help=text)
-    text = "how many runs are measured: 30, or 200 images with --latency, unless given"
+    text = "what makes a row: stage unless given"
+    parser.add_argument("--group", choices=tuple(GROUPS), help=text)
+    text = "order, that of running, unless given"
+    parser.add_argument("--sort", choices=tuple(SORTS), help=text)
+    options.threads(parser)
+    _quick(parser)
+    text = "how many runs are measured: 30 (5 with --quick), or 200 images (20) with --latency"
     parser.add_argument("--runs", type=options.at_least(1), metavar="N", help=text)
     text = "time the whole way instead, from a file's bytes to the label, and throughput by batch"
     parser.add_argument("--latency", action="store_true", help=text)
@@ -117,24 +132,26 @@ def add_profile(parser: Parser) -> None:
 
 def profile(arguments: Namespace) -> int:
     """Tell where an image's time goes, and where the 4x of INT8 goes."""
-    if arguments.plot:
-        plots.check(arguments.plot)
+    _check(arguments)
     if arguments.trace:
         options.check_folder(arguments.trace)
     if arguments.latency and arguments.trace:
         raise MiniresError("--trace is of steps, and --latency of the whole way; give one of them")
     if arguments.latency and arguments.backend != "numba":
         raise MiniresError("--latency is of the CPU's kernels; leave --backend out")
-    arguments.precisions = options.chosen_precisions(arguments)
-    _check_precisions(arguments)
+    if arguments.latency and (arguments.group or arguments.sort):
+        raise MiniresError("--group and --sort are of steps; leave them out with --latency")
+    if arguments.json and arguments.sort:
+        raise MiniresError("--sort is of the table, and --json has phases in their order")
     load_image(arguments.image)  # a bad image should be told before weights are downloaded
     data = arguments.image.read_bytes()
     weights = options.chosen_weights(arguments)
     models = {p: api.resnet50(weights, p, arguments.backend) for p in arguments.precisions}
-    if arguments.latency:
-        _tell_latency(models, data, arguments)
-    else:
-        _tell_profiles(models, data, arguments)
+    with session(arguments.quick):
+        if arguments.latency:
+            _tell_latency(models, data, arguments)
+        else:
+            _tell_profiles(models, data, arguments)
     return 0
 
 
@@ -143,14 +160,14 @@ def _tell_latency(models: dict[str, ResNet50], data: bytes, arguments: Namespace
     from minires.measure.peak import peak
     from minires.measure.text import to_json
 
-    found = latency.measure_latency(models, data, arguments.runs or 200)
+    found = latency.measure_latency(models, data, arguments.runs or rounds(200, 20))
     _warn([peak(precision) for precision in models])
     if arguments.json:
         print(to_json(found))
     else:
         print("\n\n".join(latency.format_latency(of_model) for of_model in found))
     if arguments.plot:
-        latency.plot_latency(found, arguments.plot)
+        latency.plot_latency(found, arguments.plot, arguments.dark)
 
 
 def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespace) -> None:
@@ -158,7 +175,7 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
     from minires.measure.text import to_json
     from minires.measure.trace import write_chrome_trace
 
-    runs = arguments.runs or 30
+    runs, group = arguments.runs or rounds(30, 5), arguments.group or "stage"
     first = next(iter(models.values()))
     x = preprocess(data, first.meta["preset"])  # (1, 3, H, W)
     profiles = profiler.profile_in_turns(models, x, runs)
@@ -169,18 +186,18 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
     _warn([])  # only of a quota, because doubts stand beneath the tables
     fall = None
     if {"fp32", "int8"} <= models.keys() and arguments.backend == "numba":
-        fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
+        fall = waterfall.measure_waterfall(models, data, group, runs)
     if arguments.trace:
         write_chrome_trace(arguments.trace, list(profiles.values()))
     if arguments.plot and fall:
-        waterfall.plot_waterfall(fall, arguments.plot)
+        fall.plot(arguments.plot, arguments.dark)
     elif arguments.plot:
-        next(iter(profiles.values())).plot(arguments.plot, arguments.group)
+        next(iter(profiles.values())).plot(arguments.plot, group, arguments.dark)
     if arguments.json:
         rows = [json.loads(prof.to_json(roofs[p])) for p, prof in profiles.items()]
         print(to_json({"profiles": rows, "waterfall": fall}))
     else:
-        by = arguments.group, arguments.sort
+        by = group, arguments.sort or "order"
         print("\n\n".join(prof.table(*by, roofs[p]) for p, prof in profiles.items()))
         if fall:
             print(f"\n{waterfall.format_waterfall(fall)}")
@@ -189,6 +206,8 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
 def add_peak(parser: Parser) -> None:
     """Add the options of `peak`."""
     _backend(parser)
+    options.threads(parser)
+    _quick(parser)
     options.json_answer(parser)
 
 
@@ -196,8 +215,9 @@ def peak(arguments: Namespace) -> int:
     """Measure this machine: each multiplying instruction, one core and all, and the memory."""
     from minires.measure.text import to_json
 
-    answer, table = PEAKS[arguments.backend]()
-    print(to_json(answer) if arguments.json else table())
+    with session(arguments.quick):
+        answer, table = PEAKS[arguments.backend]()
+        print(to_json(answer) if arguments.json else table())
     return 0
 
 
@@ -231,6 +251,8 @@ def add_roofline(parser: Parser) -> None:
     options.offline(parser)
     options.precisions(parser, "fp32", "int8")
     options.input_size(parser)
+    options.threads(parser)
+    _quick(parser)
     options.plot(parser)
 
 
@@ -240,20 +262,19 @@ def roofline(arguments: Namespace) -> int:
     from minires.measure import roofline as roofs
     from minires.measure.peak import peak
 
-    if arguments.plot:
-        plots.check(arguments.plot)
-    arguments.precisions = options.chosen_precisions(arguments)
+    _check(arguments)
     shape = (arguments.batch, 3, *arguments.size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)  # fine for measuring speed
     weights = options.chosen_weights(arguments)
     models = {p: api.resnet50(weights, p) for p in arguments.precisions}
-    layers = roofs.measure_layers(models, x)
-    _warn([peak(precision) for precision in models])
-    name = next(iter(models.values())).meta["name"]
-    title = f"{name}, {' x '.join(map(str, shape))}, on {machine.describe_machine()}"
-    print(roofs.format_layers(layers, title))
-    if arguments.plot:
-        roofs.plot_layers(layers, arguments.plot, title)
+    with session(arguments.quick):
+        layers = roofs.measure_layers(models, x, rounds(10, 3))
+        _warn([peak(precision) for precision in models])
+        name = next(iter(models.values())).meta["name"]
+        title = f"{name}, {' x '.join(map(str, shape))}, on {machine.describe_measurement()}"
+        print(roofs.format_layers(layers, title))
+        if arguments.plot:
+            roofs.plot_layers(layers, arguments.plot, title, arguments.dark)
     return 0
 
 

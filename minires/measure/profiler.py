@@ -4,13 +4,13 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minires.errors import MiniresError
 from minires.layers import Array, Layer, PhaseTime, Record, Shape
-from minires.measure import plots
+from minires.measure import plots, session
 from minires.measure.groups import GROUPS, SORTS, kind_of
-from minires.measure.machine import Roofs, describe_machine, known_roofs
+from minires.measure.machine import Roofs, describe_machine, describe_measurement, known_roofs
 from minires.measure.text import format_columns, to_json
 from minires.measure.trace import write_chrome_trace
 from minires.measure.trust import (
@@ -24,6 +24,9 @@ from minires.measure.trust import (
 )
 from minires.model import ResNet50
 from minires.summary import ACTIVATION_BYTES, summarize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHORT = 20e-6  # seconds: a call that is shorter shows its time, but no speed
 FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's only phase; a NumPy step's last phase
@@ -337,7 +340,7 @@ class Profile:
         batch = sum(shape[0] for shape in shapes) // (self.runs or 1)
         size = " x ".join(map(str, [batch, *shapes[0][1:]])) if shapes else "nothing"
         network = f"{self.model.meta.get('name', 'ResNet-50')}, {self.precision}, {self.backend}"
-        return f"{network}, input {size}, on {self._machine}"
+        return f"{network}, input {size}, on {describe_measurement(self._machine)}"
 
     @property
     def _machine(self) -> str:
@@ -386,27 +389,51 @@ class Profile:
         """
         write_chrome_trace(path, [self])
 
-    def plot(self, path: str | os.PathLike[str], group: str = "step") -> None:
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        group: str = "step",
+        dark: bool = False,
+    ) -> "Figure":
         """Draw the rows' times as bars; needs matplotlib.
 
         Parameters
         ----------
-        path : path-like
-            The picture's file, whose suffix chooses the format.
+        path : path-like, optional
+            The picture's file, whose suffix chooses the format: .png, .svg or .pdf. If you give
+            none, nothing is written.
         group : str
             As for `rows`.
+        dark : bool
+            Whether to draw on black, for a dark page.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The drawing. A notebook shows it.
         """
         rows, runs = self.rows(group), self.runs or 1
         places = {row.name: place for place, row in enumerate(rows)}
-        with plots.figure(path, self.title, height=1 + 0.18 * len(rows)) as axes:
+        height = 1.4 + 0.18 * len(rows)
+        with plots.drawing(path, self.title, 10, height, dark=dark) as (drawn, axes):
+            colors: dict[str, str] = {}  # of a kind, whatever its stride; a stride has stripes
             for kind in dict.fromkeys(row.kind or "several" for row in rows):
+                base, stride, _ = kind.partition("/")
+                color = colors.setdefault(base, plots.SEVERAL[len(colors) % len(plots.SEVERAL)])
                 mine = [row for row in rows if (row.kind or "several") == kind]
                 times = [1e3 * row.seconds / runs for row in mine]
-                axes.barh([places[row.name] for row in mine], times, label=kind)
+                bars = {"color": color, "hatch": "////" if stride else "", "label": kind}
+                axes.barh([places[row.name] for row in mine], times, **bars)
             axes.set_yticks(range(len(rows)), list(places))
             axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.grid(axis="y", visible=False)
             axes.set_xlabel("milliseconds a run")
-            axes.legend(loc="lower right")
+            drawn.legend(loc="outside right upper")
+        return drawn
+
+    def _repr_html_(self) -> str:
+        """Show the profile in a notebook: stages as bars, and the table of steps to unfold."""
+        return plots.page(lambda: self.plot(group="stage"), self.table())
 
 
 def _shares(row: Row, doubts: Sequence[str]) -> list[str]:
@@ -448,6 +475,7 @@ def profile_in_turns(
     """
     for model in models.values():
         model(x)
+    session.say(f"profiling {', '.join(models)}: {runs} runs of each")
 
     def measure() -> dict[str, Profile]:
         profiles = {precision: profile(model) for precision, model in models.items()}
