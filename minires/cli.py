@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minires import api, download, options
+from minires import explain as explaining
 from minires.api import BACKENDS
 from minires.errors import ImageError, MiniresError
 from minires.evaluate import (
@@ -30,6 +31,7 @@ from minires.evaluate import (
     label_folders,
     read_labels,
 )
+from minires.images import load_image
 from minires.layers import Array
 from minires.measure import commands as measuring
 from minires.measure.stopwatch import Stopwatch
@@ -41,7 +43,7 @@ from minires.quantize.default import OBSERVER, default_batches, stored_calibrati
 from minires.quantize.int8_file import int8_size
 from minires.quantize.photographs import ENOUGH, Photographs, choose_photographs
 from minires.quantize.report import format_report, report
-from minires.sources import SHOWN, STDIN, find_images, some
+from minires.sources import SHOWN, STDIN, find_images, opened, some
 from minires.summary import format_edges, format_summary, summarize
 from minires.writing import check_writable
 
@@ -257,6 +259,27 @@ def evaluate(arguments: Namespace) -> int:
     return int(result["unusable"] > 0)
 
 
+def add_explain(parser: Parser) -> None:
+    """Add the options of `explain`."""
+    parser.add_argument("layer", help="a layer's name, as minires summary lists them")
+    parser.add_argument("image", type=options.path, help="a photograph, or - for standard input")
+    text = "of the layer's output: the middle, and the channel that is largest there, unless given"
+    metavar = ("Y", "X", "CHANNEL")
+    parser.add_argument("--pixel", nargs=3, type=options.at_least(0), metavar=metavar, help=text)
+    options.weights(parser)
+    options.offline(parser)
+
+
+def explain(arguments: Namespace) -> int:
+    """Compute one output value of a layer by hand, in INT8 beside FP32."""
+    image = load_image(opened(arguments.image))
+    weights = options.chosen_weights(arguments)
+    fp32, int8 = (api.resnet50(weights, precision) for precision in ("fp32", "int8"))
+    pixel = tuple(arguments.pixel) if arguments.pixel else None
+    print(explaining.explain(fp32, int8, fp32.preprocess(image), arguments.layer, pixel))
+    return 0
+
+
 def add_summary(parser: Parser) -> None:
     """Add the options of `summary`."""
     either = parser.add_mutually_exclusive_group()
@@ -313,6 +336,7 @@ COMMANDS = [
     (quantize, add_quantize),
     (evaluate, add_evaluate),
     (summary, add_summary),
+    (explain, add_explain),
     (measuring.ladder, measuring.add_ladder),
     (measuring.profile, measuring.add_profile),
     (measuring.peak, measuring.add_peak),

@@ -880,6 +880,17 @@ finally:
         assert all(text in process.stdout for text in choices)
 
 
+def test_a_pixel_is_explained(tmp_path: Path, capsys: Capture) -> None:
+    save_photograph(tmp_path / "a.png", 0)
+    words = ["explain", "conv1", str(tmp_path / "a.png"), "--weights", "CIFAR10"]
+    assert main([*words, "--pixel", "1", "2", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "row 1, column 2, channel 3 of its output" in out
+    assert "the network has the same" in out
+    assert main(["explain", "conv1", str(tmp_path / "none.png")]) == 1
+    assert "none.png: cannot be opened" in complaint(capsys)
+
+
 # What is measured: that it is told, not how fast it is
 
 
