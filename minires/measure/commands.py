@@ -14,6 +14,7 @@ from minires import api, options
 from minires.backends import check_backend
 from minires.errors import MiniresError
 from minires.images import load_image
+from minires.layers import Array
 from minires.measure import plots
 from minires.measure.groups import GROUPS, SORTS
 from minires.measure.session import rounds, session
@@ -114,6 +115,7 @@ def add_profile(parser: Parser) -> None:
     options.offline(parser)
     options.precisions(parser, "fp32", "bf16", "int8")
     _backend(parser)
+    options.number(parser, "--batch", 1, "how many copies of the image go together")
     text = "what makes a row: stage unless given"
     parser.add_argument("--group", choices=tuple(GROUPS), help=text)
     text = "order, that of running, unless given"
@@ -139,6 +141,8 @@ def profile(arguments: Namespace) -> int:
         raise MiniresError("--trace is of steps, and --latency of the whole way; give one of them")
     if arguments.latency and arguments.backend != "numba":
         raise MiniresError("--latency is of the CPU's kernels; leave --backend out")
+    if arguments.latency and arguments.batch > 1:
+        raise MiniresError("--latency has batches of its own; leave --batch out")
     if arguments.latency and (arguments.group or arguments.sort):
         raise MiniresError("--group and --sort are of steps; leave them out with --latency")
     if arguments.json and arguments.sort:
@@ -175,21 +179,30 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
     from minires.measure.text import to_json
     from minires.measure.trace import write_chrome_trace
 
-    runs, group = arguments.runs or rounds(30, 5), arguments.group or "stage"
+    runs, on_gpu = arguments.runs or rounds(30, 5), arguments.backend == "cuda"
+    group = arguments.group or "stage"
     first = next(iter(models.values()))
     x = preprocess(data, first.meta["preset"])  # (1, 3, H, W)
+    x = np.repeat(x, arguments.batch, axis=0)
     profiles = profiler.profile_in_turns(models, x, runs)
     measure_roofs = machine.measure_roofs
-    if arguments.backend == "cuda":
+    if on_gpu:
         from minires.measure.gpu import measure_roofs
     roofs = {precision: measure_roofs(precision) for precision in models}
     _warn([])  # only of a quota, because doubts stand beneath the tables
-    fall = None
-    if {"fp32", "int8"} <= models.keys() and arguments.backend == "numba":
+    fall: Any = None
+    told = ""
+    if on_gpu and len(models) > 1:
+        from minires.measure import gpu_waterfall
+
+        fall = gpu_waterfall.measure_waterfall(models, profiles, roofs, x, runs)
+        told = gpu_waterfall.format_waterfall(fall)
+    elif {"fp32", "int8"} <= models.keys() and len(x) == 1:
         fall = waterfall.measure_waterfall(models, data, group, runs)
+        told = waterfall.format_waterfall(fall)
     if arguments.trace:
         write_chrome_trace(arguments.trace, list(profiles.values()))
-    if arguments.plot and fall:
+    if arguments.plot and fall and not on_gpu:
         fall.plot(arguments.plot, arguments.dark)
     elif arguments.plot:
         next(iter(profiles.values())).plot(arguments.plot, group, arguments.dark)
@@ -198,9 +211,8 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
         print(to_json({"profiles": rows, "waterfall": fall}))
     else:
         by = group, arguments.sort or "order"
-        print("\n\n".join(prof.table(*by, roofs[p]) for p, prof in profiles.items()))
-        if fall:
-            print(f"\n{waterfall.format_waterfall(fall)}")
+        tables = [prof.table(*by, roofs[p]) for p, prof in profiles.items()]
+        print("\n\n".join([*tables, told] if told else tables))
 
 
 def add_peak(parser: Parser) -> None:
@@ -250,6 +262,7 @@ def add_roofline(parser: Parser) -> None:
     options.weights(parser)
     options.offline(parser)
     options.precisions(parser, "fp32", "int8")
+    _backend(parser)
     options.input_size(parser)
     options.threads(parser)
     _quick(parser)
@@ -257,25 +270,39 @@ def add_roofline(parser: Parser) -> None:
 
 
 def roofline(arguments: Namespace) -> int:
-    """Put every layer on this machine's roofline."""
-    from minires.measure import machine
-    from minires.measure import roofline as roofs
-    from minires.measure.peak import peak
-
+    """Put every layer on the CPU's roofline, or on a GPU's."""
     _check(arguments)
     shape = (arguments.batch, 3, *arguments.size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)  # fine for measuring speed
     weights = options.chosen_weights(arguments)
-    models = {p: api.resnet50(weights, p) for p in arguments.precisions}
+    models = {p: api.resnet50(weights, p, arguments.backend) for p in arguments.precisions}
+    name = next(iter(models.values())).meta["name"]
     with session(arguments.quick):
-        layers = roofs.measure_layers(models, x, rounds(10, 3))
-        _warn([peak(precision) for precision in models])
-        name = next(iter(models.values())).meta["name"]
-        title = f"{name}, {' x '.join(map(str, shape))}, on {machine.describe_measurement()}"
-        print(roofs.format_layers(layers, title))
-        if arguments.plot:
-            roofs.plot_layers(layers, arguments.plot, title, arguments.dark)
+        _tell_roofline(models, x, f"{name}, {' x '.join(map(str, shape))}", arguments)
     return 0
+
+
+def _tell_roofline(
+    models: dict[str, ResNet50], x: Array, network: str, arguments: Namespace
+) -> None:
+    from minires.measure import roofline as roofs
+    from minires.measure.machine import describe_measurement
+
+    measure_roofs, machine = None, ""  # the CPU's
+    if arguments.backend == "cuda":
+        from minires.kernels.cuda.driver import open_gpu
+        from minires.measure import gpu
+
+        measure_roofs, machine = gpu.measure_roofs, gpu.describe_gpu(open_gpu())
+    layers = roofs.measure_layers(models, x, measure_roofs, rounds(10, 3))
+    if arguments.backend == "numba":
+        from minires.measure.peak import peak
+
+        _warn([peak(precision) for precision in models])
+    title = f"{network}, on {describe_measurement(machine)}"
+    print(roofs.format_layers(layers, title))
+    if arguments.plot:
+        roofs.plot_layers(layers, arguments.plot, title, arguments.dark)
 
 
 def _warn(peaks: "list[Peak]") -> None:

@@ -6,14 +6,14 @@ architectures" (2009), doi:10.1145/1498765.1498785: attainable = min(peak, inten
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minires.layers import Array
 from minires.measure import plots, session
-from minires.measure.machine import measure_roofs
+from minires.measure.machine import Roofs, measure_roofs
 from minires.measure.profiler import Profile, Row, profile_in_turns
 from minires.measure.text import format_columns
 from minires.measure.trust import (
@@ -33,18 +33,22 @@ STYLES = ("-", "--", ":", "-.")  # of the lines of the memory's levels
 
 
 def measure_layers(
-    models: Mapping[str, ResNet50], x: Array, runs: int = 10
+    models: Mapping[str, ResNet50],
+    x: Array,
+    roofs_of: Callable[[str], Roofs] | None = None,
+    runs: int = 10,
 ) -> dict[str, list[Row]]:
     """Time every step of networks, by precision, on this machine; they run in turns.
 
     By precision, you get the rows of the steps that multiply. They are those of one run, but with
-    the median of the times of all runs.
+    the median of the times of all runs. `roofs_of` measures a precision's roofs: the CPU's unless
+    given.
     """
     found: dict[str, list[Row]] = {}
     session.say(f"timing the steps of {', '.join(models)}: {runs} runs of each")
     profiles, doubts = _profiles(models, x, runs)
     for precision in models:
-        roofs = measure_roofs(precision)
+        roofs = (roofs_of or measure_roofs)(precision)
         roofs = roofs._replace(doubts=(*roofs.doubts, *doubts))
         rows = [of_run[precision].rows(roofs=roofs) for of_run in profiles]
         medians = [
@@ -102,12 +106,15 @@ def plot_layers(
     dark: bool = False,
 ) -> "Figure":
     """Draw this machine's roofline, each layer a point on it; needs matplotlib."""
+    every = [row for rows in layers.values() for row in rows]
     with plots.drawing(path, title, 10, 5.5, dark=dark) as (drawn, axes):
         # All names are in the legend, because peaks and levels may lie close to each other.
-        intensity = np.geomspace(0.25, 1024, 200)
-        tallest, lowest = 0.0, min(row.gops for rows in layers.values() for row in rows)
+        widest = max(1024, *(row.intensity for row in every))
+        intensity = np.geomspace(0.25, widest, 200)
+        tallest, lowest = 0.0, min(row.gops for row in every)
         for (precision, rows), marker in zip(layers.items(), itertools.cycle("os^Dv")):
-            color, roofs = plots.COLORS.get(precision, plots.GREY), measure_roofs(precision)
+            color, roofs = plots.COLORS.get(precision, plots.GREY), rows[0].roofs
+            assert roofs, "measure_layers gives each row its roofs"
             tallest = max(tallest, roofs.peak)
             name = f"{precision} peak, {roofs.peak:.0f} GOP/s"
             axes.axhline(roofs.peak, color=color, linewidth=1.5, label=name)
@@ -115,14 +122,16 @@ def plot_layers(
             label = f"{precision}, {len(rows)} layers"
             dots = {"s": 18, "color": color, "marker": marker, "alpha": 0.8, "linewidths": 0}
             axes.scatter(*points, label=label, zorder=4, **dots)
-        for level, style in zip(measure_roofs("fp32").memory[1:], itertools.cycle(STYLES)):
+        assert roofs
+        levels = roofs.memory[1:] or roofs.memory  # a GPU's has one level
+        for level, style in zip(levels, itertools.cycle(STYLES)):
             reach = level.all * intensity
             inside = reach <= tallest
             if inside.any():
                 name = f"{level.level}, {level.all:.0f} GB/s"
                 line = {"color": plots.GREY, "linewidth": 1, "linestyle": style, "label": name}
                 axes.plot(intensity[inside], reach[inside], **line)
-        axes.set(xscale="log", xlim=(0.2, 1500))
+        axes.set(xscale="log", xlim=(0.2, 1.5 * widest))
         axes.set(yscale="log", ylim=(min(1, lowest), 2 * tallest))
         axes.set_xlabel("operations a byte (each operand read once, each result written once)")
         axes.set_ylabel("10⁹ operations a second")
