@@ -1,5 +1,6 @@
 """The CPU: the sizes of its caches, and how many of its cores the kernels use."""
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -14,6 +15,7 @@ from minires.errors import MiniresError
 
 _chosen: int | None = None
 
+CORES = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")  # names this process's control groups, one a line
 # The files that hold a quota and its period, in the two versions of control groups.
@@ -99,7 +101,7 @@ def _caches_of_macos() -> list[Cache]:
 
 def _caches_of_linux() -> list[Cache]:
     found = []
-    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+    for cache in sorted((CORES / "cpu0" / "cache").glob("index*")):
         try:
             level, kind, size, shared = (
                 (cache / name).read_text(encoding="ascii").strip()
@@ -118,6 +120,18 @@ def room_in(level: int) -> int:
     known = caches()
     cache = next((c for c in known if c.level.startswith(f"L{level}")), known[-1])
     return cache.size // cache.sharers
+
+
+@functools.cache
+def cores_differ() -> bool:
+    """Tell whether some cores are slower than others, as far as the system says so."""
+    if sysctl("hw.nperflevels") > 1:  # macOS
+        return True
+    capacities = set()
+    for file in CORES.glob("cpu[0-9]*/cpu_capacity"):  # Linux on ARM
+        with contextlib.suppress(OSError):
+            capacities.add(file.read_text(encoding="ascii").strip())
+    return len(capacities) > 1 or (CORES.parents[1] / "cpu_atom").exists()  # or with Intel's
 
 
 def _most() -> int:

@@ -13,6 +13,7 @@ from numba import carray, from_dtype, njit, types
 from numba.extending import overload
 
 from minires.kernels.compile import compile_for, name_apart
+from minires.kernels.cpu import cores_differ
 from minires.kernels.ir import LINE
 from minires.kernels.isa import ISAS
 from minires.kernels.isa.instruction import PER_GROUP
@@ -39,6 +40,7 @@ STEP = np.dtype(
 )
 INPUT, CONV, MAXPOOL, AVGPOOL, LINEAR = range(5)
 CHANNELS = 3  # of an image's pixel
+SMALLER = 4  # shares of a step for each thread, where cores differ in speed
 OPS = {"input": INPUT, "conv": CONV, "maxpool": MAXPOOL, "avgpool": AVGPOOL, "linear": LINEAR}
 
 
@@ -155,16 +157,16 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
     signature = types.void(from_dtype(STEP)[::1], count[::1], count[:, :, ::1], count, count, count)
 
     def steps(program: Any, times: Any, counts: Any, first: int, last: int, thread: int) -> None:
-        threads = counts.shape[1] - 2
+        shares = counts.shape[1] - 2
         if times[first] == 0:  # the thread that comes first notes the time
             times[first] = ticks()
         for i in range(first, last):
-            done, ended = counts[i, threads:].ctypes.data, counts[i, threads + 1 :].ctypes.data
-            for other in range(threads):
-                share = (thread + other) % threads
+            done, ended = counts[i, shares:].ctypes.data, counts[i, shares + 1 :].ctypes.data
+            for other in range(shares):
+                share = (thread + other) % shares
                 if count_up(counts[i, share:].ctypes.data) == 0:
-                    run_share(spec, program[i], share, threads)
-                    if count_up(done) == threads - 1:
+                    run_share(spec, program[i], share, shares)
+                    if count_up(done) == shares - 1:
                         times[i + 1] = ticks()
                         count_up(ended)
             wait_for(ended, 1)
@@ -176,8 +178,10 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
         # For each step: how many threads came for each share, how many shares are done, and whether
         # the step has ended. These counts lie a cache line apart. Any thread may take a share that
         # nobody has begun. So threads wait only for shares in progress, never for a thread that
-        # comes late: it finds all shares taken.
-        counts = np.zeros((last, threads + 2, LINE // 8), np.int64)
+        # comes late: it finds all shares taken. Where some cores are slower than others, shares are
+        # smaller: a fast core takes more of them, and waits less for the last one.
+        shares = threads * SMALLER if threads > 1 and cores_differ() else threads
+        counts = np.zeros((last, shares + 2, LINE // 8), np.int64)
         times[first] = 0
         WORKERS.share(compiled, threads, program, times, counts, first, last)
 
