@@ -203,6 +203,8 @@ class _CodeCache(NullCache):
                     os.chmod(new.name, 0o644)  # so that it serves other users, too
                     os.replace(new.name, file)
                 except OSError:
+                    with contextlib.suppress(OSError):  # the disk may be full
+                        new.close()  # Windows removes no open file
                     os.unlink(new.name)
             remove_oldest(file.parent, "*.code", KEPT)
 

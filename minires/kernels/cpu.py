@@ -1,6 +1,5 @@
 """The CPU: the sizes of its caches, and how many of its cores the kernels use."""
 
-import contextlib
 import ctypes
 import functools
 import math
@@ -120,18 +119,6 @@ def room_in(level: int) -> int:
     known = caches()
     cache = next((c for c in known if c.level.startswith(f"L{level}")), known[-1])
     return cache.size // cache.sharers
-
-
-@functools.cache
-def cores_differ() -> bool:
-    """Tell whether some cores are slower than others, as far as the system says so."""
-    if sysctl("hw.nperflevels") > 1:  # macOS
-        return True
-    capacities = set()
-    for file in CORES.glob("cpu[0-9]*/cpu_capacity"):  # Linux on ARM
-        with contextlib.suppress(OSError):
-            capacities.add(file.read_text(encoding="ascii").strip())
-    return len(capacities) > 1 or (CORES.parents[1] / "cpu_atom").exists()  # or with Intel's
 
 
 def _most() -> int:

@@ -134,6 +134,12 @@ def _keep(precision: str, roofs: Roofs) -> None:
 
 def describe_machine() -> str:
     """Describe the machine in a line: the CPU, the instruction set in use, the threads."""
+    threads = get_num_threads()
+    return f"{cpu_name()}, {choose_isa().name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def cpu_name() -> str:
+    """Ask the system what CPU this is; platform knows only its family on most of them."""
     name = sysctl_text("machdep.cpu.brand_string") or platform.processor() or platform.machine()
     with contextlib.suppress(OSError):  # not Linux
         info = CPUINFO.read_text(encoding="utf-8", errors="replace")
@@ -141,8 +147,7 @@ def describe_machine() -> str:
         fields = {key.strip(): value.strip() for key, _, value in lines}
         part = int(fields.get("CPU part", "0"), 16)
         name = fields.get("model name") or CORES.get(part) or name
-    threads = get_num_threads()
-    return f"{name}, {choose_isa().name}, {threads} thread{'s' if threads > 1 else ''}"
+    return name
 
 
 def warnings_about(peaks: list[Peak]) -> list[str]:

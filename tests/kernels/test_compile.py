@@ -240,6 +240,36 @@ def test_a_full_disk_leaves_nothing_behind(
     assert list((tmp_path / "code").iterdir()) == []
 
 
+def test_what_could_not_be_written_is_closed_before_it_is_removed(
+    half: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows removes no open file."""
+    make, unlink, made = module.tempfile.NamedTemporaryFile, os.unlink, []
+
+    def full(**given: Any) -> Any:
+        made.append(make(**given))
+        monkeypatch.setattr(made[0], "write", no_space)
+        return made[0]
+
+    def remove(path: str) -> None:
+        assert made[0].file.closed
+        unlink(path)
+
+    monkeypatch.setattr(module.tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(module.os, "unlink", remove)
+    assert half() == 1.5
+    assert made
+    assert list((tmp_path / "code").iterdir()) == []
+
+
+def test_a_folder_may_have_any_name(
+    half: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "ein Ordner für 猫" / "code"))
+    assert half() == half() == 1.5
+    assert capsys.readouterr().err == "compiling\n"
+
+
 def test_old_code_goes_when_there_is_much(
     half: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

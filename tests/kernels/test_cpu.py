@@ -12,7 +12,7 @@ import pytest
 import minires
 from minires.errors import MiniresError
 from minires.kernels import cpu as module
-from minires.kernels.cpu import Cache, arm_features, caches, cores_differ, cpu_quota, room_in
+from minires.kernels.cpu import Cache, arm_features, caches, cpu_quota, room_in
 
 
 def test_sizes_are_those_of_some_cpu() -> None:
@@ -46,7 +46,6 @@ M1: dict[str, int | str] = {
     "hw.perflevel0.cpusperl2": 4,
     "hw.l1dcachesize": 65536,  # of the slow cores
     "hw.l2cachesize": 4194304,
-    "hw.nperflevels": 2,
     "machdep.cpu.brand_string": "Apple M1",
     "hw.optional.arm.FEAT_DotProd": 1,
     "hw.optional.arm.FEAT_I8MM": 0,
@@ -86,39 +85,6 @@ def test_macos_tells_of_its_fast_cores() -> None:
     assert module.sysctl("hw.l3cachesize") == 0
     assert module.sysctl_text("machdep.cpu.brand_string") == "Apple M1"
     assert module.sysctl_text("hw.model") == ""
-
-
-@pytest.mark.usefixtures("on_m1")
-def test_macos_tells_that_cores_differ() -> None:
-    cores_differ.cache_clear()
-    try:
-        assert cores_differ()
-    finally:
-        cores_differ.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("files", "differ"),
-    [
-        ({}, False),
-        ({"system/cpu/cpu0/cpu_capacity": "1024", "system/cpu/cpu1/cpu_capacity": "1024"}, False),
-        ({"system/cpu/cpu0/cpu_capacity": "446", "system/cpu/cpu4/cpu_capacity": "1024"}, True),
-        ({"cpu_core/cpus": "0-11", "cpu_atom/cpus": "12-19"}, True),
-        ({"cpu/type": "4"}, False),
-    ],
-)
-def test_linux_tells_whether_cores_differ(
-    files: dict[str, str], differ: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text + "\n")
-    monkeypatch.setattr(module, "CORES", tmp_path / "system" / "cpu")
-    cores_differ.cache_clear()
-    try:
-        assert cores_differ() == differ
-    finally:
-        cores_differ.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -234,6 +200,19 @@ def test_what_is_set_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     minires.set_num_threads(MOST)
     assert minires.get_num_threads() == MOST
+
+
+def test_where_the_system_tells_of_no_affinity_all_cores_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on macOS and Windows, which have neither quotas nor /sys."""
+    monkeypatch.delattr(module.os, "sched_getaffinity", raising=False)
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(module, "_quota", lambda: None)
+    assert minires.get_num_threads() == 12
+    monkeypatch.setattr(module.os, "cpu_count", lambda: None)
+    assert minires.get_num_threads() == 1
 
 
 def test_numpys_numbers_count() -> None:

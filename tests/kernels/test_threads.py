@@ -3,17 +3,14 @@
 import os
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
 
 import minires
-from minires.kernels import cpu, operators
-from minires.kernels.engine import Engine
+from minires.kernels import cpu
 from minires.model import ResNet50
 from tests.comparing import assert_same
-from tests.kernels.test_engine import model_of
 from tests.seeded_weights import seeded_input, seeded_state_dict
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -29,25 +26,6 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPat
         answers.append(model(x))
     for answer in answers:
         assert_same(answer, answers[0])
-
-
-def test_where_cores_differ_shares_are_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bits stay the same, and a thread that never comes is not missed."""
-    model, x = model_of("int8"), seeded_input((2, 3, 40, 40))
-    engine = Engine(model.layers, model.params, "int8", threads=2)
-    expected, shares = engine(x), []
-
-    def only_one_comes(function: Any, threads: int, *arguments: Any) -> None:
-        shares.append(arguments[2].shape[1] - 2)
-        function(*arguments, 0)
-
-    for differ in (False, True):
-        monkeypatch.setattr(operators, "cores_differ", lambda differ=differ: differ)
-        assert_same(engine(x), expected)
-        with monkeypatch.context() as alone:
-            alone.setattr(operators.WORKERS, "share", only_one_comes)
-            assert_same(engine(x), expected)
-    assert set(shares) == {2, 2 * operators.SMALLER}
 
 
 PROGRAM = """
@@ -74,6 +52,7 @@ RESTRICTIONS = {  # what the process is told, and what it then uses
 @pytest.mark.parametrize("restriction", RESTRICTIONS)
 def test_every_path_gives_the_same_bits(restriction: str, tmp_path: "os.PathLike[str]") -> None:
     from minires.kernels.isa import available_isas
+    from tests.kernels.test_engine import model_of
 
     environment, isa = RESTRICTIONS[restriction]
     if isa and isa not in [available.name for available in available_isas()]:

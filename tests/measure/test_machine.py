@@ -32,6 +32,14 @@ def test_a_quiet_machine_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> No
     assert "quota allows 0.5" in machine.warnings_about([peak()])[0]
 
 
+def test_macos_is_asked_for_its_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(machine, "sysctl_text", lambda _: "Apple M4 Pro")
+    assert machine.cpu_name() == "Apple M4 Pro"
+    monkeypatch.setattr(machine, "sysctl_text", lambda _: "")  # then as elsewhere
+    assert machine.cpu_name() not in ("", "Apple M4 Pro")
+
+
 def test_a_rate_that_no_cpu_has_is_not_explained_away() -> None:
     slow = peak()._replace(gops=75.0)  # 1.4 a cycle: neither 1 nor 2
     assert slow.likely_rate is None
