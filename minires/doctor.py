@@ -248,15 +248,15 @@ def self_test(isas: Sequence[str]) -> Iterator[Row]:
 
 def _kernels(_: Any) -> Iterator[Any]:
     """Tell which instruction sets there are, which is chosen, and why each better one was not."""
-    from numba.core.codegen import get_host_cpu_features
-
     from minires.kernels.compile import code_dir
-    from minires.kernels.isa import ISAS, available_isas, choose_isa
+    from minires.kernels.ir import FAMILY
+    from minires.kernels.isa import ISAS, available_isas, choose_isa, cpu_features
     from minires.measure.machine import cpu_name
 
     yield "code folder", str(code_dir())
-    found = {word[1:] for word in get_host_cpu_features().split(",") if word[:1] == "+"}
-    asked = sorted(set().union(*(isa.features for isa in ISAS.values())))
+    found = cpu_features()
+    sets = [isa for isa in ISAS.values() if isa.family == FAMILY]
+    asked = sorted(set().union(*(isa.features for isa in sets)))
     yield (
         "machine",
         [
@@ -272,7 +272,7 @@ def _kernels(_: Any) -> Iterator[Any]:
     except MiniresError as error:
         yield "refused", [str(error)]
     rows = []
-    for isa in ISAS.values():
+    for isa in sets:
         lacking = " ".join(sorted(isa.features - found))
         reason = f"not here: the CPU lacks {lacking}"
         if not lacking:
