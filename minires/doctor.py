@@ -248,15 +248,16 @@ def self_test(isas: Sequence[str]) -> Iterator[Row]:
 
 def _kernels(_: Any) -> Iterator[Any]:
     """Tell which instruction sets there are, which is chosen, and why each better one was not."""
-    from numba.core.codegen import get_host_cpu_features
-
     from minires.kernels.compile import code_dir
-    from minires.kernels.isa import ISAS, available_isas, choose_isa
+    from minires.kernels.ir import FAMILY
+    from minires.kernels.isa import ISAS, available_isas, choose_isa, cpu_features
     from minires.measure.machine import cpu_name
 
     yield "code folder", str(code_dir())
-    found = {word[1:] for word in get_host_cpu_features().split(",") if word[:1] == "+"}
-    asked = sorted(set().union(*(isa.features for isa in ISAS.values())))
+    available = [isa.name for isa in available_isas()]
+    isas = [isa for isa in ISAS.values() if isa.family == FAMILY or isa.name in available]
+    found = cpu_features()
+    asked = sorted(set().union(*(isa.features for isa in isas)))
     yield (
         "machine",
         [
@@ -265,14 +266,13 @@ def _kernels(_: Any) -> Iterator[Any]:
             ("", f"not found {' '.join(f for f in asked if f not in found) or 'none'}"),
         ],
     )
-    available = [isa.name for isa in available_isas()]
     chosen = ""
     try:
         chosen = choose_isa().name
     except MiniresError as error:
         yield "refused", [str(error)]
     rows = []
-    for isa in ISAS.values():
+    for isa in isas:
         lacking = " ".join(sorted(isa.features - found))
         reason = f"not here: the CPU lacks {lacking}"
         if not lacking:
