@@ -164,6 +164,7 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
     x = np.repeat(x, arguments.batch, axis=0)
     measure_roofs = machine.measure_roofs
     if on_gpu:
+        first(x)  # tells what is missing, before modules that need it are imported
         from minires.measure import gpu_waterfall
         from minires.measure.gpu import measure_roofs
 
@@ -257,9 +258,11 @@ def roofline(arguments: Namespace) -> int:
     models = {p: api.resnet50(weights, p, arguments.backend) for p in arguments.precisions}
     if arguments.backend == "cuda":
         from minires.kernels.cuda.driver import open_gpu
+
+        gpu = open_gpu()  # before what needs its compiler
         from minires.measure.gpu import describe_gpu, measure_roofs
 
-        layers, machine = roofs.measure_layers(models, x, measure_roofs), describe_gpu(open_gpu())
+        layers, machine = roofs.measure_layers(models, x, measure_roofs), describe_gpu(gpu)
     else:
         from minires.measure.machine import describe_machine
         from minires.measure.peak import peak
