@@ -41,7 +41,7 @@ def model(seeded_file: Path) -> api.ResNet50:
 @pytest.fixture
 def loaded(model: api.ResNet50, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the tests that are not about weights the reading of 100 MB each."""
-    monkeypatch.setattr(api, "resnet50", lambda *_: model)
+    monkeypatch.setattr(api, "resnet50", lambda *_, **__: model)
 
 
 @pytest.fixture
