@@ -34,6 +34,7 @@ from minires.quantize.default import default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
 from minires.show import Meta
+from minires.sources import no_image_in, opened
 
 INT8 = SAME_PARAMETERS[1]
 FORMAT = "minires-float"  # marks .safetensors files that tell categories, preset and calibration
@@ -347,8 +348,8 @@ def classify_files(
 def _preprocess_file(file: Path, preset: Preset) -> Array | ImageError:  # (1, 3, H, W)
     try:
         if os.path.isdir(file):
-            raise ImageError(f"{file}: no image lies in this folder")
-        return preprocess(file, preset)
+            raise no_image_in(file)
+        return preprocess(opened(file), preset)
     except ImageError as error:
         return error
 

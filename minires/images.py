@@ -6,12 +6,12 @@ little of them as they need.
 """
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,7 +26,7 @@ ImageSource = (
 
 # The formats of photographs, by Pillow's name, with the suffixes of such files. No other one
 # is opened: for some Pillow starts a program, as Ghostscript for EPS, and hands it the file.
-# HEIF is opened where a plug-in such as pillow-heif is registered, AVIF where Pillow was built so.
+# HEIF is opened where the plug-in pillow-heif is installed, AVIF where Pillow was built so.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -41,9 +41,18 @@ FORMATS = {
     "ICO": (".ico",),
 }
 SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
-BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
-    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
-)  # of files in ISO's container: what follows "ftyp"
+# Files in ISO's container: the brands that follow "ftyp", by Pillow's name for the format.
+BRANDS = dict.fromkeys((b"avif", b"avis"), "AVIF") | dict.fromkeys(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"),
+    "HEIF",
+)
+# Plug-ins that read them where Pillow does not: by the format, the package, the module, and the
+# function of the module that makes it known to Pillow.
+PLUG_INS = {
+    "AVIF": ("pillow-avif-plugin", "pillow_avif", ""),  # importing it is enough
+    "HEIF": ("pillow-heif", "pillow_heif", "register_heif_opener"),
+}
+SPOKEN = {"AVIF": "AVIF", "HEIF": "HEIC"}  # as people call them
 
 # White in Pillow's deep modes, and up to which value: a product may overshoot a little.
 SCALES: dict[str, list[tuple[float, float]]] = {
@@ -75,27 +84,6 @@ START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 PIECE = 2**14  # bytes that are looked through at once
 STRIP = 2**19  # pixels: the arrays made of them take some 20 MB
 MAX_ASPECT_RATIO = 1000  # such an image takes 215 MB when its short side is resized to 232
-
-
-def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the files that are named, and in place of each folder its images, by name.
-
-    A folder without an image stays as it is, and so does a name that is not there: whoever opens it
-    says what is wrong. An empty name raises `ImageError`: it would be the current folder.
-    """
-    files = []
-    for given in sources:
-        if not os.fspath(given):
-            raise ImageError("a name is empty; wanted a file or a folder, . for the current one")
-        source = Path(given)
-        inside: list[Path] = []
-        with contextlib.suppress(OSError):  # it is a file, or may not be looked into
-            inside = sorted(source.iterdir())
-        # A name that begins with a dot is hidden: macOS leaves such files beside images.
-        visible = [path for path in inside if path.name[0] != "." and path.is_file()]
-        images = [path for path in visible if path.suffix.lower() in SUFFIXES]
-        files += images or [source]
-    return files
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -217,16 +205,42 @@ def _open(source: ImageSource) -> contextlib.AbstractContextManager[Image.Image]
                 "wanted uint8 and (H, W, 3) or (H, W)"
             )
         return contextlib.nullcontext(Image.fromarray(np.ascontiguousarray(source)))
-    Image.init()  # finds Pillow's own plug-ins
-    formats = [name for name in FORMATS if name in Image.OPEN]
     if isinstance(source, bytes | bytearray | memoryview):
-        return Image.open(io.BytesIO(source), formats=formats)
+        return _open_file(io.BytesIO(source))
     if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
-        return Image.open(source, formats=formats)
+        refuse_address(source)
+        return _open_file(source)
     raise ImageError(
         f"a {type(source).__name__} given as an image; "
         "wanted a path, bytes, a binary file, a PIL image or an array"
     )
+
+
+def refuse_address(source: object) -> None:
+    """Raise `ImageError` for an address on the web, because minires opens files only."""
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+    # A path has one slash where the address had two.
+    if isinstance(name, str) and (found := re.match(r"(https?|ftp):/+", name, re.IGNORECASE)):
+        address = f"{found[1]}://{name[found.end() :]}"
+        raise ImageError(
+            f"{address}: an address on the web, and minires reads files; download it first, as by "
+            f"curl -O {address}"
+        )
+
+
+def _open_file(file: Any) -> Image.Image:
+    """Open a path or a binary file, with a plug-in's help if Pillow needs it."""
+    Image.init()  # finds Pillow's own plug-ins
+    try:
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        kind = _brand(file)
+        _, module, register = PLUG_INS.get(kind, ("", "", ""))
+        if kind in Image.OPEN or not module or importlib.util.find_spec(module) is None:
+            raise
+        plug_in = importlib.import_module(module)
+        getattr(plug_in, register, lambda: None)()
+        return Image.open(file, formats=[kind])
 
 
 def as_array(given: Any) -> Array:
@@ -248,24 +262,36 @@ def _as_image(given: Any) -> Array:
     return array.transpose(1, 2, 0) if first and array.shape[0] == 3 else array
 
 
-def _what_it_is(source: Any) -> str:
-    """Guess from its first bytes what kind of file it is that cannot be opened."""
+def _brand(source: Any) -> str:
+    """Look at a file's first bytes for a format of `BRANDS`; the answer is empty for others."""
     start = b""
     with contextlib.suppress(Exception):
         if isinstance(source, str | os.PathLike):
             with open(source, "rb") as file:
-                start = file.read(12)
+                start = file.read(64)
         elif hasattr(source, "read"):
             source.seek(0)
-            start = source.read(12)
+            start = source.read(64)
         else:
-            start = bytes(source[:12])
-    kind = BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None
-    if kind is None:
+            start = bytes(source[:64])
+    if start[4:8] != b"ftyp":
+        return ""
+    # The box tells its own length. The file's own brand comes first, then those it can be read as.
+    brands = start[8 : int.from_bytes(start[:4], "big")]
+    words = (brands[at : at + 4] for at in range(0, len(brands), 4))
+    return next((BRANDS[word] for word in words if word in BRANDS), "")
+
+
+def _what_it_is(source: Any) -> str:
+    """Say what kind of file it is that cannot be opened, and what to do."""
+    kind = _brand(source)
+    if not kind:
         return f"empty, or not an image of a kind that is read: {', '.join(FORMATS)}"
+    if kind in Image.OPEN:
+        return f"a photograph in {SPOKEN[kind]} that is damaged or incomplete"
     return (
-        f"a photograph in {kind}, which Pillow cannot read here by itself; save it as JPEG or PNG, "
-        "or, in Python, install pillow-heif and call pillow_heif.register_heif_opener() before"
+        f"a photograph in {SPOKEN[kind]}, which Pillow cannot read here by itself; pip install "
+        f"{PLUG_INS[kind][0]}, or save it as JPEG or PNG"
     )
 
 

@@ -14,6 +14,7 @@ from minires.errors import MiniresError, short
 
 _chosen: int | None = None
 
+CORES = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")  # names this process's control groups, one a line
 # The files that hold a quota and its period, in the two versions of control groups.
@@ -99,7 +100,7 @@ def _caches_of_macos() -> list[Cache]:
 
 def _caches_of_linux() -> list[Cache]:
     found = []
-    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+    for cache in sorted((CORES / "cpu0" / "cache").glob("index*")):
         try:
             level, kind, size, shared = (
                 (cache / name).read_text(encoding="ascii").strip()
