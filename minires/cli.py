@@ -104,6 +104,7 @@ def add_classify(parser: Parser) -> None:
     text = "look into the folders of a folder, too"
     parser.add_argument("-r", "--recursive", action="store_true", help=text)
     options.weights(parser)
+    options.own_network(parser)
     options.offline(parser)
     options.precision(parser)
     text = "compiled kernels, an NVIDIA GPU, or NumPy's definitions: %(default)s unless given"
@@ -129,8 +130,9 @@ def classify(arguments: Namespace) -> int:
         _complain(ImageError(f"{some(missing)}: no such file or folder"), arguments)
         told_already.update(missing)
     precision = options.chosen_precision(arguments)
+    own = options.own(arguments)
     watch = Stopwatch()
-    model = api.resnet50(arguments.weights, precision, arguments.backend)
+    model = api.resnet50(arguments.weights, precision, arguments.backend, **own)
     answers = api.classify_files(model, files, arguments.top, arguments.batch_size)
     told: list[dict[str, Any]] = []
     if arguments.time:
@@ -173,6 +175,7 @@ def _tell_answer(
 def add_quantize(parser: Parser) -> None:
     """Add the options of `quantize`."""
     options.weights(parser)
+    options.own_network(parser)
     options.offline(parser)
     text = "photographs like those to come; those of the weights or the package unless given"
     parser.add_argument("--calibrate", type=options.path, metavar="FOLDER", help=text)
@@ -199,7 +202,7 @@ def quantize(arguments: Namespace) -> int:
     path, _ = download.resolve(weights)
     if output.exists() and output.samefile(path):
         raise MiniresError(f"{output}: holds the weights to quantize; name another file")
-    fp32 = api.resnet50(weights)
+    fp32 = api.resnet50(weights, **options.own(arguments))
     check_writable(output, int8_size(fp32.layers))  # now, because calibration takes a while
     preset = fp32.meta["preset"]
     photographs = Photographs(files, preset, lambda error: _complain(error, arguments))
@@ -232,6 +235,7 @@ def add_evaluate(parser: Parser) -> None:
     text = "with the columns file and label, labels being class numbers"
     parser.add_argument("--labels", type=options.path, metavar="CSV", help=text)
     options.weights(parser)
+    options.own_network(parser)
     options.offline(parser)
     options.precision(parser)
     options.threads(parser)
@@ -254,7 +258,11 @@ def evaluate(arguments: Namespace) -> int:
         arguments.against,
         arguments.against_weights,
     )
-    models = [api.resnet50(of_model, precision) for precision, of_model in networks]
+    own = options.own(arguments)
+    models = [
+        api.resnet50(of_model, precision, **(own if of_model is weights else {}))
+        for precision, of_model in networks
+    ]
     if not arguments.labels:
         categories = models[0].meta["categories"]
         rows = label_folders(arguments.folder, categories, lambda text: tell(f"minires: {text}"))
@@ -277,6 +285,7 @@ def add_explain(parser: Parser) -> None:
     metavar = ("Y", "X", "CHANNEL")
     parser.add_argument("--pixel", nargs=3, type=options.at_least(0), metavar=metavar, help=text)
     options.weights(parser)
+    options.own_network(parser)
     options.offline(parser)
 
 
@@ -284,7 +293,8 @@ def explain(arguments: Namespace) -> int:
     """Compute one output value of a layer by hand, in INT8 beside FP32."""
     image = load_image(opened(arguments.image))
     weights = options.chosen_weights(arguments)
-    fp32, int8 = (api.resnet50(weights, precision) for precision in ("fp32", "int8"))
+    own = options.own(arguments)
+    fp32, int8 = (api.resnet50(weights, precision, **own) for precision in ("fp32", "int8"))
     pixel = tuple(arguments.pixel) if arguments.pixel else None
     print(explaining.explain(fp32, int8, fp32.preprocess(image), arguments.layer, pixel))
     return 0

@@ -17,12 +17,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from minires.errors import ImageError
+from minires.errors import ImageError, MiniresError, short
 from minires.layers import Array
 
 ImageSource = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Array
-)
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Array | Any
+)  # Any: what has __array__, such as torch's tensors
 
 # The formats of photographs, by Pillow's name, with the suffixes of such files. No other one
 # is opened: for some Pillow starts a program, as Ghostscript for EPS, and hands it the file.
@@ -94,10 +94,11 @@ def load_image(source: ImageSource) -> Image.Image:
 
     Parameters
     ----------
-    source : path-like, bytes-like, binary file, PIL image or ndarray
-        An array is (H, W, 3) or (H, W) uint8. More than 8 bits are scaled to 8: white is 65535 in
-        16 bits, 255 or 65535 in 32, 1 or 255 in floats, and a little beyond that is white too.
-        Other values are stretched from the least to the greatest.
+    source : path-like, bytes-like, binary file, PIL image, ndarray or tensor
+        An array is (H, W, 3) or (H, W) uint8; a tensor, as torch's, may also be (3, H, W). More
+        than 8 bits are scaled to 8: white is 65535 in 16 bits, 255 or 65535 in 32, 1 or 255 in
+        floats, and a little beyond that is white too. Other values are stretched from the least to
+        the greatest.
 
     Returns
     -------
@@ -109,6 +110,11 @@ def load_image(source: ImageSource) -> Image.Image:
     ImageError
         For what cannot be opened, is no image, is incomplete, has more pixels than
         ``PIL.Image.MAX_IMAGE_PIXELS`` or is over 1000 times as long as it is wide.
+
+    Examples
+    --------
+    >>> minires.load_image("examples/images/cat.jpg").size
+    (451, 300)
     """
     with open_image(source) as decoded:
         image, row = Image.new("RGB", decoded.size), 0
@@ -164,8 +170,8 @@ def open_image(source: ImageSource) -> Iterator[Decoded]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _open(source) as opened:
                 yield _decode(opened, name)
-    except ImageError:
-        raise
+    except MiniresError as error:
+        raise ImageError(str(error)) from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: {_what_it_is(source)}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -191,13 +197,14 @@ def _name(source: ImageSource) -> str:
 def _open(source: ImageSource) -> contextlib.AbstractContextManager[Image.Image]:
     if isinstance(source, Image.Image):
         return contextlib.nullcontext(source)
-    if isinstance(source, np.ndarray):
+    if hasattr(source, "__array__"):
+        source = _as_image(source)
         if source.dtype != np.uint8 or not (source.ndim == 2 or source.shape[2:] == (3,)):
             raise ImageError(
                 f"an image given as an array is {source.dtype} of shape {source.shape}; "
                 "wanted uint8 and (H, W, 3) or (H, W)"
             )
-        return contextlib.nullcontext(Image.fromarray(source))
+        return contextlib.nullcontext(Image.fromarray(np.ascontiguousarray(source)))
     if isinstance(source, bytes | bytearray | memoryview):
         return _open_file(io.BytesIO(source))
     if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
@@ -234,6 +241,25 @@ def _open_file(file: Any) -> Image.Image:
         plug_in = importlib.import_module(module)
         getattr(plug_in, register, lambda: None)()
         return Image.open(file, formats=[kind])
+
+
+def as_array(given: Any) -> Array:
+    """Turn into NumPy's array whatever has ``__array__``, such as torch's tensors."""
+    try:
+        if hasattr(given, "detach"):  # torch's may need a gradient, or lie on a GPU
+            given = given.detach().cpu()
+        return np.asarray(given)
+    except Exception as error:  # of a library that we do not know
+        raise MiniresError(
+            f"NumPy can make no array of the {type(given).__name__} given ({short(str(error))})"
+        ) from error
+
+
+def _as_image(given: Any) -> Array:
+    """Turn what may be a tensor into (H, W, 3): torch has the channels first."""
+    array = as_array(given)
+    first = not isinstance(given, np.ndarray) and array.ndim == 3 and array.shape[2] != 3
+    return array.transpose(1, 2, 0) if first and array.shape[0] == 3 else array
 
 
 def _brand(source: Any) -> str:

@@ -88,6 +88,19 @@ def weights(parser: _ActionsContainer) -> None:
     parser.add_argument("--weights", metavar="NAME|PATH", help=text)
 
 
+def own_network(parser: Parser) -> None:
+    """Add --categories and --preset, for `own`."""
+    text = "names of a network of your own: a line each, or a folder with a folder for each class"
+    parser.add_argument("--categories", type=path, metavar="FILE|FOLDER", help=text)
+    text = "how it wants its images: as the weights of this name do, IMAGENET1K_V1 unless given"
+    parser.add_argument("--preset", metavar="NAME", help=text)
+
+
+def own(arguments: Namespace) -> dict[str, Any]:
+    """Hand to `minires.resnet50` what --categories and --preset say."""
+    return {"categories": arguments.categories, "preset": arguments.preset}
+
+
 def offline(parser: Parser) -> None:
     """Add --offline, which counts while the command runs."""
     text = (

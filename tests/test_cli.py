@@ -41,7 +41,7 @@ def model(seeded_file: Path) -> api.ResNet50:
 @pytest.fixture
 def loaded(model: api.ResNet50, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the tests that are not about weights the reading of 100 MB each."""
-    monkeypatch.setattr(api, "resnet50", lambda *_: model)
+    monkeypatch.setattr(api, "resnet50", lambda *_, **__: model)
 
 
 @pytest.fixture
@@ -1009,3 +1009,5 @@ def test_a_profile_of_a_gpu_wants_the_gpu(capsys: pytest.CaptureFixture[str]) ->
     if importlib.util.find_spec("numba_cuda") is None:
         assert main([*base, "--backend", "cuda"]) == 1
         assert 'pip install "numba-cuda' in capsys.readouterr().err
+        assert main(["roofline", "--weights", "CIFAR10", "--backend", "cuda"]) == 1
+        assert "no NVIDIA GPU can be used here" in capsys.readouterr().err

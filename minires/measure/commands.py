@@ -199,17 +199,20 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
     first = next(iter(models.values()))
     x = preprocess(data, first.meta["preset"])  # (1, 3, H, W)
     x = np.repeat(x, arguments.batch, axis=0)
-    profiles = profiler.profile_in_turns(models, x, runs)
     measure_roofs = machine.measure_roofs
     if on_gpu:
+        first(x)  # tells what is missing, before modules that need it are imported
+        from minires.measure import gpu_waterfall
         from minires.measure.gpu import measure_roofs
+
+        if len(models) > 1:
+            gpu_waterfall.check_images(x)  # before all the measuring
+    profiles = profiler.profile_in_turns(models, x, runs)
     roofs = {precision: measure_roofs(precision) for precision in models}
     _warn([])  # only of a quota, because doubts stand beneath the tables
     fall: Any = None
     told = ""
     if on_gpu and len(models) > 1:
-        from minires.measure import gpu_waterfall
-
         fall = gpu_waterfall.measure_waterfall(models, profiles, roofs, x, runs)
         told = gpu_waterfall.format_waterfall(fall)
     elif {"fp32", "int8"} <= models.keys() and len(x) == 1:
@@ -306,9 +309,11 @@ def _tell_roofline(
     measure_roofs, machine = None, ""  # the CPU's
     if arguments.backend == "cuda":
         from minires.kernels.cuda.driver import open_gpu
+
+        opened = open_gpu()  # before what needs its compiler
         from minires.measure import gpu
 
-        measure_roofs, machine = gpu.measure_roofs, gpu.describe_gpu(open_gpu())
+        measure_roofs, machine = gpu.measure_roofs, gpu.describe_gpu(opened)
     layers = roofs.measure_layers(models, x, measure_roofs, rounds(10, 3))
     if arguments.backend == "numba":
         from minires.measure.peak import peak

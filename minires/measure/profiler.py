@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minires.errors import MiniresError
+from minires.errors import MiniresError, check_is
 from minires.layers import Array, Layer, PhaseTime, Record, Shape
 from minires.measure import plots, session
 from minires.measure.groups import GROUPS, SORTS, kind_of
@@ -138,6 +138,7 @@ class Profile:
     """A profile, made by `profile`. It records while its with statement lasts."""
 
     def __init__(self, model: ResNet50, callback: Callable[[Event], None] | None = None) -> None:
+        check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
         self.model, self.callback = model, callback
         self.precision, self.backend = model.precision, model.backend
         self._events: list[Event] = []
@@ -461,6 +462,13 @@ def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) ->
     -------
     Profile
         Its table, to_json, export_chrome_trace and plot tell where the time went.
+
+    Examples
+    --------
+    >>> with minires.profile(model) as prof:
+    ...     logits = model(x)
+    >>> len(prof.rows())
+    57
     """
     return Profile(model, callback)
 
