@@ -285,6 +285,7 @@ def add_explain(parser: Parser) -> None:
     metavar = ("Y", "X", "CHANNEL")
     parser.add_argument("--pixel", nargs=3, type=options.at_least(0), metavar=metavar, help=text)
     options.weights(parser)
+    options.own_network(parser)
     options.offline(parser)
 
 
@@ -292,7 +293,8 @@ def explain(arguments: Namespace) -> int:
     """Compute one output value of a layer by hand, in INT8 beside FP32."""
     image = load_image(opened(arguments.image))
     weights = options.chosen_weights(arguments)
-    fp32, int8 = (api.resnet50(weights, precision) for precision in ("fp32", "int8"))
+    own = options.own(arguments)
+    fp32, int8 = (api.resnet50(weights, precision, **own) for precision in ("fp32", "int8"))
     pixel = tuple(arguments.pixel) if arguments.pixel else None
     print(explaining.explain(fp32, int8, fp32.preprocess(image), arguments.layer, pixel))
     return 0

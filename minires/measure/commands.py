@@ -39,6 +39,8 @@ def add_ladder(parser: Parser) -> None:
     )
     text += ", with ladder-cuda in place of ladder for backend cuda"
     parser.add_argument("--update", type=options.path, metavar="FILE", help=text)
+    text = "measure nothing: print a rung's source, and the loop that LLVM made of it"
+    parser.add_argument("--show", metavar="RUNG", help=text)
 
 
 def ladder(arguments: Namespace) -> int:
@@ -46,6 +48,8 @@ def ladder(arguments: Namespace) -> int:
     from minires.measure.text import around
 
     _check(arguments)
+    if arguments.show:
+        return _show_rung(arguments)
     mark, climb = LADDERS[arguments.backend]
     if arguments.update:  # a bad file should be told before measuring, which takes a minute
         around(arguments.update, mark)
@@ -55,6 +59,17 @@ def ladder(arguments: Namespace) -> int:
         before, after = around(arguments.update, mark)  # it may have been edited meanwhile
         arguments.update.write_text(f"{before}\n{table}\n\n{after}", encoding="utf-8")
     print(table)
+    return 0
+
+
+def _show_rung(arguments: Namespace) -> int:
+    if arguments.backend != "numba":
+        raise MiniresError("--show is of the CPU's ladder; leave --backend out")
+    if arguments.plot or arguments.update or arguments.quick:
+        raise MiniresError("--show measures nothing; leave --plot, --update and --quick out")
+    from minires.ladder.show import show
+
+    print("\n\n".join(show(arguments.show, precision) for precision in arguments.precisions))
     return 0
 
 

@@ -279,13 +279,20 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
         if line.endswith(":"):
             labels[line[:-1].strip()] = i
         elif words and words[-1] in labels:  # a jump back
-            loops.append(lines[labels[words[-1]] : i + 1])
+            loops.append(range(labels[words[-1]], i + 1))
+    # A loop around another one has its instructions, too, and is not meant.
+    innermost = [
+        lines[loop.start : loop.stop]
+        for loop in loops
+        if not any(
+            other != loop and loop.start <= other.start < other.stop <= loop.stop for other in loops
+        )
+    ]
 
     def most_then_shortest(loop: list[str]) -> tuple[int, int]:
-        # A loop around another one has the same instructions, but is longer.
         return len(re.findall(mnemonic, "\n".join(loop))), -len(loop)
 
-    best = max(loops, key=most_then_shortest, default=[])
+    best = max(innermost, key=most_then_shortest, default=[])
     kept = (line for line in best if line.strip() and not line.startswith((" .", "        .")))
     return "\n".join(kept)
 
