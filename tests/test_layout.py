@@ -146,7 +146,7 @@ ROOMS = {"kernels/cuda/": 1_750, "ladder/": 1_600, "measure/gpu.py": 260}
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 9_850
+    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 10_350
 
 
 @pytest.mark.parametrize("room", ROOMS)

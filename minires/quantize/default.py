@@ -1,6 +1,7 @@
 """INT8 networks made automatically: calibrated once, by a stored calibration or on photographs."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import warnings
@@ -25,8 +26,8 @@ from minires.quantize.calibrate import (
 from minires.quantize.convert import quantize_model
 from minires.quantize.int8_file import load_int8, save_int8
 
-OBSERVER = "mse"
-RECIPE = f"{OBSERVER}-crops-1"  # goes into the cached file's name: change it with the recipe
+RECIPE = ("mse", "gptq", "off")  # the observer, the rounding, the correction
+CROPS = 1  # goes into the cached file's name with the recipe: count on if the crops change
 MOST_CACHED = 8  # networks, of 26 MB each
 
 
@@ -76,7 +77,7 @@ def default_int8(
     `weights_key` tells these weights from all others, as a checksum does. `load_fp32` is called
     only if nothing is cached yet. `progress` shows a bar on stderr, if that is a terminal.
     """
-    key = hashlib.sha256(f"{weights_key} {RECIPE}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{weights_key} {'-'.join(RECIPE)} {CROPS}".encode()).hexdigest()[:16]
     cached = cache_dir() / f"resnet50-int8-{key}.safetensors"
     if os.path.exists(cached):  # in a folder that may not be read, pathlib's would raise an error
         with contextlib.suppress(WeightsError):  # a damaged file is made again
@@ -86,17 +87,18 @@ def default_int8(
             return model
     from tqdm import tqdm  # here, because it takes long and is seldom needed
 
+    bar = functools.partial(tqdm, disable=bar_hidden() or not progress)
     fp32 = load_fp32()
     calibration = stored_calibration(fp32)
     if calibration is None:
-        photographs = tqdm(
-            default_batches(fp32.meta["preset"]),
-            desc="calibrating for INT8, once",
-            total=len(calibration_photographs()),
-            disable=bar_hidden() or not progress,
-        )
-        calibration = calibrate(fp32, photographs, OBSERVER)
-    int8 = quantize_model(fp32, calibration)
+        batches = default_batches(fp32.meta["preset"])
+        photographs = bar(batches, "calibrating for INT8, once", len(calibration_photographs()))
+        observer, rounding, correction = RECIPE
+        calibration = calibrate(fp32, photographs, observer, moments=True)
+        layers = functools.partial(bar, desc="rounding for INT8, once")
+        int8 = quantize_model(fp32, calibration, rounding, correction, layers)
+    else:
+        int8 = quantize_model(fp32, calibration)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         save_int8(int8, cached)
