@@ -64,7 +64,9 @@ def test_no_framework_is_imported(name: str) -> None:
 
 # What writes LLVM IR, and what hands it to LLVM.
 KERNELS = ("ir.py", "isa/", "microkernel.py", "epilogue.py", "sync.py", "compile.py")
-MAKES_CODE = (*(f"kernels/{name}" for name in (*KERNELS, "cuda/")), "measure/spin.py")
+MAKES_CODE = (
+    *(f"kernels/{name}" for name in (*KERNELS, "cuda/")), "measure/spin.py", "lab/build.py"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(MAKES_CODE)])
@@ -141,12 +143,20 @@ def test_a_file_can_be_read_in_one_go(name: str) -> None:
 
 
 # Rooms of the package that a reader can leave out, and how many lines each may have.
-ROOMS = {"kernels/cuda/": 1_750, "ladder/": 1_600, "measure/gpu.py": 260}
+ROOMS = {
+    "doctor.py": 380,
+    "kernels/cuda/": 1_850,
+    "kernels/isa/arm.py": 190,
+    "kernels/isa/wasm.py": 90,
+    "lab/": 500,
+    "ladder/": 1_600,
+    "measure/gpu": 430,
+}
 
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 10_350
+    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 10_850
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -178,6 +188,6 @@ MEASURING = ("measure/", "ladder/")
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(MEASURING)])
 def test_the_network_needs_nothing_that_measures_it(name: str) -> None:
     tools = ("minires.measure", "minires.ladder")
-    entrances = ("__init__.py", "cli.py")
+    entrances = ("__init__.py", "cli.py", "doctor.py")
     found = [module for module in imported_by(name) if is_part_of(module, *tools)]
     assert name in entrances or found == []

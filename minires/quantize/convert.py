@@ -93,7 +93,7 @@ def quantize_model(
     progress : callable, optional
         Gets the layers and yields them again, for example to show a bar.
     keep : iterable of str
-        Layers that stay in float32. What passes between layers is in eight bits all the same.
+        Layers that stay in float32, between others in eight bits.
 
     Returns
     -------
@@ -106,38 +106,34 @@ def quantize_model(
         For an unknown rounding, correction or layer, and where moments are needed but missing.
     """
     moments = calibration.moments
-    rounding = rounding or ("gptq" if moments else "nearest")
-    _check_recipe(rounding, correction, moments)
+    rounding = _check_recipe(rounding, correction, moments)
     qparams = {name: qparams_of_range(*limits) for name, limits in calibration.ranges.items()}
     qparams["maxpool"] = qparams["conv1"]  # a max-pool computes no new value: it picks one
-    layers = keep_layers(model.layers, keep)
-    layers = [replace(layer, qparams=qparams.get(layer.name)) for layer in layers]
+    marked = keep_layers(model.layers, keep)
+    layers = [replace(layer, qparams=qparams.get(layer.name)) for layer in marked]
     params: dict[str, Any] = {}
     for layer in progress(layers):
         inputs = [qparams[name] for name in layer.inputs]
+        given: Any = model.params.get(layer.name)
         if layer.kept:
-            p = model.params[layer.name]
-            params[layer.name] = lock(KeptParams(inputs[0], *p, *inputs[1:]))
+            params[layer.name] = lock(KeptParams(inputs[0], *given, *inputs[1:]))
         elif layer.op in ("conv", "linear"):
             seen = moments.get(layer.name)
-            given = model.params[layer.name]
             weights = quantize_weights(given, inputs[0], rounding, correction, seen)
             params[layer.name] = lock(Int8Params(inputs[0], *weights, *inputs[1:]))
         elif layer.op == "avgpool":
             params[layer.name] = inputs[0]
-    recipe = {
-        "observer": calibration.observer,
-        "images": calibration.images,
-        "rounding": rounding,
-        "correction": correction,
-    }
+    observed = {"observer": calibration.observer, "images": calibration.images}
+    recipe = {**observed, "rounding": rounding, "correction": correction}
     meta = {**model.meta, "calibration": recipe, "saturated": calibration.saturated}
     meta.pop("accuracy", None)  # it was measured in fp32
     meta.pop(STORED_CALIBRATION, None)  # "calibration" tells of the one that was used
     return ResNet50(layers, params, "int8", meta)
 
 
-def _check_recipe(rounding: str, correction: str, moments: Mapping[str, Moments]) -> None:
+def _check_recipe(rounding: str | None, correction: str, moments: Mapping[str, Moments]) -> str:
+    """Return the rounding, which has to be known and must find the moments that it needs."""
+    rounding = rounding or ("gptq" if moments else "nearest")
     check_choice("rounding", rounding, ROUNDINGS)
     check_choice("correction", correction, CORRECTIONS)
     if not moments and (rounding, correction) != ("nearest", "off"):
@@ -145,6 +141,7 @@ def _check_recipe(rounding: str, correction: str, moments: Mapping[str, Moments]
             f"rounding {rounding} with correction {correction} looks at the layers' inputs; "
             "calibrate with moments=True"
         )
+    return rounding
 
 
 def keep_layers(layers: Iterable[Layer], names: Iterable[str]) -> list[Layer]:

@@ -15,7 +15,7 @@ from minires.images import load_image
 from minires.layers import Array
 from minires.metadata import read_calibration
 from minires.model import ResNet50
-from minires.notice import bar_hidden
+from minires.notice import bar_hidden, progress_bar
 from minires.preprocess import Preset, preprocess
 from minires.quantize.calibrate import (
     STORED_CALIBRATION,
@@ -75,7 +75,7 @@ def default_int8(
     """Load the INT8 network from the cache, or make it by the default recipe and cache it.
 
     `weights_key` tells these weights from all others, as a checksum does. `load_fp32` is called
-    only if nothing is cached yet. `progress` shows a bar on stderr, if that is a terminal.
+    only if nothing is cached yet. `progress` tells of it on stderr, by a bar or a line.
     """
     key = hashlib.sha256(f"{weights_key} {'-'.join(RECIPE)} {CROPS}".encode()).hexdigest()[:16]
     cached = cache_dir() / f"resnet50-int8-{key}.safetensors"
@@ -85,17 +85,20 @@ def default_int8(
             with contextlib.suppress(OSError):
                 os.utime(cached)  # so that `remove_oldest` keeps files that are in use
             return model
-    from tqdm import tqdm  # here, because it takes long and is seldom needed
-
-    bar = functools.partial(tqdm, disable=bar_hidden() or not progress)
     fp32 = load_fp32()
     calibration = stored_calibration(fp32)
     if calibration is None:
-        batches = default_batches(fp32.meta["preset"])
-        photographs = bar(batches, "calibrating for INT8, once", len(calibration_photographs()))
+        photographs = progress_bar(
+            default_batches(fp32.meta["preset"]),
+            "calibrating for INT8, once",
+            progress,
+            total=len(calibration_photographs()),
+        )
         observer, rounding, correction = RECIPE
         calibration = calibrate(fp32, photographs, observer, moments=True)
-        layers = functools.partial(bar, desc="rounding for INT8, once")
+        # Where no bar can be shown, the line above has told already.
+        shown = progress and not bar_hidden()
+        layers = functools.partial(progress_bar, text="rounding for INT8, once", shown=shown)
         int8 = quantize_model(fp32, calibration, rounding, correction, layers)
     else:
         int8 = quantize_model(fp32, calibration)
