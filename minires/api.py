@@ -77,6 +77,8 @@ def make_cuda_engine(layers: Sequence[Layer], params: Mapping[str, Any], precisi
             'backend "cuda" needs numba-cuda, which is not installed: '
             'pip install "numba-cuda[cu13]" "numpy<2.5"'
         )
+    if any(layer.kept for layer in layers):
+        raise MiniresError('backend "cuda" runs no layers kept in float32; take "numba"')
     from minires.kernels.cuda import engine
 
     return engine.Engine(list(layers), params, precision)

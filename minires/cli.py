@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from minires import api, download, options
@@ -42,10 +43,14 @@ from minires.model import resnet50_layers
 from minires.notice import bar_hidden, tell
 from minires.options import Parser
 from minires.quantize import OBSERVERS, calibrate, quantize_model, save_int8
-from minires.quantize.default import OBSERVER, default_batches, stored_calibration
+from minires.quantize.convert import keep_layers
+from minires.quantize.correction import CORRECTIONS
+from minires.quantize.default import RECIPE, default_batches, stored_calibration
 from minires.quantize.int8_file import int8_size
 from minires.quantize.photographs import ENOUGH, Photographs, choose_photographs
 from minires.quantize.report import format_report, report
+from minires.quantize.rounding import ROUNDINGS
+from minires.quantize.sensitivity import format_sensitivity, sensitivity
 from minires.sources import SHOWN, STDIN, find_images, opened, some
 from minires.summary import format_edges, format_summary, summarize
 from minires.writing import check_writable
@@ -179,10 +184,19 @@ def add_quantize(parser: Parser) -> None:
     options.offline(parser)
     text = "photographs like those to come; those of the weights or the package unless given"
     parser.add_argument("--calibrate", type=options.path, metavar="FOLDER", help=text)
-    text = "how a range is chosen: as classify does it unless given"
+    # What none of these three is given for is done as classify does it.
+    text = "how a range is chosen"
     parser.add_argument("--observer", choices=tuple(OBSERVERS), help=text)
+    text = "how weights become integers"
+    parser.add_argument("--rounding", choices=tuple(ROUNDINGS), help=text)
+    text = "how biases make up for what rounding does to a mean"
+    parser.add_argument("--correction", choices=tuple(CORRECTIONS), help=text)
     text = f"how many of the folder, evenly spread over it: {ENOUGH} unless given"
     parser.add_argument("--images", type=options.at_least(1), metavar="N", help=text)
+    text = "layers whose weights stay in float32, such as conv1 fc"
+    parser.add_argument("--keep", nargs="+", default=(), metavar="LAYER", help=text)
+    text = "tell what is gained, layer by layer, where one layer's weights stay float32"
+    parser.add_argument("--sensitivity", action="store_true", help=text)
     text = "the .safetensors file to write"
     parser.add_argument(
         "-o", "--output", type=options.path, required=True, metavar="FILE", help=text
@@ -203,7 +217,8 @@ def quantize(arguments: Namespace) -> int:
     if output.exists() and output.samefile(path):
         raise MiniresError(f"{output}: holds the weights to quantize; name another file")
     fp32 = api.resnet50(weights, **options.own(arguments))
-    check_writable(output, int8_size(fp32.layers))  # now, because calibration takes a while
+    layers = keep_layers(fp32.layers, arguments.keep)
+    check_writable(output, int8_size(layers))  # now, because calibration takes a while
     preset = fp32.meta["preset"]
     photographs = Photographs(files, preset, lambda error: _complain(error, arguments))
 
@@ -212,14 +227,24 @@ def quantize(arguments: Namespace) -> int:
         bar: Iterable[Array] = tqdm(source, text, leave=False, disable=bar_hidden())
         return bar
 
-    calibration = None
-    if not (arguments.calibrate or arguments.observer):
-        calibration = stored_calibration(fp32)
-    if calibration is None:
-        calibration = calibrate(fp32, batches("calibrating"), arguments.observer or OBSERVER)
-    int8 = quantize_model(fp32, calibration)
+    recipe = (arguments.observer, arguments.rounding, arguments.correction)
+    calibration = None if arguments.calibrate or any(recipe) else stored_calibration(fp32)
+    if calibration:
+        int8 = quantize_model(fp32, calibration, keep=arguments.keep)
+    else:
+        observer, rounding, correction = (
+            given or usual for given, usual in zip(recipe, RECIPE, strict=True)
+        )
+        plain = (rounding, correction) == ("nearest", "off")
+        calibration = calibrate(fp32, batches("calibrating"), observer, moments=not plain)
+        one_by_one = functools.partial(tqdm, desc="rounding", leave=False, disable=bar_hidden())
+        int8 = quantize_model(fp32, calibration, rounding, correction, one_by_one, arguments.keep)
     save_int8(int8, output)
     print(format_report(report(fp32, int8, batches("comparing with FP32"))))
+    if arguments.sensitivity:
+        x = np.concatenate(list(batches("reading")))
+        one_by_one = functools.partial(tqdm, desc="sensitivity", leave=False, disable=bar_hidden())
+        print(format_sensitivity(sensitivity(fp32, int8, x, one_by_one)))
     megabytes = output.stat().st_size / 1e6
     print(
         f"{output}: {int8.meta['name']}, {megabytes:.1f} MB, calibrated on {calibration.images} "

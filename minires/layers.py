@@ -29,8 +29,7 @@ Hook = Callable[["Layer", tuple[Array, ...], Array], Array | None]
 class Layer:
     """One layer of the network, as data.
 
-    It cannot be changed, because compiled kernels are laid out for it: `dataclasses.replace` makes
-    another one, without hooks. Hooks can be put on and taken off at any time.
+    `dataclasses.replace` makes a changed one, without hooks. Hooks go on and off at any time.
 
     Examples
     --------
@@ -49,6 +48,7 @@ class Layer:
     bn: str = ""  # torchvision's name of the BatchNorm fused into a convolution
     relu: bool = False  # whether negative outputs become zero
     qparams: QParams | None = None  # scale and zero point of an output in eight bits
+    kept: bool = False  # whether it stays in float32 in an INT8 network, as mixed.py runs it
     hooks: list[HookHandle] = field(default_factory=list, init=False, repr=False)
 
     def output_shape(self, x: Shape) -> Shape:

@@ -104,7 +104,7 @@ def read_calibration(text: str, edges: Collection[str]) -> dict[str, Any]:
                     f"{-MOST_ACTIVATION:.0f} to {MOST_ACTIVATION:.0f}"
                 )
     shares = _shares(_of_each_edge(told.get("saturated"), edges, "shares"))
-    return {"ranges": limits, "saturated": shares, **_recipe(recipe)}
+    return {"ranges": limits, "saturated": shares, **_observed(recipe)}
 
 
 def _of_each_edge(told: object, edges: Collection[str], what: str) -> dict[str, Any]:
@@ -144,11 +144,19 @@ def _shares(told: object) -> dict[str, float]:
     return told
 
 
-def _recipe(told: object) -> dict[str, Any]:
+def _observed(told: object) -> dict[str, Any]:
     match told:
         case {"observer": str(observer), "images": int(images), **more} if not more:
             return {"observer": _name(observer), "images": images}
     raise WeightsError(f"its calibration is {short(told)}; wanted an observer and how many images")
+
+
+def _recipe(told: object) -> dict[str, Any]:
+    """Check how a network became INT8; files made before the choice of roundings tell of none."""
+    if not isinstance(told, dict):
+        return _observed(told)
+    chosen = {key: _name(told[key]) for key in ("rounding", "correction") if key in told}
+    return _observed({key: told[key] for key in told if key not in chosen}) | chosen
 
 
 # What checks each value that minires uses, by its name in a network's meta.

@@ -14,6 +14,7 @@ from minires import checkpoint, preprocess, show
 from minires.backends import Backend, Engine, check_backend, check_parameters
 from minires.errors import MiniresError, NoLayerError, check_choice, check_is, check_whole, short
 from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Record, Shape
+from minires.mixed import run_kept
 from minires.summary import enough_memory
 
 
@@ -101,24 +102,21 @@ class Step(NamedTuple):
 class ResNet50:
     """ResNet-50 that can be called, stepped through, hooked and printed.
 
-    Its layers and parameters are read-only: writing into a weight raises a ValueError, because
-    compiled kernels run on a copy that the edit would not reach. To run other weights, build
-    another network: from a changed state_dict by `from_state_dict`, or from other params:
+    Its layers and parameters are read-only, because compiled kernels run on a copy of them. To run
+    other weights, build another network: by `from_state_dict`, or from other params:
 
     >>> params = dict(model.params)
     >>> params["fc"] = params["fc"]._replace(bias=params["fc"].bias + 1)
     >>> other = ResNet50(model.layers, params, model.precision, model.meta)
 
-    A copy or a pickle has the layers, parameters, precision, backend and meta, but no hooks and no
-    record. It lays its compiled kernels out anew at its first run.
+    A copy or a pickle has all of it but the hooks, the record and the compiled kernels.
 
     Parameters
     ----------
     layers : iterable of Layer
         The layers in the order they run, as `resnet50_layers` lists them.
     params : mapping
-        Each layer's parameters, by its name, in the form its phases take. Arrays that can be
-        written to are copied.
+        Each layer's parameters, by its name. Arrays that can be written to are copied.
     precision : str
         A key of `OPERATORS`.
     meta : mapping, optional
@@ -202,7 +200,7 @@ class ResNet50:
 
         Both are float32; H and W are at least 32.
         """
-        if self.backend != "numpy" and not any(layer.hooks for layer in self.layers):
+        if self.backend != "numpy" and not any(layer.hooks or layer.kept for layer in self.layers):
             started = perf_counter()
             x = preprocess.check_input(x)
             return self._engine(x, self.record, started)
@@ -220,7 +218,9 @@ class ResNet50:
             times: list[PhaseTime] = []
             started = perf_counter()
             with enough_memory(self.layers, x.shape, self.precision):
-                if self.backend == "numpy":
+                if layer.kept and self.precision == "int8":
+                    output = run_kept(layer, self.params[layer.name], *inputs)
+                elif self.backend == "numpy":
                     operator = self.operators[self.precision][layer.op]
                     output = operator(layer, self.params.get(layer.name), *inputs, times=times)
                 else:

@@ -431,7 +431,7 @@ def export(args):
     )
     batches = (minires.preprocess(list(part), preset) for part in np.split(images, 16))
     metadata |= {"format": FORMAT, "categories": CLASSES, "preset": dataclasses.asdict(preset)}
-    metadata["calibration"] = dataclasses.asdict(calibrate(network, batches, "mse"))
+    metadata["calibration"] = calibrate(network, batches, "mse").stored()
     # safetensors' metadata maps strings to strings: what is not one travels as JSON.
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     save_file(state, args.export, metadata=text)

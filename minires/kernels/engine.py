@@ -96,7 +96,9 @@ class Engine:
         self.tiling = self._tiling()
         self.execute = compile_network(precision, self.isa.name)
         self.packed = {
-            layer.name: self._pack(layer) for layer in layers if layer.op in ("conv", "linear")
+            layer.name: self._pack(layer)
+            for layer in layers
+            if layer.op in ("conv", "linear") and not self._leaves(layer)
         }
         self.programs: dict[tuple[Shape, bool], Program] = {}
         self.divisions: dict[Shape, Division] = {}
@@ -221,6 +223,10 @@ class Engine:
             return (y.astype(np.int32) << 16).view(np.float32)
         return y.copy()
 
+    def _leaves(self, layer: Layer) -> bool:
+        """Tell whether the network runs a layer by itself, in float32 between eight bits."""
+        return layer.kept and self.form.operands == "u8s8"
+
     def _pack(self, layer: Layer) -> Packed:
         p = self.params[layer.name]
         if self.form.operands == "u8s8":
@@ -228,7 +234,7 @@ class Engine:
             m = m / layer.qparams.scale if layer.qparams else m
             bias = make_up(self.isa.instructions["u8s8"], bias, weight)
         else:
-            weight, bias = p.dequantize() if isinstance(p, Int8Params) else p
+            weight, bias = p.weight, p.bias
             weight, m = self._narrow(weight), bias
         reads = next(other for other in self.layers if other.name == layer.inputs[0])
         w = prepack(
@@ -304,7 +310,7 @@ class Engine:
         for name in ("x", "y", "residual"):
             if place := getattr(planned, name):
                 step[name] = self._address(program, place.buffer) + place.offset
-        if gemm := planned.gemm:
+        if (gemm := planned.gemm) and not self._leaves(layer):
             for name in GEMM:
                 step[name] = getattr(gemm, name)
             step["x_offsets"] = gemm.x_offsets.ctypes.data

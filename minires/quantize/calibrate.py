@@ -1,11 +1,13 @@
 """Calibration: run the FP32 network on a few images and note each edge's range."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from minires.errors import MiniresError, check_choice, check_is
 from minires.layers import Array, Layer
 from minires.model import ResNet50
+from minires.quantize.moments import Moments
 from minires.quantize.observers import OBSERVERS
 
 STORED_CALIBRATION = "stored_calibration"  # the key in a float network's meta, if its file has one
@@ -19,6 +21,11 @@ class Calibration:
     saturated: dict[str, float]  # by edge, the share of the values seen outside its range
     observer: str  # a key of `OBSERVERS`
     images: int  # how many images, or crops, were seen
+    moments: dict[str, Moments] = field(default_factory=dict, repr=False)  # by layer with weights
+
+    def stored(self) -> dict[str, Any]:
+        """Return what weights can carry in their metadata, as JSON: all but the moments."""
+        return {key: value for key, value in vars(self).items() if key != "moments"}
 
 
 def quantized_edges(layers: Sequence[Layer]) -> list[str]:
@@ -29,7 +36,9 @@ def quantized_edges(layers: Sequence[Layer]) -> list[str]:
     return [layer.name for layer in layers if layer.op not in ("maxpool", "linear")]
 
 
-def calibrate(model: ResNet50, batches: Iterable[Array], observer: str = "mse") -> Calibration:
+def calibrate(
+    model: ResNet50, batches: Iterable[Array], observer: str = "mse", moments: bool = False
+) -> Calibration:
     """Observe every edge of the FP32 network.
 
     Parameters
@@ -40,6 +49,8 @@ def calibrate(model: ResNet50, batches: Iterable[Array], observer: str = "mse") 
         Inputs of the model, (N, 3, H, W) float32. None is kept.
     observer : str
         A key of `OBSERVERS`.
+    moments : bool
+        Whether to note also what each layer's inputs are like, for `quantize_model` to round by.
 
     Returns
     -------
@@ -63,11 +74,15 @@ def calibrate(model: ResNet50, batches: Iterable[Array], observer: str = "mse") 
         raise MiniresError(f"calibration wants a network in fp32; this one is {model.precision}")
     check_choice("observer", observer, OBSERVERS)
     edges = {name: OBSERVERS[observer]() for name in quantized_edges(model.layers)}
+    layers = [layer for layer in model.layers if moments and layer.op in ("conv", "linear")]
+    seen = {layer.name: Moments() for layer in layers}
     images = 0
     for x in batches:
         for step in model.steps(x):
             if step.name in edges:
                 edges[step.name].observe(step.output)
+            if step.name in seen:
+                seen[step.name].observe(step.layer, step.inputs[0])
         images += len(x)
     if not images:
         raise MiniresError("calibration got no images; at least one is needed")
@@ -76,4 +91,5 @@ def calibrate(model: ResNet50, batches: Iterable[Array], observer: str = "mse") 
         {name: edge.saturated() for name, edge in edges.items()},
         observer,
         images,
+        seen,
     )

@@ -1,22 +1,35 @@
 """From float32 weights and calibrated ranges to the INT8 network."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from minires.checkpoint import lock
-from minires.errors import check_is
-from minires.layers import Array, FloatParams, Int8Params
+from minires.errors import MiniresError, check_choice, check_is, short
+from minires.layers import Array, FloatParams, Int8Params, Layer
+from minires.mixed import KeptParams
 from minires.model import ResNet50
 from minires.quantize.calibrate import STORED_CALIBRATION, Calibration
+from minires.quantize.correction import CORRECTIONS
+from minires.quantize.moments import Moments
 from minires.quantize.observers import qparams_of_range
+from minires.quantize.rounding import ROUNDINGS
 from minires.reference import QParams
 
-BIAS_LIMIT = 2.0**30  # leaves the accumulator room: 2**30 + 2 * 150,405,120 < 2**31
+# Both leave the accumulator room: 1.5 * 2**30 + 2 * 150,405,120 < 2**31.
+BIAS_LIMIT = 2.0**30
+BIAS_MOST = 1.5 * BIAS_LIMIT  # with its correction
 
 
-def quantize_weights(p: FloatParams, x_qparams: QParams) -> tuple[Array, Array, Array]:
+def quantize_weights(
+    p: FloatParams,
+    x_qparams: QParams,
+    rounding: str = "nearest",
+    correction: str = "off",
+    moments: Moments | None = None,
+) -> tuple[Array, Array, Array]:
     """Quantize a layer's weights, symmetric and per output channel, and its bias: equation 7.1.
 
     Parameters
@@ -25,6 +38,12 @@ def quantize_weights(p: FloatParams, x_qparams: QParams) -> tuple[Array, Array, 
         Weight (N, K) and bias (N,), BatchNorm folded in, float32.
     x_qparams : QParams
         The input's scale and zero point.
+    rounding : str
+        A key of `ROUNDINGS`.
+    correction : str
+        A key of `CORRECTIONS`.
+    moments : Moments, optional
+        Of the layer's inputs, from `calibrate`. Only "nearest" with "off" does without.
 
     Returns
     -------
@@ -49,13 +68,23 @@ def quantize_weights(p: FloatParams, x_qparams: QParams) -> tuple[Array, Array, 
     for_weights = np.abs(p.weight).max(axis=1) / np.float32(127)
     for_bias = (np.abs(p.bias) / (np.float64(x_scale) * BIAS_LIMIT)).astype(np.float32)
     w_scale = np.maximum(np.maximum(for_weights, for_bias), np.finfo(np.float32).tiny)
-    w_s8 = np.clip(np.rint(p.weight / w_scale[:, np.newaxis]), -127, 127).astype(np.int8)
-    bias = np.rint(p.bias / (np.float64(x_scale) * w_scale))
+    steps = p.weight / w_scale[:, np.newaxis]
+    w_s8 = ROUNDINGS[rounding](steps, moments).astype(np.int8)
+    correct = CORRECTIONS[correction](p.weight - w_s8 * w_scale[:, np.newaxis], moments)
+    bias = np.rint((p.bias + correct) / (np.float64(x_scale) * w_scale))
     fold = x_zero_point * w_s8.sum(axis=1, dtype=np.int64)
-    return w_s8, w_scale, (bias.astype(np.int64) - fold).astype(np.int32)
+    bias = np.clip(bias, -BIAS_MOST, BIAS_MOST).astype(np.int64)
+    return w_s8, w_scale, (bias - fold).astype(np.int32)
 
 
-def quantize_model(model: ResNet50, calibration: Calibration) -> ResNet50:
+def quantize_model(
+    model: ResNet50,
+    calibration: Calibration,
+    rounding: str | None = None,
+    correction: str = "off",
+    progress: Callable[[Sequence[Layer]], Iterable[Layer]] = iter,
+    keep: Iterable[str] = (),
+) -> ResNet50:
     """Build the INT8 network.
 
     Parameters
@@ -63,12 +92,25 @@ def quantize_model(model: ResNet50, calibration: Calibration) -> ResNet50:
     model : ResNet50
         The network in fp32.
     calibration : Calibration
-        A range for every edge.
+        A range for every edge, and moments for a rounding or correction that looks at inputs.
+    rounding : str, optional
+        A key of `ROUNDINGS`: "gptq" if the calibration has moments, else "nearest".
+    correction : str
+        A key of `CORRECTIONS`.
+    progress : callable, optional
+        Gets the layers and yields them again, for example to show a bar.
+    keep : iterable of str
+        Layers that stay in float32, between others in eight bits.
 
     Returns
     -------
     ResNet50
         With precision "int8"; its layers know their outputs' scale and zero point.
+
+    Raises
+    ------
+    MiniresError
+        For an unknown rounding, correction or layer, and where moments are needed but missing.
 
     Examples
     --------
@@ -78,19 +120,51 @@ def quantize_model(model: ResNet50, calibration: Calibration) -> ResNet50:
     """
     check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
     check_is("calibration", calibration, Calibration, "what minires.quantize.calibrate returns")
+    moments = calibration.moments
+    rounding = _check_recipe(rounding, correction, moments)
     qparams = {name: qparams_of_range(*limits) for name, limits in calibration.ranges.items()}
     qparams["maxpool"] = qparams["conv1"]  # a max-pool computes no new value: it picks one
-    layers = [replace(layer, qparams=qparams.get(layer.name)) for layer in model.layers]
+    marked = keep_layers(model.layers, keep)
+    layers = [replace(layer, qparams=qparams.get(layer.name)) for layer in marked]
     params: dict[str, Any] = {}
-    for layer in layers:
+    for layer in progress(layers):
         inputs = [qparams[name] for name in layer.inputs]
-        if layer.op in ("conv", "linear"):
-            weights = quantize_weights(model.params[layer.name], inputs[0])
+        given: Any = model.params.get(layer.name)
+        if layer.kept:
+            params[layer.name] = lock(KeptParams(inputs[0], *given, *inputs[1:]))
+        elif layer.op in ("conv", "linear"):
+            seen = moments.get(layer.name)
+            weights = quantize_weights(given, inputs[0], rounding, correction, seen)
             params[layer.name] = lock(Int8Params(inputs[0], *weights, *inputs[1:]))
         elif layer.op == "avgpool":
             params[layer.name] = inputs[0]
-    recipe = {"observer": calibration.observer, "images": calibration.images}
+    observed = {"observer": calibration.observer, "images": calibration.images}
+    recipe = {**observed, "rounding": rounding, "correction": correction}
     meta = {**model.meta, "calibration": recipe, "saturated": calibration.saturated}
     meta.pop("accuracy", None)  # it was measured in fp32
     meta.pop(STORED_CALIBRATION, None)  # "calibration" tells of the one that was used
     return ResNet50(layers, params, "int8", meta)
+
+
+def _check_recipe(rounding: str | None, correction: str, moments: Mapping[str, Moments]) -> str:
+    """Return the rounding, which has to be known and must find the moments that it needs."""
+    rounding = rounding or ("gptq" if moments else "nearest")
+    check_choice("rounding", rounding, ROUNDINGS)
+    check_choice("correction", correction, CORRECTIONS)
+    if not moments and (rounding, correction) != ("nearest", "off"):
+        raise MiniresError(
+            f"rounding {rounding} with correction {correction} looks at the layers' inputs; "
+            "calibrate with moments=True"
+        )
+    return rounding
+
+
+def keep_layers(layers: Iterable[Layer], names: Iterable[str]) -> list[Layer]:
+    """Mark the layers that stay in float32; refuse the name of one that has no weights."""
+    names = set(names)
+    marked = [replace(layer, kept=layer.name in names) for layer in layers]
+    for name in sorted(names - {layer.name for layer in marked if layer.op in ("conv", "linear")}):
+        raise MiniresError(
+            f"no layer with weights is called {short(name)}; minires summary lists them"
+        )
+    return marked

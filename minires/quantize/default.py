@@ -1,6 +1,7 @@
 """INT8 networks made automatically: calibrated once, by a stored calibration or on photographs."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import warnings
@@ -14,7 +15,7 @@ from minires.images import load_image
 from minires.layers import Array
 from minires.metadata import read_calibration
 from minires.model import ResNet50
-from minires.notice import progress_bar
+from minires.notice import bar_hidden, progress_bar
 from minires.preprocess import Preset, preprocess
 from minires.quantize.calibrate import (
     STORED_CALIBRATION,
@@ -25,8 +26,8 @@ from minires.quantize.calibrate import (
 from minires.quantize.convert import quantize_model
 from minires.quantize.int8_file import load_int8, save_int8
 
-OBSERVER = "mse"
-RECIPE = f"{OBSERVER}-crops-1"  # goes into the cached file's name: change it with the recipe
+RECIPE = ("mse", "gptq", "off")  # the observer, the rounding, the correction
+CROPS = 1  # goes into the cached file's name with the recipe: count on if the crops change
 MOST_CACHED = 8  # networks, of 26 MB each
 
 
@@ -76,7 +77,7 @@ def default_int8(
     `weights_key` tells these weights from all others, as a checksum does. `load_fp32` is called
     only if nothing is cached yet. `progress` tells of it on stderr, by a bar or a line.
     """
-    key = hashlib.sha256(f"{weights_key} {RECIPE}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{weights_key} {'-'.join(RECIPE)} {CROPS}".encode()).hexdigest()[:16]
     cached = cache_dir() / f"resnet50-int8-{key}.safetensors"
     if os.path.exists(cached):  # in a folder that may not be read, pathlib's would raise an error
         with contextlib.suppress(WeightsError):  # a damaged file is made again
@@ -93,8 +94,14 @@ def default_int8(
             progress,
             total=len(calibration_photographs()),
         )
-        calibration = calibrate(fp32, photographs, OBSERVER)
-    int8 = quantize_model(fp32, calibration)
+        observer, rounding, correction = RECIPE
+        calibration = calibrate(fp32, photographs, observer, moments=True)
+        # Where no bar can be shown, the line above has told already.
+        shown = progress and not bar_hidden()
+        layers = functools.partial(progress_bar, text="rounding for INT8, once", shown=shown)
+        int8 = quantize_model(fp32, calibration, rounding, correction, layers)
+    else:
+        int8 = quantize_model(fp32, calibration)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         save_int8(int8, cached)

@@ -20,6 +20,7 @@ from minires.checkpoint import naming, opened, read_header, read_metadata
 from minires.errors import MiniresError, WeightsError, check_is, short
 from minires.layers import Array, Int8Params, Layer, Shape
 from minires.metadata import read_json, read_meta, read_qparams
+from minires.mixed import KeptParams
 from minires.model import ResNet50, resnet50_layers
 from minires.quantize.calibrate import quantized_edges
 from minires.reference import QParams
@@ -27,6 +28,7 @@ from minires.writing import write_whole
 
 FORMAT, VERSION = "minires-int8", "2"
 TENSORS = {"w_s8": "I8", "w_scale": "F32", "bias_s32": "I32"}
+KEPT = {"weight": "F32", "bias": "F32"}  # of a layer that stays in float32
 DTYPES = {"I8": np.int8, "F32": np.float32, "I32": np.int32}  # by safetensors' names
 UNSEALED = "0" * 8  # what stands in the checksum's place while it is computed
 PIECE = 2**20  # bytes that are read at once
@@ -68,10 +70,9 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
             f"this network is in {model.precision}; quantize_model makes one that can be saved"
         )
     tensors = {
-        f"{name}.{field}": np.ascontiguousarray(getattr(p, field))
-        for name, p in model.params.items()
-        if isinstance(p, Int8Params)
-        for field in TENSORS
+        f"{layer.name}.{field}": np.ascontiguousarray(getattr(model.params[layer.name], field))
+        for layer in model.layers
+        for field in _fields(layer)
     }
     qparams = {layer.name: layer.qparams for layer in model.layers if layer.qparams}
     meta = {**model.meta}
@@ -162,7 +163,10 @@ def load_int8(path: str | os.PathLike[str]) -> ResNet50:
         for key in "checksum", "meta", "qparams":
             if not isinstance(metadata.get(key), str):
                 raise WeightsError(f"its metadata has no {key}")
-        layers = resnet50_layers(_count_classes(header))
+        layers = [
+            replace(layer, kept=f"{layer.name}.weight" in header)
+            for layer in resnet50_layers(_count_classes(header))
+        ]
         described = _check_tensors(header, _tensor_shapes(layers))
         # Only now is it certain how much there is to copy.
         size = max(tensor.end for tensor in described.values())
@@ -179,7 +183,7 @@ def load_int8(path: str | os.PathLike[str]) -> ResNet50:
 
 
 def _count_classes(header: Mapping[str, Any]) -> int:
-    match header.get("fc.bias_s32"):
+    match header.get("fc.bias_s32", header.get("fc.bias")):
         case {"shape": [int(classes)]} if classes > 0:
             return classes
     raise WeightsError("not an INT8 ResNet-50 of minires: fc.bias_s32 counts no classes")
@@ -189,11 +193,17 @@ def _tensor_shapes(layers: Sequence[Layer]) -> dict[str, tuple[str, Shape]]:
     """Name the tensors of a network, each with its type and shape."""
     shapes: dict[str, tuple[str, Shape]] = {}
     for layer in layers:
-        if layer.op in ("conv", "linear"):
-            for field, dtype in TENSORS.items():
-                inner = (layer.kernel**2 * layer.in_c,) if field == "w_s8" else ()
-                shapes[f"{layer.name}.{field}"] = dtype, (layer.out_c, *inner)
+        for field, dtype in _fields(layer).items():
+            inner = (layer.kernel**2 * layer.in_c,) if field in ("w_s8", "weight") else ()
+            shapes[f"{layer.name}.{field}"] = dtype, (layer.out_c, *inner)
     return shapes
+
+
+def _fields(layer: Layer) -> dict[str, str]:
+    """Name the tensors of a layer, each with its type."""
+    if layer.op not in ("conv", "linear"):
+        return {}
+    return KEPT if layer.kept else TENSORS
 
 
 def _check_tensors(
@@ -248,6 +258,8 @@ def _build(
     for key, values in tensors.items():
         if key.endswith("w_scale") and not (np.all(values > 0) and np.all(np.isfinite(values))):
             raise WeightsError(f"{key} has a scale that is not a positive number")
+        if key.endswith((".weight", ".bias")) and not np.all(np.isfinite(values)):
+            raise WeightsError(f"{key} holds NaN or infinity")
     layers = [replace(layer, qparams=qparams.get(layer.name)) for layer in layers]
     return ResNet50(layers, _params(layers, qparams, tensors), "int8", meta)
 
@@ -259,9 +271,10 @@ def _params(
     for layer in layers:
         inputs = [qparams[name] for name in layer.inputs]
         if layer.op in ("conv", "linear"):
-            fields = {field: tensors[f"{layer.name}.{field}"] for field in TENSORS}
+            fields = {field: tensors[f"{layer.name}.{field}"] for field in _fields(layer)}
             residual = inputs[1] if len(inputs) > 1 else None
-            params[layer.name] = Int8Params(inputs[0], **fields, residual_qparams=residual)
+            made = KeptParams if layer.kept else Int8Params
+            params[layer.name] = made(inputs[0], **fields, residual_qparams=residual)
         elif layer.op == "avgpool":
             params[layer.name] = inputs[0]
     return params

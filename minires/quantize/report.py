@@ -27,6 +27,30 @@ class Report(NamedTuple):
     images: int
 
 
+class Noise(NamedTuple):
+    """What quantization adds to logits. Of few photographs it tells more than labels do."""
+
+    sqnr_db: float  # signal-to-quantization-noise ratio, over all logits
+    kl: float  # mean Kullback-Leibler divergence from FP32's probabilities, in nats
+
+
+def logit_noise(logits: Array, fp32: Array) -> Noise:
+    """Compare INT8's logits with FP32's, both (N, num_classes) float32."""
+    told, right = logits.astype(np.float64), fp32.astype(np.float64)
+    noise = np.sum((told - right) ** 2)
+    with np.errstate(divide="ignore"):  # no signal at all gives minus infinity
+        sqnr = 10 * np.log10(np.sum(right**2) / noise) if noise else np.inf
+    told, right = _log_softmax(told), _log_softmax(right)
+    kl = np.sum(np.exp(right) * (right - told), axis=1)
+    return Noise(float(sqnr), float(kl.mean()))
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
 def report(fp32: ResNet50, int8: ResNet50, batches: Iterable[Array]) -> Report:
     """Run both networks side by side, and compare each quantized edge in the order they run.
 

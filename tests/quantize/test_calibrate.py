@@ -106,3 +106,19 @@ def test_broken_weights_are_an_error(images: list[Array], observer: str, bad: fl
 def test_a_broken_image_is_an_error(model: ResNet50) -> None:
     with pytest.raises(MiniresError, match="values up to nan"):
         calibrate(model, [np.full((1, 3, 32, 32), np.nan, np.float32)])
+
+
+def test_moments_are_those_of_every_layer_with_weights(
+    model: ResNet50, images: list[Array]
+) -> None:
+    assert calibrate(model, images, "minmax").moments == {}
+    calibration = calibrate(model, images, "minmax", moments=True)
+    layers = [layer for layer in model.layers if layer.op in ("conv", "linear")]
+    assert list(calibration.moments) == [layer.name for layer in layers]
+    for layer in layers:
+        seen, K = calibration.moments[layer.name], layer.kernel**2 * layer.in_c
+        assert (seen.products.shape, seen.total.shape, seen.images) == ((K, K), (K,), 2)
+    averaged = np.concatenate([step.output for x in images for step in model.steps(x)
+                               if step.op == "avgpool"])  # fmt: skip
+    np.testing.assert_allclose(calibration.moments["fc"].mean(), averaged.mean(axis=0), rtol=1e-5)
+    assert set(calibration.stored()) == {"ranges", "saturated", "observer", "images"}

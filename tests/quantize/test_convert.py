@@ -1,12 +1,20 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from minires.layers import FloatParams, Int8Params
+from minires.api import make_cuda_engine
+from minires.errors import MiniresError
+from minires.layers import OPERATORS, FloatParams, Int8Params
 from minires.model import ResNet50
 from minires.quantize.calibrate import Calibration, calibrate
 from minires.quantize.convert import BIAS_LIMIT, quantize_model, quantize_weights
+from minires.quantize.int8_file import load_int8, save_int8
+from minires.quantize.moments import Moments
 from minires.quantize.observers import qparams_of_range
-from minires.reference import QParams
+from minires.quantize.report import logit_noise
+from minires.quantize.rounding import ROUNDINGS, round_nearest
+from minires.reference import QParams, dequantize_ref, quantize_ref
 from tests.comparing import Array, assert_same
 from tests.seeded_weights import seeded_input, seeded_state_dict, uniform
 
@@ -139,7 +147,12 @@ def test_the_float_network_is_left_alone(model: ResNet50, int8: ResNet50) -> Non
 def test_meta_tells_the_recipe(int8: ResNet50, calibration: Calibration) -> None:
     assert int8.meta == {
         "name": "seeded",
-        "calibration": {"observer": "minmax", "images": 1},
+        "calibration": {
+            "observer": "minmax",
+            "images": 1,
+            "rounding": "nearest",
+            "correction": "off",
+        },
         "saturated": calibration.saturated,
     }
 
@@ -177,3 +190,124 @@ def test_images_far_outside_the_calibrated_range_saturate(int8: ResNet50) -> Non
     assert set(np.unique(first.output)) >= {0, 255}
     assert np.isfinite(int8(far)).all()
     assert_same(int8(far), int8(far))
+
+
+# Rounding by moments
+
+
+def test_what_looks_at_inputs_needs_moments(model: ResNet50, calibration: Calibration) -> None:
+    for how in ("gptq", "off"), ("nearest", "on"), ("nearest", "shrunk"):
+        with pytest.raises(MiniresError, match=r"calibrate with moments=True"):
+            quantize_model(model, calibration, *how)
+    for how in ("best", "off"), ("nearest", "maybe"):
+        with pytest.raises(MiniresError, match=r"there is no (rounding|correction) '(best|maybe)'"):
+            quantize_model(model, calibration, *how)
+
+
+def test_each_layer_is_rounded_by_its_own_moments(
+    model: ResNet50, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by GPTQ, unless told otherwise, where there are any."""
+    seen = calibrate(model, [seeded_input((1, 3, 32, 32))], "minmax", moments=True)
+    met: list[object] = []
+
+    def note(steps: Array, moments: Moments | None) -> Array:
+        met.append(moments)
+        return round_nearest(steps)
+
+    monkeypatch.setitem(ROUNDINGS, "gptq", note)
+    int8 = quantize_model(model, seen)
+    assert met == list(seen.moments.values())
+    assert int8.meta["calibration"]["rounding"] == "gptq"
+    shown: list[object] = []
+    quantize_model(model, seen, "nearest", "on", lambda layers: shown.extend(layers) or layers)
+    assert [layer.name for layer in shown] == [layer.name for layer in model.layers]
+
+
+# Layers that stay in float32
+
+KEPT = ["conv1", "layer1.0.conv3", "layer1.0.downsample.0", "fc"]
+
+
+@pytest.fixture(scope="module")
+def mixed(model: ResNet50, calibration: Calibration) -> ResNet50:
+    return quantize_model(model, calibration, keep=KEPT)
+
+
+def test_layers_and_hooks_say_what_is_kept(mixed: ResNet50) -> None:
+    x = seeded_input((1, 3, 32, 32))
+    met: list[str] = []
+    handles = [
+        layer.register_forward_hook(
+            lambda layer, *_: met.append(layer.name) if layer.kept else None
+        )
+        for layer in mixed
+    ]
+    kept = [step.name for step in mixed.steps(x) if step.layer.kept]
+    for handle in handles:
+        handle.remove()
+    assert sorted(kept) == sorted(met) == sorted(KEPT)
+
+
+def test_a_kept_layer_computes_in_float32_between_eight_bits(
+    mixed: ResNet50, model: ResNet50
+) -> None:
+    """By the definitions, from what the network itself hands it."""
+    outputs = {}
+    for step in mixed.steps(seeded_input((1, 3, 32, 32))):
+        if step.layer.kept:
+            real = [
+                dequantize_ref(outputs[name], *mixed[name].qparams) for name in step.layer.inputs
+            ]
+            y = OPERATORS["fp32"][step.op](step.layer, model.params[step.name], *real)
+            assert_same(
+                step.output, quantize_ref(y, *step.layer.qparams) if step.layer.qparams else y
+            )
+        outputs[step.name] = step.output
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-simulated"])
+def test_mixed_networks_run_on_both_backends(mixed: ResNet50, precision: str) -> None:
+    x = seeded_input((2, 3, 32, 32))
+    network = ResNet50(mixed.layers, mixed.params, precision, mixed.meta)
+    expected = network(x)
+    network.backend = "numba"
+    if precision == "int8":
+        assert_same(network(x), expected)
+    np.testing.assert_allclose(network(x), expected, rtol=0.02, atol=0.02 * np.abs(expected).max())
+
+
+def test_fewer_rounded_weights_are_nearer_to_float32(
+    model: ResNet50, calibration: Calibration, int8: ResNet50
+) -> None:
+    """With all layers kept, only activations are rounded."""
+    x = seeded_input((1, 3, 32, 32))
+    names = [layer.name for layer in model.layers if layer.op in ("conv", "linear")]
+    kept = quantize_model(model, calibration, keep=names)
+    assert not any(isinstance(p, Int8Params) for p in kept.params.values())
+    noises = [logit_noise(network(x), model(x)).sqnr_db for network in (int8, kept)]
+    assert noises[0] < noises[1]
+
+
+@pytest.mark.parametrize("name", ["maxpool", "layer9", "conv1 ", ""])
+def test_what_has_no_weights_cannot_be_kept(
+    model: ResNet50, calibration: Calibration, name: str
+) -> None:
+    with pytest.raises(MiniresError, match="no layer with weights is called"):
+        quantize_model(model, calibration, keep=[name])
+
+
+def test_a_file_keeps_what_is_kept(mixed: ResNet50, tmp_path: Path) -> None:
+    save_int8(mixed, tmp_path / "mixed.safetensors")
+    loaded = load_int8(tmp_path / "mixed.safetensors")
+    assert [layer.name for layer in loaded if layer.kept] == [
+        layer.name for layer in mixed if layer.kept
+    ]
+    x = seeded_input((1, 3, 32, 32))
+    assert_same(loaded(x), mixed(x))
+
+
+def test_a_gpu_is_told_not_to_run_them(mixed: ResNet50, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(MiniresError, match="runs no layers kept in float32"):
+        make_cuda_engine(mixed.layers, mixed.params, "int8")

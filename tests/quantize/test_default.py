@@ -22,7 +22,7 @@ from minires.metadata import MOST_ACTIVATION
 from minires.model import ResNet50
 from minires.preprocess import IMAGENET_V2, Preset, preprocess
 from minires.quantize import default
-from minires.quantize.calibrate import STORED_CALIBRATION, calibrate
+from minires.quantize.calibrate import STORED_CALIBRATION, Calibration, calibrate
 from minires.quantize.convert import quantize_model
 from minires.quantize.default import (
     calibration_photographs,
@@ -38,6 +38,16 @@ from tests.seeded_weights import seeded_input, seeded_state_dict
 SMALL = Preset(32, 32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 X = seeded_input((2, 3, 32, 32), 9)
 KEY = "some weights"
+QUICK = ("mse", "nearest", "off")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_gptq() -> Iterator[None]:
+    """Round as fast as can be: on a whole network GPTQ takes ten seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(default, "RECIPE", QUICK)
+        yield
+
 
 # Photographs
 
@@ -145,7 +155,7 @@ def one_crop(preset: Preset) -> Iterator[Array]:
 @pytest.fixture(scope="module")
 def expected(fp32: ResNet50) -> Array:
     """What the recipe's network makes of X, by its parts."""
-    return quantize_model(fp32, calibrate(fp32, one_crop(SMALL), default.OBSERVER))(X)
+    return quantize_model(fp32, calibrate(fp32, one_crop(SMALL), QUICK[0]))(X)
 
 
 @pytest.fixture(scope="module")
@@ -201,14 +211,27 @@ def test_other_weights_are_not_answered_from_the_cache(cache: Path) -> None:
 def test_another_recipe_is_not_answered_from_the_cache(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(default, "RECIPE", "mse-crops-2")
+    monkeypatch.setattr(default, "RECIPE", ("mse", "nearest", "on"))
     with pytest.raises(Asked):
         default_int8(ask, KEY)
 
 
-def test_the_recipe_names_the_observer() -> None:
-    """So that a cached network calibrated with another one is not taken for this."""
-    assert default.RECIPE.startswith(f"{default.OBSERVER}-")
+def test_the_recipe_is_done_in_full(fp32: ResNet50, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parts reach those that do them, and moments are taken for the rounding."""
+    told: list[object] = []
+
+    def note(model: ResNet50, calibration: Calibration, *how: object) -> ResNet50:
+        told.extend([calibration.observer, *how[:2], set(calibration.moments)])
+        return quantize_model(model, calibration, "nearest")
+
+    monkeypatch.setattr(default, "RECIPE", ("minmax", "gptq", "shrunk"))
+    monkeypatch.setattr(default, "quantize_model", note)
+    monkeypatch.setattr(default, "default_batches", one_crop)
+    monkeypatch.setenv("MINIRES_CACHE", os.devnull)
+    with pytest.warns(UserWarning, match="not cached"):
+        default_int8(lambda: fp32, KEY)
+    with_weights = {layer.name for layer in fp32.layers if layer.op in ("conv", "linear")}
+    assert told == ["minmax", "gptq", "shrunk", with_weights]
 
 
 def test_networks_of_several_weights_lie_side_by_side(
@@ -308,11 +331,13 @@ def test_weights_of_any_name_are_cached(name: str, fp32: ResNet50, cache: Path) 
 
 # A calibration that comes with the weights
 
+BY_RANGES = {"observer": "minmax", "images": len(X), "rounding": "nearest", "correction": "off"}
+
 
 @pytest.fixture(scope="module")
 def calibration(fp32: ResNet50) -> dict[str, Any]:
     """One that no photograph gives; as JSON has it, without tuples."""
-    fields = asdict(calibrate(fp32, [3 * X], "minmax"))
+    fields = calibrate(fp32, [3 * X], "minmax").stored()
     return dict(json.loads(json.dumps(fields)))
 
 
@@ -333,7 +358,7 @@ def test_the_weights_own_calibration_is_used(
     assert stored_calibration(fp32) is None
     equipped = with_calibration(fp32, json.dumps(calibration))
     int8 = default_int8(lambda: equipped, KEY)
-    assert int8.meta["calibration"] == {"observer": "minmax", "images": len(X)}
+    assert int8.meta["calibration"] == BY_RANGES
     assert_same(int8(X), quantize_model(fp32, calibrate(fp32, [3 * X], "minmax"))(X))
     assert_same(default_int8(ask, KEY)(X), int8(X))
     assert capsys.readouterr().err == ""  # no bar for what is not done
@@ -349,7 +374,7 @@ def test_the_calibration_is_found_in_the_files_metadata(
     metadata = {key: json.dumps(value) for key, value in told.items()}
     save_file(seeded_state_dict(), own, metadata={"format": FORMAT, **metadata})
     model = resnet50(own, "int8")
-    assert model.meta["calibration"] == {"observer": "minmax", "images": len(X)}
+    assert model.meta["calibration"] == BY_RANGES
     assert (model.meta["categories"], model.meta["preset"]) == (names, preset)
     save_file(seeded_state_dict(), own, metadata=metadata)  # another program's
     assert resnet50(own).meta["categories"] == imagenet_categories()

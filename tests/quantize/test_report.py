@@ -9,7 +9,7 @@ from minires.layers import Layer
 from minires.model import ResNet50, Step
 from minires.quantize.calibrate import calibrate, quantized_edges
 from minires.quantize.convert import quantize_model
-from minires.quantize.report import LayerReport, Report, format_report, report
+from minires.quantize.report import LayerReport, Report, format_report, logit_noise, report
 from minires.reference import QParams
 from tests.comparing import Array
 from tests.seeded_weights import seeded_input, seeded_state_dict
@@ -194,3 +194,17 @@ def test_a_real_reports_columns_are_straight(result: Report) -> None:
     lines = format_report(result).splitlines()
     assert len(lines) == 1 + len(result.layers) + 1
     assert {len(line) for line in lines[:-1]} == {44}
+
+
+# Logits
+
+
+def test_the_noise_of_logits_is_known_where_it_was_made() -> None:
+    """A tenth of the signal is 20 dB; equal logits have no noise, and a shift no divergence."""
+    right = seeded_input((1, 3, 32, 32)).reshape(32, 96)
+    assert logit_noise(right, right) == (np.inf, 0)
+    assert logit_noise(1.1 * right, right).sqnr_db == pytest.approx(20, abs=1e-4)
+    assert abs(logit_noise(right + 5, right).kl) < 1e-9
+    even, told = np.float32([[0, 0]]), np.float32([[0, np.log(3)]])
+    assert logit_noise(told, even).kl == pytest.approx(0.5 * np.log(4 / 3), abs=1e-6)
+    assert logit_noise(np.float32([[1000, -1000]]), even).kl > 100

@@ -1,0 +1,183 @@
+"""What each recipe for INT8 costs: observers, roundings and corrections, side by side.
+
+    python benchmarks/recipes.py FOLDER --labels CSV --weights resnet50.safetensors
+
+Every third photograph of the folder may calibrate; the others are answered, none is both. Rows are
+to be ranked by the noise of their logits: labels of a few hundred photographs cannot tell recipes
+apart. `--only` takes the rows whose names have all of these words, such as "gptq off 128". Where
+ONNX Runtime and onnx are installed, its three methods are rows too.
+"""
+
+import argparse
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import minires
+from minires.evaluate import accuracy, compare, read_labels
+from minires.model import ResNet50
+from minires.quantize import CORRECTIONS, OBSERVERS, ROUNDINGS, calibrate, quantize_model
+from minires.quantize.default import default_batches
+from minires.quantize.report import logit_noise
+
+Batches = Callable[[], Iterable[Any]]  # each batch (N, 3, H, W) float32
+Network = Callable[[Any], Any]  # of a batch: its logits, (N, classes)
+Recipe = tuple[str, Callable[[], Network]]
+HEADER = "| recipe | SQNR (dB) | KL | agreement (95%) | top-1 less FP32's (95%) | CPU seconds |"
+
+
+def own_recipes(fp32: ResNet50, photographs: dict[str, Batches]) -> Iterator[Recipe]:
+    """List every observer, rounding and correction on each set of photographs."""
+    calibrated = cache(  # it is taken once for all roundings, and only the last one is kept
+        lambda source, observer: calibrate(fp32, photographs[source](), observer, moments=True)
+    )
+
+    def make(source: str, observer: str, rounding: str, correction: str) -> ResNet50:
+        if calibrated.cache_info().currsize > 1:
+            calibrated.cache_clear()
+        return quantize_model(fp32, calibrated(source, observer), rounding, correction)
+
+    for source in photographs:
+        for observer in OBSERVERS:
+            for rounding in ROUNDINGS:
+                for correction in CORRECTIONS:
+                    how = (source, observer, rounding, correction)
+                    yield ", ".join((observer, rounding, correction, source)), partial(make, *how)
+
+
+def lessons(fp32: ResNet50, batches: Batches) -> Iterator[Recipe]:
+    """List what is not to be done, or not enough; all with nearest rounding and observer mse.
+
+    These are simulated: the weights are real numbers on a grid.
+    """
+
+    def rounded(most: int, per_channel: bool) -> dict[str, Any]:
+        params = {}
+        for name, p in fp32.params.items():
+            largest = np.abs(p.weight).max(axis=1 if per_channel else None, keepdims=True)
+            scale = np.maximum(largest / most, np.finfo(np.float32).tiny)
+            params[name] = p._replace(weight=np.rint(p.weight / scale) * scale)
+        return params
+
+    def simulated(params: Any) -> ResNet50:
+        int8 = quantize_model(fp32, calibrate(fp32, batches(), "mse"))
+        return ResNet50(int8.layers, {**int8.params, **params}, "int8-simulated", fp32.meta)
+
+    yield "weights alone in INT8", lambda: ResNet50(fp32.layers, rounded(127, True), meta=fp32.meta)
+    yield "activations alone in INT8", lambda: simulated(fp32.params)
+    yield "weights of 7 bits", lambda: simulated(rounded(63, True))
+    yield "one scale for a whole layer", lambda: simulated(rounded(127, False))
+
+
+def onnxruntime_recipes(fp32: ResNet50, batches: Batches) -> Iterator[Recipe]:
+    """List ONNX Runtime's methods, with u8 activations and a scale for each channel's weights."""
+    if not (importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime")):
+        return
+    import onnx
+    import onnxruntime
+    from engines import onnx_model
+    from onnxruntime import quantization as ort
+
+    class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.images = (image[None] for batch in batches() for image in batch)
+
+        def get_next(self) -> dict[str, Any] | None:
+            image = next(self.images, None)
+            return None if image is None else {"image": image}
+
+    def make(method: Any) -> Network:
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+            onnx.save(onnx_model(fp32), source)
+            ort.quantize_static(
+                source,
+                target,
+                Reader(),
+                per_channel=True,
+                activation_type=ort.QuantType.QUInt8,
+                weight_type=ort.QuantType.QInt8,
+                calibrate_method=method,
+            )
+            session = onnxruntime.InferenceSession(target.read_bytes())
+        return lambda x: session.run(None, {"image": x})[0]
+
+    for method in ort.CalibrationMethod.MinMax, ort.CalibrationMethod.Entropy, \
+            ort.CalibrationMethod.Percentile:  # fmt: skip
+        yield f"ONNX Runtime, {method.name}", partial(make, method)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Compute the 95% interval of a share: Wilson's, of 1927."""
+    z = 1.96
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return centre - half, centre + half
+
+
+def format_row(name: str, logits: Any, fp32: Any, labels: Any, seconds: float) -> str:
+    """Lay out one row of the table."""
+    noise, c = logit_noise(logits, fp32), compare(logits, fp32, labels)
+    low, high = wilson(c.agreement, len(labels))
+    points = "{:+.1f} ({:+.1f} to {:+.1f})".format(
+        *(100 * s for s in (c.difference, c.low, c.high))
+    )
+    return (
+        f"| {name} | {noise.sqnr_db:.2f} | {noise.kl:.4f} "
+        f"| {c.agreement:.1%} ({low:.1%} to {high:.1%}) | {points} | {seconds:.0f} |"
+    )
+
+
+def main() -> None:
+    """Print the table, a row as soon as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--labels", type=Path, required=True, help="CSV: file, label")
+    parser.add_argument("--weights", required=True, metavar="NAME|PATH")
+    parser.add_argument("--images", type=int, nargs="+", default=[8, 32, 128])
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD")
+    arguments = parser.parse_args()
+
+    fp32 = minires.resnet50(arguments.weights)
+    preset = fp32.meta["preset"]
+    rows = read_labels(arguments.labels)
+    files = [arguments.folder / file for file, _ in rows]
+    unseen, labels = zip(*((files[i], row[1]) for i, row in enumerate(rows) if i % 3), strict=True)
+    images = np.concatenate([minires.preprocess(file, preset) for file in unseen])
+
+    def read(count: int) -> Iterator[Any]:
+        return (minires.preprocess(file, preset) for file in files[::3][:count])
+
+    def answers(network: Network, name: str) -> Any:
+        bar = tqdm(range(0, len(images), 8), name, leave=False, disable=None)
+        return np.concatenate([network(images[start : start + 8]) for start in bar])
+
+    photographs: dict[str, Batches] = {"8 of the package": lambda: default_batches(preset)}
+    photographs |= {str(count): partial(read, count) for count in arguments.images}
+    most = partial(read, max(arguments.images))
+    recipes = [*own_recipes(fp32, photographs), *lessons(fp32, most)]
+    recipes += onnxruntime_recipes(fp32, most)
+
+    base, truth = answers(fp32, "fp32"), np.array(labels)
+    top1, top5 = accuracy(base, truth)[1:]
+    print(f"{len(truth)} photographs; FP32: top-1 {top1:.1%}, top-5 {top5:.1%}\n\n{HEADER}")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, make in recipes:
+        if set(arguments.only) <= set(name.replace(",", "").split()):
+            started = process_time()
+            network = make()
+            seconds = process_time() - started
+            if isinstance(network, ResNet50):
+                network.backend = "numba"
+            print(format_row(name, answers(network, name), base, truth, seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

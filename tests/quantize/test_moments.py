@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from minires.layers import Layer
+from minires.quantize import moments
+from minires.quantize.moments import Moments
+from minires.reference import im2col_ref
+from tests.comparing import assert_same
+from tests.seeded_weights import uniform
+
+LINEAR = Layer("fc", "linear", ("avgpool",), 5, 3)
+CONV = Layer("conv", "conv", ("x",), 4, 3, kernel=3, stride=1, padding=1)
+
+
+def test_sums_are_those_of_all_rows_whatever_the_batches() -> None:
+    x = uniform(-1, 2, (6, 5), 0)
+    seen = Moments()
+    for part in np.split(x, [1, 4]):
+        seen.observe(LINEAR, part)
+    assert (seen.rows, seen.images) == (6, 6)
+    np.testing.assert_allclose(seen.products, x.T @ x, rtol=1e-5)
+    np.testing.assert_allclose(seen.mean(), x.mean(axis=0), rtol=1e-6)
+    assert seen.products.dtype == np.float32
+
+
+def test_a_small_convolution_is_seen_at_every_pixel() -> None:
+    x = uniform(0, 1, (2, 9, 9, 4), 1)
+    seen = Moments()
+    seen.observe(CONV, x)
+    columns = im2col_ref(x, 3, 3, 1, 1)
+    assert (seen.rows, seen.images) == (2 * 81, 2)
+    assert_same(seen.products, columns.T @ columns)
+
+
+@pytest.mark.parametrize(("size", "apart"), [(14, 1), (15, 2), (28, 2), (56, 4)])
+def test_a_large_one_is_seen_at_some(size: int, apart: int) -> None:
+    """Those in even steps from the first on, so that no image has more than SIDE * SIDE rows."""
+    x = uniform(0, 1, (1, size, size, 4), 2)
+    seen = Moments()
+    seen.observe(CONV, x)
+    every = im2col_ref(x, 3, 3, 1, 1).reshape(size, size, -1)
+    some = every[::apart, ::apart].reshape(-1, every.shape[-1])
+    assert seen.rows == len(some) <= moments.SIDE**2
+    np.testing.assert_allclose(seen.products, some.T @ some, rtol=1e-5)
+
+
+def test_the_outputs_error_is_what_the_inputs_make_of_the_weights() -> None:
+    x, errors = uniform(0, 1, (40, 5), 3), uniform(-1, 1, (3, 5), 4)
+    seen = Moments()
+    seen.observe(LINEAR, x)
+    expected = np.mean((x.astype(np.float64) @ errors.T) ** 2, axis=0)
+    np.testing.assert_allclose(seen.error(errors), expected, rtol=1e-4)
