@@ -273,7 +273,7 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
         words = line.split()
         if line.endswith(":"):
             labels[line[:-1].strip()] = i
-        elif words and words[-1] in labels:  # a jump back
+        elif words and words[-1] in labels and words[0] != "bl":  # a jump back, and no call
             loops.append(lines[labels[words[-1]] : i + 1])
 
     def most_then_shortest(loop: list[str]) -> tuple[int, int]:

@@ -55,6 +55,9 @@ LBB0_1: ; as macOS writes it
     add x8, x8, #1
     tbnz w9, #0, LBB0_1
     ret
+again:
+    bl run
+    b again
 """
 
 
