@@ -90,6 +90,19 @@ def test_matrix_registers_leave_the_rungs_to_vectors(monkeypatch: pytest.MonkeyP
     assert climbed["engine"].endswith("tdpbusd")
 
 
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [("neon", ["smull"]), ("neon-dotprod", ["smull", "sdot"]), ("neon-bf16", ["smull", "usdot"])],
+)
+def test_on_arm_the_rung_before_dot_products_is_there_too(
+    name: str, by: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(climb_module, "choose_isa", lambda: ISAS[name])
+    names = [rung.name for rung in rungs("int8")]
+    assert names[names.index("panels") + 1 : names.index("fused")] == by
+    assert [rung.name for rung in rungs("fp32")][5] == "fmla"
+
+
 def test_a_machine_without_vectors_of_its_own_climbs_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIRES_ISA", "generic")
     layer = Layer("conv", "conv", ("input",), 5, 19, 3, 2, 1, relu=True)

@@ -54,6 +54,10 @@ LBB0_1: ; as macOS writes it
     fmla v3.4s, v0.4s, v1.4s
     add x8, x8, #1
     tbnz w9, #0, LBB0_1
+    fmla v4.4s, v0.4s, v1.4s
+    ret
+again:
+    bl run
     ret
 """
 
