@@ -10,4 +10,4 @@ if ! "$1/gpu/bin/pip" install -q -e ".[test,cuda]" nvidia-cuda-nvcc >"$1/gpu.log
     echo "skipped: numba-cuda cannot be installed: $(tail -n 1 "$1/gpu.log")"
     exit 0
 fi
-"$1/gpu/bin/python" -m pytest -n auto tests/kernels/cuda tests/ladder/cuda tests/measure/test_gpu.py
+"$1/gpu/bin/python" -m pytest -n auto tests/kernels/cuda tests/ladder/cuda tests/measure/test_gpu*.py

@@ -11,9 +11,8 @@ from minires.errors import MiniresError
 OLDEST = (7, 5)  # compute capability of a Turing card: the first tensor cores for integers
 AMPERE = (8, 0)  # since when memory is copied past the registers
 opened_by: list[int] = []  # the process that first opened a GPU: its children cannot
-abandoned = (
-    contextlib.ExitStack()
-)  # of a GPU that has failed: what keeps its memory from being freed
+# Of a GPU that has failed: what keeps its memory from being freed.
+abandoned = contextlib.ExitStack()
 
 
 class Gpu(NamedTuple):
@@ -78,7 +77,6 @@ def errors(what: str) -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith(("cuda.", "numba.cuda.cudadrv")):
             raise
-        _abandon_if_failed()
         raise _sentence(_told(error), what) from error
 
 
@@ -109,6 +107,7 @@ def _sentence(told: str, what: str) -> MiniresError:
             f"the GPU's driver is older than the compiler ({told}); update the driver, or "
             'install numba-cuda for an older one: pip install "numba-cuda[cu12]"'
         )
+    _abandon_if_failed()
     return MiniresError(f"the GPU failed: {told}; a new process may find it well")
 
 
