@@ -293,12 +293,13 @@ def test_bad_input_is_told_in_a_sentence(browser: Browser, script: str, words: s
     assert "\n" not in told
 
 
-def test_a_browser_without_simd_is_told_so(browser: Browser) -> None:
-    told = answer(browser, """
-        const validate = WebAssembly.validate;
-        WebAssembly.validate = () => false;
-        try { return await told(engine.openNetwork('/weights/int8.safetensors')); }
-        finally { WebAssembly.validate = validate; }
+@pytest.mark.parametrize("lacking", ["{validate: () => false}", "undefined"])
+def test_a_browser_without_simd_is_told_so(browser: Browser, lacking: str) -> None:
+    told = answer(browser, f"""
+        const whole = WebAssembly;
+        globalThis.WebAssembly = {lacking};
+        try {{ return await told(engine.openNetwork({INT8})); }}
+        finally {{ globalThis.WebAssembly = whole; }}
     """)  # fmt: skip
     assert "no WebAssembly with SIMD" in told
 
