@@ -250,6 +250,20 @@ def test_another_scale_and_zero_point_of_the_image_change_little(browser: Browse
     assert before != after
 
 
+def test_numbers_round_half_to_even_and_halves_are_read(browser: Browser) -> None:
+    halves = np.arange(2**16, dtype=np.uint16)
+    values = [*np.arange(-3, 3.5, 0.5).tolist(), 0.49999999999999994, 2.5000001, 254.5]
+    rounded, bits = answer(browser, f"""
+        const {{rint}} = await import('/engine/numbers.js');
+        const {{fromHalves}} = await import('/engine/safetensors.js');
+        const floats = fromHalves(Uint16Array.from({{length: 65536}}, (_, i) => i));
+        return [{values}.map(rint), [...new Uint32Array(floats.buffer)]];
+    """)  # fmt: skip
+    assert rounded == np.rint(values).tolist()
+    floats, expected = np.array(bits, np.uint32).view(np.float32), halves.view(np.float16)
+    assert np.array_equal(floats, expected.astype(np.float32), equal_nan=True)
+
+
 def test_a_photograph_is_prepared_as_minires_does(browser: Browser, images: Array) -> None:
     """Pillow's resizing, bit for bit; a browser's own JPEG decoder may differ by a level."""
     pixels = answer(browser, """
