@@ -5,6 +5,7 @@ import runpy
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from minires.lab.serve import make_server, site
 from minires.layers import Array
 from minires.model import ResNet50, Step
 from minires.preprocess import normalize, resize_and_crop
+from minires.reference import QParams
 from tests.comparing import assert_close, assert_same, gemm_bound
 from tests.lab.browser import PROGRAM, Browser
 
@@ -210,20 +212,28 @@ def test_fp32_is_explained_within_its_bound(
 
 
 def test_a_range_that_is_changed_is_computed_anew_and_can_be_put_back(
-    browser: Browser, models: dict[str, ResNet50], images: Array
+    browser: Browser, models: dict[str, ResNet50], steps: dict[str, dict[str, Step]]
 ) -> None:
-    """Three bits on the way: no step is above 7, and with the old scale nothing changes."""
-    few, same, back = answer(browser, """
+    """With three bits no step is above 7, and a run can be explained after other runs."""
+    few, same, back, pixel, kept = answer(browser, """
         const net = await network('int8', false), name = 'layer2.0.conv2';
         const run = q => net.run(image(0), 64, 64, {overrides: q ? {[name]: q} : {}});
         const few = run({bits: 3, scale: net.qparams[name].scale * 255 / 7});
         const same = run({bits: 8}), back = run();
-        const most = Math.max(...few.steps.get(name).data);
-        return [[most, ...few.logits], [...same.logits], [...back.logits]];
+        const next = few.steps.get('layer2.0.conv3'), pixel = net.explain(few, next.name, 1, 2, 3);
+        const kept = next.data[(next.width + 2) * next.channels + 3];
+        const {data} = few.steps.get(name);
+        return [[...data], [...same.logits], [...back.logits], pixel.value, kept];
     """)  # fmt: skip
-    expected = models["int8"](batch(images[:1]))[0]
-    assert 0 < few[0] <= 7
-    assert not np.array_equal(np.float32(few[1:]), expected)
+    model, step = models["int8"], steps["int8"]["layer2.0.conv2"]
+    assert step.layer.qparams is not None
+    scale = np.float32(float(step.layer.qparams.scale) * 255 / 7)
+    layer = replace(step.layer, qparams=QParams(scale, 0))
+    anew = model.operators["int8"]["conv"](layer, model.params[layer.name], *step.inputs)
+    assert_same(np.array(few, np.uint8), np.minimum(anew, 7).ravel())
+    assert len(set(few)) > 3
+    assert pixel == kept
+    expected = steps["int8"]["fc"].output[0]
     assert_same(np.float32(same), expected)
     assert_same(np.float32(back), expected)
 
@@ -238,6 +248,20 @@ def test_another_scale_and_zero_point_of_the_image_change_little(browser: Browse
     """)  # fmt: skip
     assert np.abs(np.subtract(before, after)).max() < 0.15 * np.abs(before).max()
     assert before != after
+
+
+def test_numbers_round_half_to_even_and_halves_are_read(browser: Browser) -> None:
+    halves = np.arange(2**16, dtype=np.uint16)
+    values = [*np.arange(-3, 3.5, 0.5).tolist(), 0.49999999999999994, 2.5000001, 254.5]
+    rounded, bits = answer(browser, f"""
+        const {{rint}} = await import('/engine/numbers.js');
+        const {{fromHalves}} = await import('/engine/safetensors.js');
+        const floats = fromHalves(Uint16Array.from({{length: 65536}}, (_, i) => i));
+        return [{values}.map(rint), [...new Uint32Array(floats.buffer)]];
+    """)  # fmt: skip
+    assert rounded == np.rint(values).tolist()
+    floats, expected = np.array(bits, np.uint32).view(np.float32), halves.view(np.float16)
+    assert np.array_equal(floats, expected.astype(np.float32), equal_nan=True)
 
 
 def test_a_photograph_is_prepared_as_minires_does(browser: Browser, images: Array) -> None:
@@ -283,12 +307,13 @@ def test_bad_input_is_told_in_a_sentence(browser: Browser, script: str, words: s
     assert "\n" not in told
 
 
-def test_a_browser_without_simd_is_told_so(browser: Browser) -> None:
-    told = answer(browser, """
-        const validate = WebAssembly.validate;
-        WebAssembly.validate = () => false;
-        try { return await told(engine.openNetwork('/weights/int8.safetensors')); }
-        finally { WebAssembly.validate = validate; }
+@pytest.mark.parametrize("lacking", ["{validate: () => false}", "undefined"])
+def test_a_browser_without_simd_is_told_so(browser: Browser, lacking: str) -> None:
+    told = answer(browser, f"""
+        const whole = WebAssembly;
+        globalThis.WebAssembly = {lacking};
+        try {{ return await told(engine.openNetwork({INT8})); }}
+        finally {{ globalThis.WebAssembly = whole; }}
     """)  # fmt: skip
     assert "no WebAssembly with SIMD" in told
 
