@@ -1,0 +1,132 @@
+// One instruction: lanes of 32 bits, the bytes in them, and what each step makes of these.
+
+import {$, make, whole} from './dom.js';
+
+const s16 = value => Math.min(Math.max(value, -32768), 32767);
+const times = ({a, b}) => a.map((v, i) => v * b[i]);
+const pairs = values => [values[0] + values[1], values[2] + values[3]];
+const total = values => [values.reduce((x, y) => x + y)];
+
+// A step takes a lane {a, b, sum} and what the step before made of it; `right` is what it would be
+// without saturation.
+const add = {name: 'vpaddd', says: 'The lane’s sum so far is added, in 32 bits.', make: (lane, x) => [lane.sum + x[0]]};
+const INSTRUCTIONS = [
+  {name: 'FMA', of: 'vfmadd231ps, AVX-512', lanes: 16, float: true, steps: [
+    {name: 'vfmadd231ps', says: 'Each lane multiplies its two floats and adds the product to its sum: 16 products.',
+      make: lane => [lane.sum + lane.a[0] * lane.b[0]]}]},
+  {name: 'before VNNI', of: 'three instructions, AVX-512', lanes: 16, steps: [
+    {name: 'vpmaddubsw', says: 'Bytes are multiplied, and two products are added in 16 bits. A sum above 32,767 does not fit: it is cut off without a word.',
+      make: lane => pairs(times(lane)).map(s16), right: lane => pairs(times(lane))},
+    {name: 'vpmaddwd', says: 'Pairs of 16 bits are multiplied by 1 and added, in 32 bits.', make: (lane, x) => total(x)}, add]},
+  {name: 'vpdpbusd', of: 'VNNI, AVX-512', lanes: 16, steps: [
+    {name: 'vpdpbusd', says: 'One instruction does it all: four products of u8 and s8, and their sum, in 32 bits. 64 products, nothing saturates.',
+      make: lane => [lane.sum + total(times(lane))[0]]}]},
+  {name: 'sdot', of: 'Neon, ARM, 128 bits', lanes: 4, steps: [
+    {name: 'eor', says: 'Both operands have to be signed. So each u8 becomes x − 128, by flipping its highest bit.', make: lane => lane.a.map(v => v - 128)},
+    {name: 'sdot', says: 'Four products of s8 and s8 are added to the sum: 16 products in 4 lanes.', make: (lane, x) => [lane.sum + total(x.map((v, i) => v * lane.b[i]))[0]]},
+    {name: 'the bias', says: 'What the −128 took away is 128 times the weights’ sum. It is known beforehand and waits in the bias.', make: (lane, x) => [x[0] + 128 * total(lane.b)[0]]}]},
+  {name: 'in this browser', of: 'WebAssembly, 128 bits', lanes: 4, steps: [
+    {name: 'v128.and, i16x8.shr', says: 'Bytes at even and at odd places are taken apart, and have 16 bits each, so that nothing can saturate. Now half as many fit into a register.', make: ({a}) => [a[0], a[2], a[1], a[3]]},
+    {name: 'i32x4.dot_i16x8_s', says: 'It multiplies 16 bits by 16 bits and adds two products in 32 bits: 8 products an instruction, so there are two of it.', make: lane => pairs([0, 2, 1, 3].map(i => times(lane)[i]))},
+    {name: 'i32x4.add', says: 'The pairs are added to the sum.', make: (lane, x) => [lane.sum + x[0] + x[1]]}]},
+];
+
+let chosen = INSTRUCTIONS[2], lanes = [], done = 0, at = 0;
+
+function fresh(seed = 1) {
+  const random = () => (seed = seed * 48271 % 2147483647) / 2147483647; // Park and Miller's minimal standard
+  for (let i = 0; i < 10; i++) random();
+  lanes = Array.from({length: 16}, () => ({sum: 0,
+    a: Array.from({length: 4}, () => Math.floor(256 * random() ** 2)),
+    b: Array.from({length: 4}, () => Math.floor(255 * random()) - 127)}));
+  done = 0;
+}
+
+// All that the steps so far have made of a lane: [{step, values, right}].
+function made(lane) {
+  const rows = [];
+  for (const step of chosen.steps.slice(0, done)) {
+    const before = rows.at(-1)?.values;
+    rows.push({step, values: step.make(lane, before), right: step.right?.(lane, before)});
+  }
+  return rows;
+}
+
+function row(kind, values, right = values) {
+  return make('div', {className: kind}, ...values.map((value, i) => make('span', {
+    className: value === right[i] ? '' : 'wrong', title: value === right[i] ? '' : `right: ${whole(right[i])}`}, whole(value))));
+}
+
+function showLane(lane, i) {
+  const used = i < chosen.lanes, count = chosen.float ? 1 : 4, rows = used ? made(lane) : [];
+  const button = make('button', {className: `lane ${used ? '' : 'empty'}`, disabled: !used},
+    row('a', lane.a.slice(0, count)), row('b', lane.b.slice(0, count)), row('sum', [lane.sum]),
+    ...rows.map(({values, right}, k) => row(k === done - 1 ? 'fresh' : '', values, right)));
+  button.ariaLabel = `Lane ${i}: ${lane.a.slice(0, count)} times ${lane.b.slice(0, count)}, sum ${lane.sum}`
+    + rows.map(({step, values}) => `, ${step.name} ${values}`).join('');
+  button.setAttribute('aria-current', i === at);
+  button.onclick = () => { at = i; show(); };
+  return button;
+}
+
+function showBytes() {
+  const lane = lanes[at], count = chosen.float ? 1 : 4;
+  const field = (key, i, low, high) => {
+    const input = make('input', {type: 'number', min: low, max: high, value: lane[key][i], ariaLabel: `${key}, number ${i}`});
+    input.onchange = () => {
+      lane[key][i] = Math.min(Math.max(Math.trunc(input.value) || 0, low), high);
+      done = 0;
+      show();
+    };
+    return input;
+  };
+  const fields = (key, low, high) => Array.from({length: count}, (_, i) => field(key, i, low, high));
+  $('bytes').replaceChildren(make('span', {className: 'key fp32'}, chosen.float ? 'x, a float' : 'x, u8'), ...fields('a', 0, 255),
+    make('span', {className: 'key int8'}, chosen.float ? 'w, a float' : 'w, s8'), ...fields('b', -128, 127));
+}
+
+function show() {
+  const step = chosen.steps[done - 1], lost = lanes.slice(0, chosen.lanes).some(lane => made(lane)
+    .some(({values, right}) => right?.some((v, i) => v !== values[i])));
+  at = Math.min(at, chosen.lanes - 1);
+  $('instructions').replaceChildren(...INSTRUCTIONS.map(instruction => {
+    const button = make('button', {}, instruction.name);
+    button.setAttribute('aria-pressed', instruction === chosen);
+    button.onclick = () => { chosen = instruction; again(); };
+    return button;
+  }));
+  $('instruction-says').replaceChildren(...(step ? [make('code', {}, step.name), ` ${step.says} `] : [
+    `${chosen.of}. Each box is a lane: above x, below it w, then the sum so far. Press step.`]),
+    lost ? make('strong', {}, 'A sum was cut off: the answer is wrong.') : '');
+  const count = chosen.lanes * (chosen.float ? 1 : 4), uses = chosen.steps.filter(s => s.name !== 'the bias').length;
+  $('instruction-count').textContent = `${count} products in ${uses} instruction${uses > 1 ? 's' : ''}`
+    + (chosen.name === 'in this browser' ? ' of each kind, two of the middle one' : '') + `, ${chosen.lanes * 32} bits wide.`;
+  showBytes();
+  $('lanes').replaceChildren(...lanes.map(showLane));
+}
+
+function again() {
+  done = 0;
+  for (const lane of lanes) lane.sum = 0;
+  show();
+}
+
+export function setUp() {
+  let seed = 1;
+  fresh(seed);
+  show();
+  $('instruction-step').onclick = () => {
+    if (done === chosen.steps.length) { // the next bytes would come; here the same ones come again
+      for (const lane of lanes.slice(0, chosen.lanes)) lane.sum = made(lane).at(-1).values[0];
+      done = 0;
+    }
+    done++;
+    show();
+  };
+  $('instruction-again').onclick = again;
+  $('random').onclick = () => { fresh(++seed); show(); };
+  $('saturate').onclick = () => {
+    Object.assign(lanes[at], {a: [255, 255, 0, 0], b: [127, 127, 0, 0]});
+    again();
+  };
+}
