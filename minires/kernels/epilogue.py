@@ -50,8 +50,10 @@ def _rint(builder: Builder, t: Value) -> Value:
     return call(builder, f"llvm.rint.v{t.type.count}f32", t.type, t)
 
 
-def _to_int(builder: Builder, t: Value, whole: Any) -> Value:
+def _to_int(builder: Builder, t: Value, p: Columns, whole: Any) -> Value:
     """Round to integers, half to even: by one instruction if this LLVM can ask for it."""
+    if p.instruction.to_int:
+        return p.instruction.to_int(builder, t, whole)
     if not LLVM_22:
         return builder.fptosi(_rint(builder, t), whole)
     return call(builder, f"llvm.lrint.v{t.type.count}i32.v{t.type.count}f32", whole, t)
@@ -101,7 +103,8 @@ def _requantize(builder: Builder, acc: Value, p: Columns, residual: Value | None
     if residual is not None:
         steps = builder.sub(builder.zext(residual, acc.type), p.scalars["residual_zero_point"])
         t = builder.fadd(t, builder.fmul(builder.sitofp(steps, t.type), p.scalars["m_residual"]))
-    whole = _to_int(builder, _clip(builder, t, p.scalars["low"], p.scalars["high"]), acc.type)
+    clipped = _clip(builder, t, p.scalars["low"], p.scalars["high"])
+    whole = _to_int(builder, clipped, p, acc.type)
     y = builder.add(whole, p.scalars["zero_point"])
     return builder.trunc(y, vector(I8, acc.type.count))
 

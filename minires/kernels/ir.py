@@ -1,7 +1,7 @@
 """Short functions that write LLVM IR, for the kernels: types, vectors, loops, loads.
 
-A Numba intrinsic is given a builder, and writes instructions with it. All addresses here are
-integers of 64 bits, because compiled Python has them in this form.
+A Numba intrinsic is given a builder, and writes instructions with it. Addresses and counts are
+integers: of 64 bits, because compiled Python has them in this form, or of 32 for WebAssembly.
 """
 
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def constant(wide: Any, value: float) -> Value:
 
 def after(builder: Builder, address: Value, count: int) -> Value:
     """Return the address that lies `count` bytes behind another."""
-    return builder.add(address, I64(count))
+    return builder.add(address, address.type(count))
 
 
 def pointer_to(builder: Builder, address: Value) -> Value:
@@ -114,8 +114,8 @@ def store(builder: Builder, value: Value, address: Value) -> None:
 
 
 def load_offset(builder: Builder, table: Value, row: int) -> Value:
-    """Load an entry of a table of int32, as an int64."""
-    return builder.sext(load(builder, after(builder, table, 4 * row), I32), I64)
+    """Load an entry of a table of int32, to be added to an address."""
+    return builder.sext(load(builder, after(builder, table, 4 * row), I32), table.type)
 
 
 def prefetch(
@@ -146,17 +146,18 @@ def loop(builder: Builder, count: Value, carried: list[Value], body: Callable[..
     every later round the value from the end of the round before. So sums stay in registers.
     """
     start = builder.block
+    first, one = count.type(0), count.type(1)
     head = builder.append_basic_block("loop")
     builder.branch(head)
     builder.position_at_end(head)
-    i = builder.phi(I64)
+    i = builder.phi(count.type)
     phis = [builder.phi(value.type) for value in carried]
     later = body(*phis)
-    following = builder.add(i, I64(1))
+    following = builder.add(i, one)
     end = builder.block  # not `head` if the body has a loop of its own
     done = builder.append_basic_block("done")
     builder.cbranch(builder.icmp_signed("<", following, count), head, done)
-    for phi, before, value in zip([i, *phis], [I64(0), *carried], [following, *later], strict=True):
+    for phi, before, value in zip([i, *phis], [first, *carried], [following, *later], strict=True):
         phi.add_incoming(before, start)
         phi.add_incoming(value, end)
     builder.position_at_end(done)

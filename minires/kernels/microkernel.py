@@ -99,7 +99,7 @@ def microkernel(_: Any, name: Any, *operands: Any) -> Any:
 def write_tile(builder: Builder, kernel: Microkernel, tile: Tile) -> None:
     """Write the IR of a tile: its sums, and its epilogue with and without a residual."""
     epilogue = EPILOGUES[kernel.epilogue]
-    there = builder.icmp_signed("!=", tile.residual, I64(0))
+    there = builder.icmp_signed("!=", tile.residual, tile.residual.type(0))
     with builder.if_then(there):
         _fetch_residual(builder, kernel, epilogue, tile)
     first = tile.bias if epilogue.bias_first else None
@@ -123,7 +123,8 @@ def _fetch_residual(builder: Builder, kernel: Microkernel, epilogue: Epilogue, t
     """Fetch the residual while the sums are made: for writing, because y often takes its place."""
     item = bytes_of(epilogue.residual)
     for row in range(kernel.rows):
-        start = builder.mul(load_offset(builder, tile.y_offsets, row), I64(item))
+        offset = load_offset(builder, tile.y_offsets, row)
+        start = builder.mul(offset, offset.type(item))
         address = builder.add(tile.residual, start)
         prefetch(builder, address, 0, item * kernel.columns, write=True)
 
@@ -172,11 +173,11 @@ class _Finish:
             place = after(builder, start, lanes * v)
             shortcut = None
             if there:
-                item = I64(bytes_of(self.epilogue.residual))
+                item = place.type(bytes_of(self.epilogue.residual))
                 at = builder.add(self.tile.residual, builder.mul(place, item))
                 shortcut = load(builder, at, vector(self.epilogue.residual, lanes))
             value = self.epilogue.run(builder, total, self.columns[v], shortcut)
-            item = I64(bytes_of(value.type.element))
+            item = place.type(bytes_of(value.type.element))
             store(builder, value, builder.add(self.tile.y, builder.mul(place, item)))
 
     def _rows_in_registers(self, acc: list[Value], there: bool) -> None:
@@ -194,7 +195,7 @@ class _Finish:
 
         def row(table: Value, at: Value) -> list[Value]:
             start = load_offset(builder, table, 0)
-            with builder.if_then(builder.icmp_signed(">=", start, I64(0))):
+            with builder.if_then(builder.icmp_signed(">=", start, start.type(0))):
                 sums = [
                     load(builder, after(builder, at, 4 * lanes * v), wide)
                     for v in range(kernel.vectors)
@@ -202,7 +203,7 @@ class _Finish:
                 self._row(start, sums, there)
             return [after(builder, table, 4), after(builder, at, 4 * kernel.columns)]
 
-        loop(builder, I64(kernel.rows), [self.tile.y_offsets, memory], row)
+        loop(builder, self.tile.y_offsets.type(kernel.rows), [self.tile.y_offsets, memory], row)
 
 
 def _sum_in_vectors(
@@ -247,7 +248,7 @@ def _sum_in_vectors(
     begin = [constant(sums, 0) for _ in places]
     if first is not None:
         begin = [load(builder, after(builder, first, 4 * lanes * v), sums) for v in places]
-    return loop(builder, tile.taps, [tile.w, I64(0), tile.later, *begin * rows], tap)[3:]
+    return loop(builder, tile.taps, [tile.w, tile.w.type(0), tile.later, *begin * rows], tap)[3:]
 
 
 @intrinsic(prefer_literal=True)

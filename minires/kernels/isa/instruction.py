@@ -31,6 +31,7 @@ class Instruction:
     rows: int = 1  # M: how many rows of a tile it multiplies at once
     groups: int = 1  # K: how many groups of each row it multiplies at once
     narrow: Emit | None = None  # rounds float32 to bfloat16, if the set has an instruction for it
+    to_int: Emit | None = None  # rounds float32 to integers, where LLVM does so lane by lane
     sums: int = 12  # how many `minires peak` adds to in turn: they hide its latency, and all fit
     rates: tuple[float, ...] = UNITS  # how many a cycle CPUs can do; empty if nobody can say
     composed: bool = False  # made of another instruction, so its own peak would tell nothing new
@@ -63,7 +64,8 @@ class ISA:
 class Tile(NamedTuple):
     """The operands of one tile, in the order that a microkernel takes them.
 
-    They are LLVM values: addresses and counts in int64, and last a tuple of scalars.
+    They are LLVM values: addresses and counts in int64, or in int32 for WebAssembly, and last a
+    tuple of scalars.
     """
 
     x: Any  # the activations

@@ -1,0 +1,47 @@
+// minires's microkernels, compiled to WebAssembly, and which of them this browser has.
+import {LabError} from './errors.js';
+import {fetchBytes} from './safetensors.js';
+
+let codes; // the two modules' bytes, fetched once
+const fetchCodes = () => codes ??= Promise.all(['kernels', 'relaxed'].map(
+  name => fetchBytes(new URL(`${name}.wasm`, import.meta.url))));
+
+// A browser refuses a module whole if it does not know one of its instructions.
+export async function kernelsFor(memory) {
+  const [plain, relaxed] = await fetchCodes();
+  if (!globalThis.WebAssembly?.validate(plain)) throw new LabError(
+    'This browser has no WebAssembly with SIMD: Chrome 91, Firefox 89 and Safari 16.4 are the first that do.');
+  const start = async code => (await WebAssembly.instantiate(code, {env: {memory}})).instance.exports;
+  return {plain: await start(plain), relaxed: WebAssembly.validate(relaxed) ? await start(relaxed) : null};
+}
+
+// What a browser may make of bytes above 127 in its relaxed dot product, by the sum of four 255 * 127.
+export const DOTS = {
+  129540: 'takes them as they are',
+  65534: 'takes them as they are, but sums of two saturate at 32,767',
+  [-508]: 'takes them for negative numbers',
+};
+
+// Let it multiply, in the first bytes of a memory: one tile of 4 x 8, and one group along K.
+export function probeDot(relaxed, memory, at) {
+  new Uint8Array(memory.buffer, at, 512).fill(0);
+  new Uint8Array(memory.buffer, at, 4).fill(255);
+  new Uint8Array(memory.buffer, at + 64, 32).fill(127);
+  const zeros = at + 128, sums = at + 192;
+  relaxed.sums(at, zeros, at + 64, zeros, zeros, 0, sums, zeros, 1, 1, 0, 1, 1, 1, 32, 0, 0, 0, 0, 0, 0);
+  return new Int32Array(memory.buffer, sums, 1)[0];
+}
+
+// Choose the functions that compute a layer: {conv, linear, name}. INT8's give the same bits all of
+// them; the relaxed dot product is right as it is only where bytes above 127 pass.
+export function chooseKernels({plain, relaxed}, precision, wanted, dot) {
+  const use = wanted ?? (precision === 'fp32' || dot === 129540);
+  if (precision === 'fp32') {
+    return relaxed && use ? {conv: relaxed.conv_f32, linear: relaxed.conv_f32, name: 'f32x4.relaxed_madd'}
+      : {conv: plain.conv_f32, linear: plain.conv_f32, name: 'f32x4.mul, f32x4.add'};
+  }
+  if (!relaxed || !use) return {conv: plain.conv_u8s8, linear: plain.linear_u8s8, name: 'i32x4.dot_i16x8_s'};
+  const whole = dot === 129540;
+  return {conv: whole ? relaxed.conv_u8s8 : relaxed.conv_split, linear: plain.linear_u8s8,
+    name: `i32x4.relaxed_dot_i8x16_i7x16_add_s${whole ? '' : ', split'}`};
+}

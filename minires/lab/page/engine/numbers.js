@@ -1,0 +1,94 @@
+// The small arithmetic of quantization and of the pools, as minires/reference.py defines it. float32
+// rounds after every operation: `f` does that, for JavaScript computes in float64.
+export const f = Math.fround;
+
+// Round half to even: Math.round rounds half up.
+export function rint(value) {
+  const rounded = Math.round(value);
+  return rounded - value === 0.5 && rounded % 2 ? rounded - 1 : rounded;
+}
+
+export const clip = (value, low, high) => Math.min(Math.max(value, low), high);
+
+// The greatest step: 255, or less if a reader takes bits away.
+export const most = ({bits = 8}) => 2 ** bits - 1;
+
+// What a byte of each colour becomes: (byte / 255 - mean) / std, and in INT8 its step of the scale.
+export function pixelTable({mean, std}, q) {
+  return mean.map((_, c) => Float32Array.from({length: 256}, (_, byte) => {
+    const real = f(f(f(byte / 255) - f(mean[c])) / f(std[c]));
+    return q ? clip(rint(f(real / q.scale)), -q.zeroPoint, most(q) - q.zeroPoint) + q.zeroPoint : real;
+  }));
+}
+
+// Bias, multipliers and limits of a layer's epilogue.
+export function epilogueNumbers(network, step, qparams) {
+  const {layer} = step, {bias, scale} = network.small[layer.name];
+  if (!network.int8) {
+    const low = layer.relu ? 0 : -Infinity;
+    return {bias, m: null, residualM: 1, residualZeroPoint: 0, low, high: Infinity, zeroPoint: 0, scale: 1};
+  }
+  const x = qparams[layer.inputFrom], y = qparams[layer.name], residual = qparams[layer.residualFrom];
+  return {
+    bias: rebias(network, step, x),
+    m: scale.map(s => y ? f(f(x.scale * s) / y.scale) : f(x.scale * s)),
+    residualM: residual ? f(residual.scale / y.scale) : 0,
+    residualZeroPoint: residual?.zeroPoint ?? 0,
+    low: y ? -y.zeroPoint : -Infinity,
+    high: y ? most(y) - y.zeroPoint : Infinity,
+    zeroPoint: y?.zeroPoint ?? 0,
+    scale: y?.scale ?? 1,
+  };
+}
+
+// The bias counts in steps of x's scale, and has x's zero point taken off: equation 5.4. Where a reader
+// has changed these, it is made anew as minires/quantize/convert.py would make it.
+function rebias(network, step, x) {
+  const {layer} = step, {bias, scale} = network.small[layer.name], old = network.qparams[layer.inputFrom];
+  if (x.scale === old.scale && x.zeroPoint === old.zeroPoint) return bias;
+  step.sums ??= bias.map((_, n) => network.weights(step, n).reduce((sum, w) => sum + w, 0));
+  return bias.map((steps, n) => {
+    const real = (steps + old.zeroPoint * step.sums[n]) * (old.scale * scale[n]);
+    return rint(real / (x.scale * scale[n])) - x.zeroPoint * step.sums[n];
+  });
+}
+
+// The largest value under a window, channel by channel; the padding never wins.
+export function maxpool(network, step) {
+  const {values, plan: {tiling: {item}}} = network, {channels, height, width, layer: {kernel, stride}} = step;
+  const xRow = step.xRow / item, yRow = step.yRow / item;
+  const x = network.address(step.x) / item, y = network.address(step.y) / item;
+  for (let i = 0; i < height; i++) {
+    for (let j = 0; j < width; j++) {
+      const from = x + i * stride * xRow + j * stride * channels, to = y + i * yRow + j * channels;
+      for (let c = 0; c < channels; c++) {
+        let largest = values[from + c];
+        for (let row = 0; row < kernel; row++) {
+          for (let at = from + row * xRow + c, end = at + kernel * channels; at < end; at += channels) {
+            if (values[at] > largest) largest = values[at];
+          }
+        }
+        values[to + c] = largest;
+      }
+    }
+  }
+}
+
+// The mean over all pixels. In INT8 the division by their number is part of the multiplier.
+export function avgpool(network, step) {
+  const {values, plan: {tiling: {item}}} = network, {channels, inHeight, inWidth, layer} = step;
+  const x = network.address(step.x) / item, y = network.address(step.y) / item, pixels = inHeight * inWidth;
+  for (let c = 0; c < channels; c++) {
+    let sum = 0;
+    for (let i = 0; i < pixels; i++) sum = f(sum + values[x + i * channels + c]); // exact for bytes
+    values[y + c] = network.int8 ? averageInt8(network.current, layer, sum, pixels).value : f(sum / pixels);
+  }
+}
+
+export function averageInt8(qparams, layer, sum, pixels) {
+  const x = qparams[layer.inputFrom], y = qparams[layer.name];
+  const m = f(x.scale / f(y.scale * pixels));
+  const scaled = f((sum - pixels * x.zeroPoint) * m);
+  const clipped = clip(scaled, -y.zeroPoint, most(y) - y.zeroPoint), rounded = rint(clipped);
+  return {m, scaled, clipped, rounded, value: rounded + y.zeroPoint};
+}
