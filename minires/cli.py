@@ -25,6 +25,7 @@ from minires.api import BACKENDS
 from minires.errors import ImageError, MiniresError
 from minires.evaluate import choose_networks, evaluate_networks, format_evaluation, read_labels
 from minires.images import find_images
+from minires.lab.command import add_lab, lab
 from minires.layers import Array
 from minires.measure import commands as measuring
 from minires.model import resnet50_layers
@@ -272,6 +273,7 @@ COMMANDS = [
     (measuring.profile, measuring.add_profile),
     (measuring.peak, measuring.add_peak),
     (measuring.roofline, measuring.add_roofline),
+    (lab, add_lab),
     (weights, add_weights),
 ]
 

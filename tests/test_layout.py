@@ -147,7 +147,7 @@ ROOMS = {
     "kernels/cuda/": 1_750,
     "ladder/": 1_600,
     "measure/gpu.py": 260,
-    "lab/": 340,
+    "lab/": 500,
     "kernels/isa/wasm.py": 90,
 }
 

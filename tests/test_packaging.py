@@ -26,6 +26,9 @@ def test_weights_are_found_wherever_minires_is_installed() -> None:
 
 def test_the_wheel_has_all_of_the_weights_but_what_training_needs() -> None:
     included = CONFIGURATION["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert (
+        included.pop("examples/images/cat.jpg") == "minires/lab/cat.jpg"
+    )  # the lab begins with it
     assert all(f"minires/{source}" == target for source, target in included.items())
     here = {f"weights/{path.name}" for path in (ROOT / "weights").iterdir()
             if path.name not in TRAINING | {"__pycache__"}}  # fmt: skip

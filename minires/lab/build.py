@@ -25,6 +25,7 @@ ENGINE = Path(__file__).parent / "page" / "engine"
 # What a layer's function takes, in order; the epilogue's scalars come behind.
 ADDRESSES = ["x", "x_offsets", "w", "bias", "m", "residual", "y", "y_offsets"]
 COUNTS = ["taps", "groups", "tap_stride", "rows", "block", "panels", "panel_bytes"]
+LINKER = (sys.executable, "-m", "ziglang", "wasm-ld")
 WORD = I32  # WebAssembly's addresses
 # By module, then by the function's name.
 MODULES: dict[str, dict[str, Microkernel]] = {
@@ -142,8 +143,8 @@ def link(content: bytes, names: list[str]) -> bytes:
         source, linked = Path(folder, "object.o"), Path(folder, "module.wasm")
         source.write_bytes(content)
         exports = [f"--export={name}" for name in names]
-        command = [sys.executable, "-m", "ziglang", "wasm-ld", "--no-entry", "--import-memory",
-                   "--strip-all", *exports, str(source), "-o", str(linked)]  # fmt: skip
+        options = ["--no-entry", "--import-memory", "--strip-all", *exports]
+        command = [*LINKER, *options, str(source), "-o", str(linked)]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             raise MiniresError(

@@ -5,25 +5,67 @@ The page finds everything beside itself in ``weights/``:
 - ``int8.json`` and ``fp32.json``: the plan for the size of image that the network wants, with the
   network's layers, categories and preset
 - ``int8.safetensors`` and ``fp32.safetensors``: the weights, the second as torchvision has them
-- ``example.rgb`` and ``example.jpg``: an image as the network is given it, in bytes, and as it was
+- ``example.rgb``: an image as the network is given it, in bytes
 
-A network that comes in INT8 alone has no ``fp32`` files, and then ``int8.json`` says so.
+A network that comes in INT8 alone has no ``fp32`` files.
 """
 
+import json
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
+from minires import api, checkpoint, download
+from minires.images import ImageSource, open_image
 from minires.kernels.isa.instruction import PER_GROUP
 from minires.kernels.isa.wasm import WASM
 from minires.kernels.plan import Buffer, Division, Gemm, Place, Plan, Step, Tiling, lay_out
 from minires.layers import Array
 from minires.model import ResNet50
+from minires.preprocess import resize_and_crop
+from minires.quantize import save_int8
+from minires.quantize.int8_file import is_int8_file
 
 OPERANDS = {"int8": "u8s8", "fp32": "f32"}
+
+
+def export_network(
+    weights: str | download.Weights = download.FALLBACK, image: ImageSource | None = None
+) -> dict[str, bytes]:
+    """Make a network's files, by name; without an image the example is the cat."""
+    path, _ = download.resolve(weights)
+    int8 = api.resnet50(weights, "int8", "numpy")
+    with open_image(find_cat() if image is None else image) as decoded:
+        pixels = resize_and_crop(decoded, int8.meta["preset"])
+    files = {"example.rgb": pixels.tobytes(), "int8.json": _plan_text(int8)}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "int8.safetensors")
+        save_int8(int8, file)
+        files[file.name] = file.read_bytes()
+    if not is_int8_file(path):
+        fp32 = api.resnet50(weights, "fp32", "numpy")
+        state = checkpoint.read_checkpoint(path)
+        tensors = {name: np.ascontiguousarray(value) for name, value in state.items()}
+        files |= {"fp32.json": _plan_text(fp32), "fp32.safetensors": save(tensors)}
+    return files
+
+
+def find_cat() -> Path:
+    """Find the cat: in the installed package, or among the examples of a checkout."""
+    installed = Path(__file__).with_name("cat.jpg")
+    return (
+        installed if installed.exists() else Path(__file__).parents[2] / "examples/images/cat.jpg"
+    )
+
+
+def _plan_text(model: ResNet50) -> bytes:
+    return json.dumps(describe(model), separators=(",", ":")).encode()
 
 
 def plan_for(model: ResNet50, size: int | None = None) -> Plan:

@@ -30,15 +30,14 @@ class Browser:
     def __init__(self, profile: Path, *options: str) -> None:
         assert PROGRAM is not None
         # It reads commands from descriptor 3 and answers on descriptor 4.
-        commands, self.to = os.pipe()
-        self.out, answers = os.pipe()
         self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{commands} 4>&{answers}', "sh", PROGRAM, *OPTIONS,
+            ["sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", PROGRAM, *OPTIONS,
              f"--user-data-dir={profile}", *options, "about:blank"],
-            pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        os.close(commands)
-        os.close(answers)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.to, self.out = self.process.stdin.fileno(), self.process.stdout.fileno()
         self.count, self.buffer, self.session = 0, b"", ""
         self.errors: list[str] = []  # what the page logged as an error, or did not catch
         self.requests: list[str] = []  # every address that the page asked for
@@ -58,10 +57,8 @@ class Browser:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        for pipe in (self.to, self.out):
-            os.close(pipe)
-        self.process.terminate()
-        self.process.wait(PATIENCE)
+        with self.process:  # it closes both pipes, and waits
+            self.process.terminate()
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of the protocol, and return its answer."""

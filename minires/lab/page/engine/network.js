@@ -16,6 +16,7 @@ const LOGITS = -1; // in place of a buffer's number
 // without it the fastest exact ones are taken.
 export async function openNetwork(source, {precision = 'int8', onProgress, relaxed, plan} = {}) {
   plan ??= JSON.parse(new TextDecoder().decode(await fetchBytes(String(source).replace(/safetensors$/, 'json'))));
+  if (plan.precision !== precision) throw new LabError(`This plan is for ${plan.precision}, not for ${precision}.`);
   const buffer = source instanceof ArrayBuffer ? source : await fetchBytes(source, onProgress);
   const file = readWeights(buffer);
   if (precision === 'int8' && (file.metadata.format !== 'minires-int8' || file.metadata.version !== '2')) {
