@@ -15,6 +15,9 @@ export function draw(tag, attributes = {}, ...children) { // the same for SVG
   return element;
 }
 
+// A sentence that index.html keeps for later.
+export const words = name => $('words').content.querySelector(`[data-of="${name}"]`).cloneNode(true);
+
 export const whole = value => (Math.round(value) + 0).toLocaleString('en').replace('-', '−');
 
 export function real(value, digits = 4) {
@@ -27,7 +30,7 @@ export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}%
 
 export const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? '' : 's'}`;
 
-export function softmax(logits) {
+function softmax(logits) {
   const most = Math.max(...logits), powers = Array.from(logits, v => Math.exp(v - most));
   const sum = powers.reduce((a, b) => a + b);
   return powers.map(v => v / sum);
@@ -35,15 +38,9 @@ export function softmax(logits) {
 
 export const likeliest = values => values.indexOf(Math.max(...values));
 
-// From dark blue to pale yellow. Lightness rises all the way, so it also reads in grey.
-const RAMP = [[10, 24, 60], [45, 74, 120], [110, 115, 125], [185, 165, 105], [255, 240, 150]];
-
-function shade(share) {
-  const at = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), i = Math.min(Math.floor(at), 3);
-  return RAMP[i].map((from, c) => from + (at - i) * (RAMP[i + 1][c] - from));
-}
-
-const SHADES = Array.from({length: 256}, (_, i) => shade(i / 255));
+// From dark blue to pale yellow: lightness rises all the way, so it also reads in grey.
+const [DARK, LIGHT] = [[10, 24, 60], [255, 240, 150]];
+const SHADES = Array.from({length: 256}, (_, i) => DARK.map((from, c) => from + i / 255 * (LIGHT[c] - from)));
 
 // Paint one channel of a step at (top, left) of an image of `width` pixels in a row.
 export function paintChannel(image, step, channel, top = 0, left = 0) {
@@ -102,23 +99,25 @@ export function onArrows(element, move) {
   });
 }
 
-// Labels' bars, FP32 beside INT8: `kinds` are [class, probabilities] in the order of the bars.
-export function showLabels(element, categories, kinds, count = 10) {
-  const [, first] = kinds.at(-1), order = categories.map((_, i) => i);
-  if (categories.length > count) order.sort((a, b) => first[b] - first[a]).splice(count);
-  const bars = make('div', {className: 'bars'});
-  for (const i of order) {
-    const best = kinds.some(([, values]) => likeliest(values) === i);
-    bars.append(
-      make('span', {className: best ? 'best' : ''}, categories[i]),
-      make('span', {className: 'pair'}, ...kinds.map(([kind, values]) => {
-        const bar = make('span', {className: `bar ${kind}`});
-        bar.style.width = percent(values[i], 2);
-        return bar;
-      })),
-      make('span', {className: 'figures'}, ...kinds.map(([kind, values]) =>
-        make('div', {className: `key ${kind}`}, percent(values[i])))));
-  }
-  element.classList.remove('waiting');
-  element.replaceChildren(bars);
+export function bar(kind, share) {
+  const element = make('span', {className: `bar ${kind}`});
+  element.style.width = percent(Math.min(share, 1), 2);
+  return element;
+}
+
+// Rows of bars, FP32 above INT8: [label, [kind, share, text], ...].
+export const barsOf = rows => make('div', {className: 'bars'}, ...rows.flatMap(([label, ...kinds]) => [
+  make('span', {}, label),
+  make('span', {className: 'pair'}, ...kinds.map(([kind, share]) => bar(kind, share))),
+  make('span', {className: 'figures'}, ...kinds.map(([kind, , text]) => make('div', {className: `key ${kind}`}, text))),
+]));
+
+// What the runs {kind: logits} take a photograph for. Of many classes the likeliest are shown.
+export function labelsOf(categories, runs, count = 10) {
+  const kinds = Object.entries(runs).map(([kind, logits]) => [kind, softmax(logits)]);
+  const [, last] = kinds.at(-1), order = categories.map((_, i) => i);
+  if (categories.length > count) order.sort((a, b) => last[b] - last[a]).splice(count);
+  return barsOf(order.map(i => [
+    kinds.some(([, values]) => likeliest(values) === i) ? make('b', {}, categories[i]) : categories[i],
+    ...kinds.map(([kind, values]) => [kind, values[i], percent(values[i])])]));
 }

@@ -1,34 +1,31 @@
 // One instruction: lanes of 32 bits, the bytes in them, and what each step makes of these.
 
-import {$, make, whole} from './dom.js';
+import {$, make, whole, words} from './dom.js';
 
 const s16 = value => Math.min(Math.max(value, -32768), 32767);
 const times = ({a, b}) => a.map((v, i) => v * b[i]);
 const pairs = values => [values[0] + values[1], values[2] + values[3]];
 const total = values => [values.reduce((x, y) => x + y)];
 
-// A step takes a lane {a, b, sum} and what the step before made of it; `right` is what it would be
-// without saturation.
-const add = {name: 'vpaddd', says: 'The lane’s sum so far is added, in 32 bits.', make: (lane, x) => [lane.sum + x[0]]};
+// A step takes a lane {a, b, sum} and what the step before made of it. `right` is what it would be
+// without saturation. index.html says in words what a step does.
+const add = {name: 'vpaddd', make: (lane, x) => [lane.sum + x[0]]};
 const INSTRUCTIONS = [
-  {name: 'FMA', of: 'vfmadd231ps, AVX-512', lanes: 16, float: true, steps: [
-    {name: 'vfmadd231ps', says: 'Each lane multiplies its two floats and adds the product to its sum: 16 products.',
-      make: lane => [lane.sum + lane.a[0] * lane.b[0]]}]},
-  {name: 'before VNNI', of: 'three instructions, AVX-512', lanes: 16, steps: [
-    {name: 'vpmaddubsw', says: 'Bytes are multiplied, and two products are added in 16 bits. A sum above 32,767 does not fit: it is cut off without a word.',
-      make: lane => pairs(times(lane)).map(s16), right: lane => pairs(times(lane))},
-    {name: 'vpmaddwd', says: 'Pairs of 16 bits are multiplied by 1 and added, in 32 bits.', make: (lane, x) => total(x)}, add]},
-  {name: 'vpdpbusd', of: 'VNNI, AVX-512', lanes: 16, steps: [
-    {name: 'vpdpbusd', says: 'One instruction does it all: four products of u8 and s8, and their sum, in 32 bits. 64 products, nothing saturates.',
-      make: lane => [lane.sum + total(times(lane))[0]]}]},
-  {name: 'sdot', of: 'Neon, ARM, 128 bits', lanes: 4, steps: [
-    {name: 'eor', says: 'Both operands have to be signed. So each u8 becomes x − 128, by flipping its highest bit.', make: lane => lane.a.map(v => v - 128)},
-    {name: 'sdot', says: 'Four products of s8 and s8 are added to the sum: 16 products in 4 lanes.', make: (lane, x) => [lane.sum + total(x.map((v, i) => v * lane.b[i]))[0]]},
-    {name: 'the bias', says: 'What the −128 took away is 128 times the weights’ sum. It is known beforehand and waits in the bias.', make: (lane, x) => [x[0] + 128 * total(lane.b)[0]]}]},
-  {name: 'in this browser', of: 'WebAssembly, 128 bits', lanes: 4, steps: [
-    {name: 'v128.and, i16x8.shr', says: 'Bytes at even and at odd places are taken apart, and have 16 bits each, so that nothing can saturate. Now half as many fit into a register.', make: ({a}) => [a[0], a[2], a[1], a[3]]},
-    {name: 'i32x4.dot_i16x8_s', says: 'It multiplies 16 bits by 16 bits and adds two products in 32 bits: 8 products an instruction, so there are two of it.', make: lane => pairs([0, 2, 1, 3].map(i => times(lane)[i]))},
-    {name: 'i32x4.add', says: 'The pairs are added to the sum.', make: (lane, x) => [lane.sum + x[0] + x[1]]}]},
+  {name: 'FMA', of: 'vfmadd231ps, AVX-512', lanes: 16, float: true, counts: '1 instruction', steps: [
+    {name: 'vfmadd231ps', make: lane => [lane.sum + lane.a[0] * lane.b[0]]}]},
+  {name: 'before VNNI', of: 'three instructions, AVX-512', lanes: 16, counts: '3 instructions', steps: [
+    {name: 'vpmaddubsw', make: lane => pairs(times(lane)).map(s16), right: lane => pairs(times(lane))},
+    {name: 'vpmaddwd', make: (lane, x) => total(x)}, add]},
+  {name: 'vpdpbusd', of: 'VNNI, AVX-512', lanes: 16, counts: '1 instruction', steps: [
+    {name: 'vpdpbusd', make: lane => [lane.sum + total(times(lane))[0]]}]},
+  {name: 'sdot', of: 'Neon, 64-bit ARM', lanes: 4, counts: '2 instructions', steps: [
+    {name: 'eor', make: lane => lane.a.map(v => v - 128)},
+    {name: 'sdot', make: ({b, sum}, x) => [sum + total(times({a: x, b}))[0]]},
+    {name: 'the bias', make: (lane, x) => [x[0] + 128 * total(lane.b)[0]]}]},
+  {name: 'in this browser', of: 'WebAssembly', lanes: 4, counts: '9 instructions, some of them shared by a tile', steps: [
+    {name: 'apart', make: ({a}) => [a[0], a[2], a[1], a[3]]},
+    {name: 'i32x4.dot_i16x8_s', make: lane => pairs([0, 2, 1, 3].map(i => times(lane)[i]))},
+    {name: 'i32x4.add', make: (lane, x) => [lane.sum + x[0] + x[1]]}]},
 ];
 
 let chosen = INSTRUCTIONS[2], lanes = [], done = 0, at = 0;
@@ -95,12 +92,11 @@ function show() {
     button.onclick = () => { chosen = instruction; again(); };
     return button;
   }));
-  $('instruction-says').replaceChildren(...(step ? [make('code', {}, step.name), ` ${step.says} `] : [
-    `${chosen.of}. Each box is a lane: above x, below it w, then the sum so far. Press step.`]),
-    lost ? make('strong', {}, 'A sum was cut off: the answer is wrong.') : '');
-  const count = chosen.lanes * (chosen.float ? 1 : 4), uses = chosen.steps.filter(s => s.name !== 'the bias').length;
-  $('instruction-count').textContent = `${count} products in ${uses} instruction${uses > 1 ? 's' : ''}`
-    + (chosen.name === 'in this browser' ? ' of each kind, two of the middle one' : '') + `, ${chosen.lanes * 32} bits wide.`;
+  $('instruction-says').replaceChildren(step ? words(step.name)
+    : `${chosen.of}. Each box is a lane: above x, below it w, then the sum so far. Press step.`,
+  lost ? make('strong', {}, ' A sum was cut off: the answer is wrong.') : '');
+  const count = chosen.lanes * (chosen.float ? 1 : 4);
+  $('instruction-count').textContent = `${count} products by ${chosen.counts}, ${chosen.lanes * 32} bits wide.`;
   showBytes();
   $('lanes').replaceChildren(...lanes.map(showLane));
 }

@@ -1,20 +1,22 @@
 // One machine: both precisions timed in this browser, layer by layer, and what the instructions do.
 
 import {DOTS} from '../engine/kernels.js';
-import {$, draw, make, plural} from './dom.js';
+import {$, barsOf, draw, make, plural} from './dom.js';
 import {attempt, lab, nextFrame, stageOf} from './lab.js';
 
 const RUNS = 24; // each lasts some milliseconds; a browser's clock ticks in tenths of one
 
+const WHOLE = 129540; // four times 255 * 127, where a relaxed dot product is exact
+
 const ms = value => `${value.toFixed(value < 10 ? 2 : 1)} ms`;
 
-// Time some ways to run a network in turns: [{network, kernels}] to [{layers: Map name -> ms, total}].
+// Time some ways to run a network, in turns: each gets {layers: Map name -> ms, total}.
 async function time(ways) {
   const {pixels, height, width} = lab.picture, found = ways.map(() => []);
   for (let turn = 0; turn <= RUNS; turn++) {
     for (const [i, {network, kernels}] of ways.entries()) {
       const own = network.kernels;
-      network.kernels = kernels ?? own;
+      network.kernels = kernels;
       const run = network.run(pixels, height, width, {keep: false});
       network.kernels = own;
       if (turn) found[i].push(run); // the first one warms up
@@ -27,7 +29,7 @@ async function time(ways) {
 
 function summarize(runs) {
   const layers = new Map([...runs[0].steps.keys()].map(name => {
-    const times = runs.map(run => run.steps.get(name).ms).sort((a, b) => a - b).slice(0, runs.length / 2);
+    const times = runs.map(run => run.steps.get(name).ms).sort((a, b) => a - b).slice(0, runs.length * 3 / 4);
     return [name, times.reduce((a, b) => a + b) / times.length]; // in the others something disturbed it
   }));
   return {layers, total: [...layers.values()].reduce((a, b) => a + b)};
@@ -66,59 +68,50 @@ function showWaterfall(fp32, int8) {
     + `${ms(int8.total)} in INT8, one thread. A column in between is what a stage saves.`;
 }
 
-// Bars of milliseconds, so many in a column: rows are [label, [kind, value], ...].
-function showBars(element, rows, each = rows.length) {
-  const most = Math.max(...rows.flatMap(([, ...kinds]) => kinds.map(([, value]) => value)));
-  const bars = part => make('div', {className: 'bars'}, ...part.flatMap(([label, ...kinds]) => [
-    make('span', {}, label),
-    make('span', {className: 'pair'}, ...kinds.map(([kind, value]) => {
-      const bar = make('span', {className: `bar ${kind}`});
-      bar.style.width = `${100 * value / most}%`;
-      return bar;
-    })),
-    make('span', {className: 'figures'}, ...kinds.map(([kind, value]) => make('div', {className: `key ${kind}`}, ms(value))))]));
-  element.replaceChildren(bars(rows.slice(0, each)), ...(each < rows.length ? [bars(rows.slice(each))] : []));
-}
-
 // The rungs that this browser has: the same loops, another instruction in the middle.
 function rungs() {
-  const {int8, fp32} = lab, {plain, relaxed} = int8.kernels.available, list = [];
-  const of = (network, name, conv) => list.push({network, name, kernels: {...network.kernels, conv}});
-  if (fp32) of(fp32, 'FP32: f32x4.mul, f32x4.add', fp32.kernels.available.plain.conv_f32);
-  if (fp32 && relaxed) of(fp32, 'FP32: relaxed madd, one rounding', fp32.kernels.available.relaxed.conv_f32);
-  of(int8, 'INT8: byte by byte, i32x4.mul', plain.conv_bytes);
-  of(int8, 'INT8: i32x4.dot_i16x8_s', plain.conv_u8s8);
-  if (relaxed) of(int8, 'INT8: relaxed dot, upper bit apart', relaxed.conv_split);
-  return list;
+  const {int8, fp32} = lab, exact = int8.kernels.dot === WHOLE;
+  const all = [
+    [fp32, 'FP32: f32x4.mul, f32x4.add', 'plain', 'conv_f32'],
+    [fp32, 'FP32: f32x4.relaxed_madd', 'relaxed', 'conv_f32'],
+    [int8, 'INT8: byte by byte, i32x4.mul', 'plain', 'conv_bytes'],
+    [int8, 'INT8: i32x4.dot_i16x8_s', 'plain', 'conv_u8s8'],
+    [int8, exact ? 'INT8: relaxed dot' : 'INT8: relaxed dot, split', 'relaxed', exact ? 'conv_u8s8' : 'conv_split'],
+  ];
+  return all.filter(([network, , module]) => network?.kernels.available[module]).map(([network, name, module, conv]) =>
+    ({network, name, kernels: {...network.kernels, conv: network.kernels.available[module][conv]}}));
+}
+
+function compare(fp32, int8) {
+  $('measured').hidden = false;
+  showWaterfall(fp32, int8);
+  const most = Math.max(...fp32.layers.values(), ...int8.layers.values()), half = Math.ceil(int8.layers.size / 2);
+  const rows = [...int8.layers.keys()].map(name => [name, ...Object.entries({fp32, int8}).map(([kind, {layers}]) =>
+    [kind, layers.get(name) / most, ms(layers.get(name))])]);
+  $('times').replaceChildren(barsOf(rows.slice(0, half)), barsOf(rows.slice(half)));
 }
 
 async function measure() {
-  $('measure').disabled = true;
-  try {
-    const list = rungs(), results = await time(list);
-    const bars = list.map(({name}, i) => [name, [name.slice(0, 4).toLowerCase(), results[i].total]]);
-    $('ladder').replaceChildren(make('h3', {}, 'A ladder: the same loops, another instruction'), make('div', {}));
-    showBars($('ladder').lastChild, bars);
-    if (lab.fp32) {
-      const [fp32, int8] = await time([{network: lab.fp32}, {network: lab.int8}]);
-      $('measured').hidden = false;
-      showWaterfall(fp32, int8);
-      const rows = [...int8.layers].map(([name, value]) => [name, ['fp32', fp32.layers.get(name)], ['int8', value]]);
-      showBars($('times'), rows, Math.ceil(rows.length / 2));
-    }
-    $('measure-note').textContent = `${plural(RUNS, 'run')} each, in turns; of each layer’s times the quicker half.`
-      + (lab.fp32 ? '' : ' Add FP32 above for the waterfall.');
-  } finally {
-    $('measure').disabled = false;
-  }
+  const list = rungs(), results = await time(list), most = Math.max(...results.map(({total}) => total));
+  $('ladder').replaceChildren(make('h3', {}, 'A ladder: the same loops, another instruction'),
+    barsOf(list.map(({name, network}, i) => [name, [network.precision, results[i].total / most, ms(results[i].total)]])));
+  const usual = network => results[list.findIndex(way => way.kernels.conv === network.kernels.conv)];
+  if (lab.fp32) compare(usual(lab.fp32), usual(lab.int8));
+  $('measure-note').textContent = `${plural(RUNS, 'run')} each, in turns; of each layer’s times the slowest quarter left out.`
+    + (lab.fp32 ? '' : ' Add FP32 above for the waterfall.');
 }
 
 export function setUp() {
-  $('measure').onclick = () => attempt(measure);
+  $('measure').onclick = async () => {
+    $('measure').disabled = true;
+    await attempt(measure);
+    $('measure').disabled = false;
+  };
   lab.addEventListener('run', () => {
     const {kernels} = lab.int8, says = DOTS[kernels.dot];
     $('relaxed').textContent = says
-      ? `Your browser has relaxed SIMD, too. Its dot product of bytes may do what is fast on your CPU. Asked for 255 × 127, four times, with the right sum 129,540, it gave ${kernels.dot.toLocaleString('en')}: it ${says}.`
+      ? 'Your browser has relaxed SIMD, too. Its dot product of bytes may do what is fast on your CPU. Four times '
+        + `255 × 127 is 129,540. Your browser says ${kernels.dot.toLocaleString('en')}. With bytes above 127 it ${says}.`
       : 'Your browser has no relaxed SIMD: a dot product of bytes that may differ from CPU to CPU.';
   });
 }

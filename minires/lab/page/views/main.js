@@ -1,39 +1,39 @@
-// Which view is shown, and what can go wrong before there is one.
+// Which view is shown, in which colours, alone or among the others.
 
 import {$} from './dom.js';
-import {complain, lab, start} from './lab.js';
+import {openLab, start} from './lab.js';
+import * as instruction from './instruction.js';
+import * as machine from './machine.js';
+import * as photograph from './photograph.js';
+import * as pixel from './pixel.js';
+import * as range from './range.js';
 
-const VIEWS = ['photograph', 'pixel', 'instruction', 'range', 'machine'];
+const VIEWS = {photograph, pixel, instruction, range, machine};
 const options = new URLSearchParams(location.search);
 
 function showView() {
-  const wanted = [location.hash.slice(1), options.get('view')].find(name => VIEWS.includes(name));
-  for (const name of VIEWS) $(name).hidden = name !== (wanted ?? VIEWS[0]);
+  const wanted = [location.hash.slice(1), options.get('view'), 'photograph'].find(name => name in VIEWS);
+  for (const name in VIEWS) $(name).hidden = name !== wanted;
   for (const link of document.querySelectorAll('nav a'))
-    link.toggleAttribute('aria-current', link.hash === `#${wanted ?? VIEWS[0]}`);
+    link.toggleAttribute('aria-current', link.hash === `#${wanted}`);
   $('start').hidden = wanted === 'instruction'; // it needs no network
 }
 
 function takeColours() {
-  const dark = matchMedia('(prefers-color-scheme: dark)');
-  const take = () => { document.documentElement.dataset.theme = options.get('theme') ?? (dark.matches ? 'dark' : 'light'); };
+  const dark = matchMedia('(prefers-color-scheme: dark)'), {classList, dataset} = document.documentElement;
+  const take = () => { dataset.theme = options.get('theme') ?? (dark.matches ? 'dark' : 'light'); };
   dark.addEventListener('change', take);
   take();
+  classList.toggle('embed', options.has('embed'));
 }
 
-async function open() {
+if (globalThis.WebAssembly) { // else the sentence and the picture stay
   takeColours();
-  if (options.get('embed')) document.documentElement.classList.add('embed');
-  if (!globalThis.WebAssembly) return; // the sentence and the picture stay
-  const views = await Promise.all(VIEWS.map(name => import(`./${name}.js`)));
   $('fallback').remove();
   $('page').hidden = false;
-  views.forEach(view => view.setUp());
+  for (const name in VIEWS) VIEWS[name].setUp();
   addEventListener('hashchange', showView);
   showView();
   for (const precision of ['int8', 'fp32']) $(`start-${precision}`).onclick = () => start(precision);
-  addEventListener('unhandledrejection', event => complain(event.reason));
-  lab.ready = true;
+  openLab();
 }
-
-open();

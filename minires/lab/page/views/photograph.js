@@ -1,9 +1,8 @@
 // The photograph's way: the picture, its label, the map of all layers, a sheet of channels.
 
-import {$, frame, make, onArrows, paintChannel, percent, placeOf, plural, showChannel, showLabels,
-  showPhotograph, softmax, whole} from './dom.js';
-import {example} from '../engine/preprocess.js';
-import {attempt, choose, lab, stageOf, takePicture} from './lab.js';
+import {$, bar, frame, labelsOf, make, onArrows, paintChannel, percent, placeOf, plural, showChannel,
+  showPhotograph, whole} from './dom.js';
+import {choose, lab, stageOf, takePicture} from './lab.js';
 
 const STAGES = {stem: 'the photograph, and the first convolution', head: 'average, and the classes'};
 
@@ -22,12 +21,14 @@ function errorOf(name) {
   return Math.sqrt(error / signal);
 }
 
+// The channel whose values differ most.
 function busiest({data, channels}) {
-  const sums = new Float64Array(channels);
-  for (let i = 0; i < data.length; i++) sums[i % channels] += data[i];
-  const mean = data.length / channels;
-  const spread = new Float64Array(channels);
-  for (let i = 0; i < data.length; i++) spread[i % channels] += (data[i] - sums[i % channels] / mean) ** 2;
+  const sums = new Float64Array(channels), squares = new Float64Array(channels);
+  data.forEach((value, i) => {
+    sums[i % channels] += value;
+    squares[i % channels] += value ** 2;
+  });
+  const spread = squares.map((square, c) => square - sums[c] ** 2 * channels / data.length);
   return spread.indexOf(Math.max(...spread));
 }
 
@@ -40,10 +41,9 @@ function chip(layer) {
   if (flat) showChannel(canvas, {...flat, height: Math.ceil(channels / flat.width)}, 0);
   else showChannel(canvas, step, busiest(step));
   if (lab.runs.fp32) {
-    const error = errorOf(layer.name), bar = make('span', {className: 'bar'});
-    bar.style.width = percent(Math.min(error * 2, 1));
+    const error = errorOf(layer.name);
     says += `, ${percent(error)} away from FP32`;
-    button.append(bar);
+    button.append(bar('int8', 2 * error));
   }
   button.title = button.ariaLabel = says;
   button.dataset.layer = layer.name;
@@ -96,16 +96,16 @@ function showPicture() {
   const {height, width} = lab.picture;
   $('picture-note').textContent = `${width} × ${height} pixels: all that the network sees. `
     + (lab.image instanceof ImageBitmap ? 'Your browser decoded it; another decoder may differ by a level.' : '');
-  const kinds = Object.entries(lab.runs).map(([kind, run]) => [kind, softmax(run.logits)]).reverse();
-  showLabels($('labels'), lab.int8.categories, kinds);
+}
+
+function showLikeliest() {
+  const {int8, fp32} = lab.runs, runs = fp32 ? {fp32: fp32.logits, int8: int8.logits} : {int8: int8.logits};
+  $('labels').replaceChildren(labelsOf(lab.int8.categories, runs));
 }
 
 export function setUp() {
-  attempt(async () => { // the cat is shown before anything is started
-    lab.image ??= await example();
-    if (!lab.int8) showPhotograph($('picture'), lab.image);
-  });
-  lab.addEventListener('run', () => { showPicture(); showMap(); showSheet(); });
+  lab.addEventListener('picture', showPicture);
+  lab.addEventListener('run', () => { showLikeliest(); showMap(); showSheet(); });
   lab.addEventListener('choice', showSheet);
   $('choose').onchange = event => event.target.files[0] && takePicture(event.target.files[0]);
   $('cat').onclick = () => takePicture();

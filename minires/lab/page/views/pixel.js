@@ -1,10 +1,10 @@
 // One pixel: what it sees, the bytes that meet, their growing sum, and the way back to eight bits.
 
 import {$, draw, frame, make, onArrows, placeOf, plural, real, showChannel, showPhotograph,
-  whole} from './dom.js';
+  whole, words} from './dom.js';
 import {choose, lab, layerOf} from './lab.js';
 
-let products = [], fp32 = [], at = 0, pixel = null, playing = 0;
+let products = [], fp32 = [], at = 0, pixel = null;
 
 const hasWeights = layer => ['conv', 'linear'].includes(layer.kind);
 
@@ -25,13 +25,15 @@ function showPlaces(layer, step) {
   const height = bottom - top + 1, width = right - left + 1, clip = (v, most) => Math.min(Math.max(v, 0), most);
   const [first, column] = [clip(top, photograph.height), clip(left, photograph.width)];
   showPhotograph($('field'), photograph);
-  frame($('field'), column, first, clip(right + 1, photograph.width) - column, clip(bottom + 1, photograph.height) - first);
+  const [end, last] = [clip(right + 1, photograph.width), clip(bottom + 1, photograph.height)];
+  frame($('field'), column, first, end - column, last - first);
   $('field-note').textContent = Number.isFinite(height)
-    ? `It sees ${plural(height, 'row')} and ${plural(width, 'column')} of the photograph, its border included.`
+    ? `It sees ${plural(height, 'row')} and ${plural(width, 'column')} of the photograph${(end - column) * (last - first) < height * width ? ', some beyond its edge' : ''}.`
     : 'It sees the whole photograph.';
   showChannel($('plane'), step, channel);
   frame($('plane'), x, y, 1, 1);
-  $('plane-note').textContent = `Channel ${channel} of ${whole(step.channels)}, row ${y}, column ${x}. Click another pixel, or use the arrow keys.`;
+  $('plane-note').textContent = `Channel ${channel} of ${whole(step.channels)}, row ${y}, column ${x}. `
+    + 'Click another pixel, or use the arrow keys.';
 }
 
 // Every product in the order of the sum, and what the sum has become.
@@ -44,13 +46,16 @@ function multiply(explained) {
   return list;
 }
 
+const brief = new Intl.NumberFormat('en', {notation: 'compact', maximumSignificantDigits: 2});
+
 function showTaps(layer) {
   const taps = pixel?.inputs ?? [], across = layer.kernel, now = products[Math.max(at - 1, 0)]?.tap;
   $('taps').style.gridTemplateColumns = `repeat(${across}, 1fr)`;
   $('taps').className = across > 4 ? 'many' : '';
   $('taps').replaceChildren(...taps.map((tap, i) => {
     const per = tap.x.length, sum = products[(i + 1) * per - 1].sum - (products[i * per - 1]?.sum ?? 0);
-    const done = at >= (i + 1) * per, text = done ? whole(sum) : at > i * per ? '…' : '';
+    const done = at >= (i + 1) * per, short = across > 4 ? brief.format(sum).replace('-', '−') : whole(sum);
+    const text = done ? short : at > i * per ? '…' : '';
     const button = make('button', {className: `${tap.inside ? '' : 'outside'} ${done ? 'done' : ''}`}, text || '·');
     button.ariaLabel = `Tap ${tap.ky}, ${tap.kx}${tap.inside ? '' : ', padding'}: ${done ? `sum ${whole(sum)}` : 'not yet'}`;
     button.setAttribute('aria-current', at > 0 && i === now);
@@ -58,7 +63,8 @@ function showTaps(layer) {
     return button;
   }));
   const padded = taps.filter(tap => !tap.inside).length, zero = lab.runs.int8.steps.get(layer.inputFrom)?.zeroPoint;
-  $('taps-note').textContent = `${plural(taps.length, 'tap')} of ${plural(layer.inChannels, 'channel')}: ${plural(products.length, 'product')}. `
+  const channels = plural(layer.inChannels, 'channel');
+  $('taps-note').textContent = `${plural(taps.length, 'tap')} of ${channels}: ${plural(products.length, 'product')}. `
     + (padded ? `${plural(padded, 'hatched tap')} lie${padded === 1 ? 's' : ''} outside: there x is the zero point, ${zero}.` : '');
 }
 
@@ -70,7 +76,8 @@ function showRows() {
     if (k === at - 1) kinds.push('now');
     if (!done) kinds.push('next');
     if (at && k >> 2 === at - 1 >> 2) kinds.push('group');
-    const cells = [k, p.inside ? p.x : `${p.x} (padding)`, whole(p.w), done ? whole(p.x * p.w) : '', done ? whole(p.sum) : ''];
+    const result = done ? [whole(p.x * p.w), whole(p.sum)] : ['', ''];
+    const cells = [k, p.inside ? p.x : `${p.x} (padding)`, whole(p.w), ...result];
     return make('tr', {className: kinds.join(' ')}, ...cells.map(text => make('td', {}, String(text))));
   }));
 }
@@ -102,36 +109,35 @@ function showChain(layer) {
   const classifier = layer.kind === 'linear', kind = ended ? '' : 'waiting';
   const links = [link('sum, s32', whole(at ? products[at - 1].sum : 0), `${plural(at, 'product')} of u8 and s8, exact`),
     link('+ bias, s32', show(sum + p.bias, whole), `${whole(p.bias)}, with the input’s zero point in it`, kind),
-    link(`× ${real(p.multiplier, 6)}`, show(Math.fround(Math.fround(sum + p.bias) * p.multiplier), real), 'x scale × w scale' + (classifier ? '' : ' ÷ y scale'), kind)];
+    link(`× ${real(p.multiplier, 6)}`, show(Math.fround(Math.fround(sum + p.bias) * p.multiplier), real),
+      `x scale × w scale${classifier ? '' : ' ÷ y scale'}`, kind)];
   if (p.residual) links.push(link('+ residual', show(p.scaled, real),
     `(${p.residual.q} − ${p.residual.zeroPoint}) × ${real(p.residual.multiplier, 6)}; nothing was rounded before`, kind));
   if (!classifier) links.push(
-    link('clip', show(p.clipped, real), `to ${whole(-p.zeroPoint)} … ${whole(255 - p.zeroPoint)}` + (layer.relu ? ': this is the ReLU, too' : ''), kind),
+    link('clip', show(p.clipped, real), `to ${whole(-p.zeroPoint)} … ${whole(255 - p.zeroPoint)}`
+      + (layer.relu ? ': this is the ReLU, too' : ''), kind),
     link('round', show(p.rounded, whole), 'to the nearest; halves to the even one. Once.', kind),
     link(`+ zero point ${p.zeroPoint}`, show(p.value, String), 'a byte again: u8', `result ${kind}`));
-  links.push(link('stands for', show(p.real, real), classifier ? 'a logit: it stays a float' : `${real(lab.runs.int8.steps.get(layer.name).scale, 6)} a step`, kind));
+  links.push(link('stands for', show(p.real, real), classifier ? 'a logit: it stays a float'
+    : `${real(lab.runs.int8.steps.get(layer.name).scale, 6)} a step`, kind));
   $('chain').replaceChildren(...links);
 }
 
 function showDifference(layer, step) {
   const {channel, y, x} = lab.at, i = (y * step.width + x) * step.channels + channel;
-  const value = step.data[i], byte = step.data instanceof Uint8Array, other = lab.runs.fp32?.steps.get(layer.name).data[i];
-  const off = byte ? (other / step.scale + step.zeroPoint) : other, place = v => 4 + 592 * Math.min(Math.max(v, 0), 255) / 255;
+  const value = step.data[i], byte = step.data instanceof Uint8Array;
+  const other = lab.runs.fp32?.steps.get(layer.name).data[i], off = other / step.scale + step.zeroPoint;
+  const place = v => 4 + 592 * Math.min(Math.max(v, 0), 255) / 255;
   $('ruler').toggleAttribute('hidden', !byte);
   if (byte) $('ruler').replaceChildren(draw('line', {class: 'axis', x1: 4, x2: 596, y1: 36, y2: 36}),
-    ...[0, 64, 128, 192, 255].map(v => draw('text', {x: place(v), y: 62, 'text-anchor': v === 255 ? 'end' : v ? 'middle' : 'start'}, v)),
+    ...[0, 64, 128, 192, 255].map(v => draw('text', {x: place(v), y: 62, 'text-anchor': v % 255 ? 'middle' : v ? 'end' : 'start'}, v)),
     draw('line', {class: 'line int8', x1: place(value), x2: place(value), y1: 22, y2: 48}),
     ...(other === undefined ? [] : [draw('line', {class: 'line fp32', x1: place(off), x2: place(off), y1: 12, y2: 48})]));
-  const int8 = byte ? `INT8 has ${value}, which stands for ${real((value - step.zeroPoint) * step.scale)}.` : `INT8 has ${real(value)}.`;
-  $('difference').textContent = `${int8} ` + (other === undefined
+  $('difference').textContent = (byte ? `INT8 has ${value}, which stands for ${real((value - step.zeroPoint) * step.scale)}. `
+    : `INT8 has ${real(value)}. `) + (other === undefined
     ? 'Add FP32 above to see its value beside it.'
     : `FP32 has ${real(other)}${byte ? `: ${Math.abs(value - off).toFixed(2)} steps away` : ''}.`);
 }
-
-// A layer without weights has no products: it says in a sentence what it does.
-const SAYS = {quantize: 'It brings the photograph into bytes: each level is divided by the scale, rounded, and moved by the zero point.',
-  maxpool: 'It takes the largest of 3 × 3 bytes. Comparing is exact, so scale and zero point stay.',
-  avgpool: 'It sums all pixels of the channel and brings the sum to its own scale, in one rounding.'};
 
 function show() {
   const layer = layerOf(lab.at.layer), step = lab.runs.int8.steps.get(layer.name);
@@ -146,7 +152,7 @@ function show() {
     showRows();
     showGrowth(pixel.multiplier * (layer.kind === 'linear' ? 1 : step.scale));
     showChain(layer);
-  } else $('chain').replaceChildren(link(layer.kind, '', SAYS[layer.kind]));
+  } else $('chain').replaceChildren(link(layer.kind, '', words(layer.kind))); // it has no products
   showDifference(layer, step);
 }
 
@@ -155,26 +161,15 @@ function go(to) {
   show();
 }
 
-function play(on) {
-  clearInterval(playing);
-  playing = 0;
-  $('play').setAttribute('aria-pressed', on);
-  $('play').textContent = on ? 'stop' : 'play';
-  if (!on) return;
-  if (at === products.length) go(0);
-  const stride = Math.max(1, Math.round(products.length / 128)); // at most six seconds in all
-  playing = setInterval(() => at < products.length ? go(at + stride) : play(false), 50);
-}
-
 function renew() {
   const {layer, channel, y, x} = lab.at, step = lab.runs.int8.steps.get(layer);
-  play(false);
   pixel = hasWeights(layerOf(layer)) ? lab.int8.explain(lab.runs.int8, layer, y, x, channel) : null;
   products = pixel ? multiply(pixel) : [];
   fp32 = pixel && lab.runs.fp32 ? multiply(lab.fp32.explain(lab.runs.fp32, layer, y, x, channel)) : [];
   $('step').max = products.length;
-  for (const [id, value] of [['layer', layer], ['channel', channel], ['row', y], ['column', x]]) $(id).value = value;
-  for (const [id, count] of [['channel', step.channels], ['row', step.height], ['column', step.width]]) $(id).max = count - 1;
+  $('layer').value = layer;
+  for (const [id, value, count] of [['channel', channel, step.channels], ['row', y, step.height], ['column', x, step.width]])
+    Object.assign($(id), {value, max: count - 1});
   go(products.length);
 }
 
@@ -192,8 +187,7 @@ export function setUp() {
   };
   onArrows($('plane'), (x, y) => choose({x: lab.at.x + x, y: lab.at.y + y}));
   const tapEnd = () => products[at] ? (products[at].tap + 1) * pixel.inputs[0].x.length : at;
-  const buttons = {back: () => go(at - 1), forward: () => go(at + 1), 'tap-on': () => go(tapEnd()), all: () => go(products.length)};
-  for (const [id, action] of Object.entries(buttons)) $(id).onclick = () => { play(false); action(); };
-  $('play').onclick = () => play(!playing);
+  const targets = {back: () => at - 1, forward: () => at + 1, 'tap-on': tapEnd, all: () => products.length};
+  for (const [id, target] of Object.entries(targets)) $(id).onclick = () => go(target());
   $('step').oninput = event => go(Number(event.target.value));
 }

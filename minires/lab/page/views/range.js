@@ -1,6 +1,6 @@
 // One range: a layer's real values, the range that its steps cover, and what becomes of the label.
 
-import {$, draw, likeliest, make, percent, real, showLabels, softmax} from './dom.js';
+import {$, draw, labelsOf, likeliest, make, percent, real} from './dom.js';
 import {attempt, lab, runWith} from './lab.js';
 import {realOf} from './photograph.js';
 
@@ -82,11 +82,10 @@ function showNumbers() {
 
 function answer() {
   const before = likeliest(lab.runs.int8.logits), now = runWith(overrides()), after = likeliest(now.logits);
-  const names = lab.int8.categories, kinds = [['int8', softmax(now.logits)]];
-  if (lab.runs.fp32) kinds.unshift(['fp32', softmax(lab.runs.fp32.logits)]);
-  showLabels($('range-labels'), names, kinds, 5);
-  $('range-labels').prepend(make('p', {}, after === before ? `It is still “${names[after]}”.`
-    : `It was “${names[before]}”; now it is “${names[after]}”.`));
+  const names = lab.int8.categories, fp32 = lab.runs.fp32?.logits;
+  $('range-labels').replaceChildren(make('p', {}, after === before ? `It is still “${names[after]}”.`
+    : `It was “${names[before]}”. Now it is “${names[after]}”.`),
+  labelsOf(names, fp32 ? {fp32, int8: now.logits} : {int8: now.logits}, 5));
 }
 
 // Draw at once. The network follows when the page has a moment, once for however many changes.
@@ -110,20 +109,19 @@ function reset() {
 // Zero stays inside, and the range never closes.
 function move(side, value) {
   const least = (extent[1] - extent[0]) / 200;
-  range[side] = side ? Math.max(value, least) : Math.min(value, 0);
+  range[side] = side ? Math.min(Math.max(value, least), extent[1]) : Math.max(Math.min(value, 0), extent[0]);
   show();
 }
 
 function drag(event) {
   const svg = $('histogram'), box = svg.getBoundingClientRect();
-  const value = extent[0] + (extent[1] - extent[0]) * (event.clientX - box.left) / box.width;
-  const side = $('low').disabled || Math.abs(value - range[1]) < Math.abs(value - range[0]) ? 1 : 0;
-  const follow = moved => move(side, Math.min(Math.max(extent[0]
-    + (extent[1] - extent[0]) * (moved.clientX - box.left) / box.width, extent[0]), extent[1]));
+  const valueAt = ({clientX}) => extent[0] + (extent[1] - extent[0]) * (clientX - box.left) / box.width;
+  const [low, high] = range.map(value => Math.abs(value - valueAt(event)));
+  const side = $('low').disabled || high < low ? 1 : 0;
   svg.setPointerCapture(event.pointerId);
-  svg.onpointermove = follow;
+  svg.onpointermove = moved => move(side, valueAt(moved));
   svg.onpointerup = svg.onpointercancel = () => { svg.onpointermove = null; };
-  follow(event);
+  move(side, valueAt(event));
 }
 
 export function setUp() {
