@@ -14,6 +14,8 @@ from sphinx_gallery import gen_rst
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]  # chapters have helpers beside them
 from minires.kernels.isa import available_isas  # noqa: E402
+from minires.lab.export import export_network  # noqa: E402
+from minires.lab.serve import site, write_site  # noqa: E402
 
 os.environ["MINIRES_OFFLINE"] = "1"  # a page must not depend on a download
 os.environ["PYTHONPATH"] = str(ROOT)
@@ -90,3 +92,14 @@ sphinx_gallery_conf = {
     "image_scrapers": ("matplotlib",),
     "matplotlib_animations": False,
 }
+
+
+def put_lab(app: Any, error: Exception | None) -> None:
+    """Put the lab beside the pages, with the network that comes with minires."""
+    if error is None and app.builder.format == "html":
+        write_site(Path(app.outdir) / "lab", site(export_network()))
+
+
+def setup(app: Any) -> None:
+    """Be called by Sphinx."""
+    app.connect("build-finished", put_lab)

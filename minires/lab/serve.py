@@ -1,4 +1,4 @@
-"""A server of the page for this machine's own browser."""
+"""The page's files, and a server of them for this machine's own browser."""
 
 import contextlib
 from collections.abc import Mapping
@@ -27,6 +27,14 @@ def site(network: Mapping[str, bytes]) -> dict[str, bytes]:
     page = (path for path in PAGE.rglob("*") if path.is_file())
     files = {path.relative_to(PAGE).as_posix(): path.read_bytes() for path in page}
     return files | {f"weights/{name}": content for name, content in network.items()}
+
+
+def write_site(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the same files into a folder, for any server of plain files."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def make_server(files: Mapping[str, bytes], port: int = 0) -> ThreadingHTTPServer:

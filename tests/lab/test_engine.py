@@ -5,6 +5,7 @@ import runpy
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from minires.lab.serve import make_server, site
 from minires.layers import Array
 from minires.model import ResNet50, Step
 from minires.preprocess import normalize, resize_and_crop
+from minires.reference import QParams
 from tests.comparing import assert_close, assert_same, gemm_bound
 from tests.lab.browser import PROGRAM, Browser
 
@@ -210,20 +212,28 @@ def test_fp32_is_explained_within_its_bound(
 
 
 def test_a_range_that_is_changed_is_computed_anew_and_can_be_put_back(
-    browser: Browser, models: dict[str, ResNet50], images: Array
+    browser: Browser, models: dict[str, ResNet50], steps: dict[str, dict[str, Step]]
 ) -> None:
-    """Three bits on the way: no step is above 7, and with the old scale nothing changes."""
-    few, same, back = answer(browser, """
+    """With three bits no step is above 7, and a run can be explained after other runs."""
+    few, same, back, pixel, kept = answer(browser, """
         const net = await network('int8', false), name = 'layer2.0.conv2';
         const run = q => net.run(image(0), 64, 64, {overrides: q ? {[name]: q} : {}});
         const few = run({bits: 3, scale: net.qparams[name].scale * 255 / 7});
         const same = run({bits: 8}), back = run();
-        const most = Math.max(...few.steps.get(name).data);
-        return [[most, ...few.logits], [...same.logits], [...back.logits]];
+        const next = few.steps.get('layer2.0.conv3'), pixel = net.explain(few, next.name, 1, 2, 3);
+        const kept = next.data[(next.width + 2) * next.channels + 3];
+        const {data} = few.steps.get(name);
+        return [[...data], [...same.logits], [...back.logits], pixel.value, kept];
     """)  # fmt: skip
-    expected = models["int8"](batch(images[:1]))[0]
-    assert 0 < few[0] <= 7
-    assert not np.array_equal(np.float32(few[1:]), expected)
+    model, step = models["int8"], steps["int8"]["layer2.0.conv2"]
+    assert step.layer.qparams is not None
+    scale = np.float32(float(step.layer.qparams.scale) * 255 / 7)
+    layer = replace(step.layer, qparams=QParams(scale, 0))
+    anew = model.operators["int8"]["conv"](layer, model.params[layer.name], *step.inputs)
+    assert_same(np.array(few, np.uint8), np.minimum(anew, 7).ravel())
+    assert len(set(few)) > 3
+    assert pixel == kept
+    expected = steps["int8"]["fc"].output[0]
     assert_same(np.float32(same), expected)
     assert_same(np.float32(back), expected)
 

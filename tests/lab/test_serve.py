@@ -4,11 +4,12 @@ import http.client
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from minires.errors import MiniresError
-from minires.lab.serve import PAGE, make_server, site
+from minires.lab.serve import PAGE, make_server, site, write_site
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,15 @@ def test_a_reader_may_leave(port: int, capsys: pytest.CaptureFixture[str]) -> No
         reader.recv(10)
     assert get(port, "/weights/int8.json").status == 200
     assert capsys.readouterr().err == ""
+
+
+def test_the_same_files_can_lie_in_a_folder(tmp_path: Path) -> None:
+    files = site({"int8.json": b"{}"})
+    write_site(tmp_path / "lab", files)
+    written = {path for path in (tmp_path / "lab").rglob("*") if path.is_file()}
+    found = {path.relative_to(tmp_path / "lab").as_posix(): path.read_bytes() for path in written}
+    assert found == files
+    assert {"engine/network.js", "engine/kernels.wasm", "weights/int8.json"} <= set(files)
 
 
 def test_a_port_that_is_taken_is_told(port: int) -> None:

@@ -6,7 +6,7 @@
 // bias, sum     the sum begins with the bias, and ends with all products added
 // multiplier    brings the sum to the output's scale; residual: {q, zeroPoint, multiplier} joins it there
 // scaled, clipped, rounded, zeroPoint, value      the way to eight bits; real is what the value stands for
-import {averageInt8, clip, f, most, rint} from './numbers.js';
+import {averageInt8, f, normalize, toStep} from './numbers.js';
 
 export function explain(network, run, step, y, x, channel) {
   const {layer} = step, from = run.steps.get(layer.inputFrom), q = run.qparams[layer.name];
@@ -40,7 +40,7 @@ function windowOf(network, step, from, y, x, channel) {
 }
 
 function convolve(network, run, step, inputs, y, x, channel) {
-  const {layer, numbers} = step, {int8} = network, bias = numbers.bias[channel];
+  const {layer} = step, {int8} = network, {numbers} = run.steps.get(layer.name), bias = numbers.bias[channel];
   const add = int8 ? (sum, product) => sum + product : (sum, product) => f(sum + f(product));
   let sum = int8 ? bias : 0; // float32 adds its bias last
   for (const tap of inputs) for (let k = 0; k < tap.x.length; k++) sum = add(sum, tap.x[k] * tap.w[k]);
@@ -51,27 +51,22 @@ function convolve(network, run, step, inputs, y, x, channel) {
     const scaled = shortcut ? f(sum + q) : sum, value = layer.relu ? Math.max(scaled, 0) : scaled;
     return {bias, sum, residual: shortcut ? {q, zeroPoint: 0, multiplier: 1} : null, scaled, clipped: value, rounded: value, value};
   }
-  const multiplier = numbers.m[channel], {residualM, residualZeroPoint, low, high, zeroPoint} = numbers;
+  const multiplier = numbers.m[channel], {residualM, residualZeroPoint} = numbers;
   let scaled = f(f(sum) * multiplier);
   if (layer.kind === 'linear') return {bias, sum, multiplier, scaled, clipped: scaled, rounded: scaled, value: scaled};
   if (shortcut) scaled = f(scaled + f((q - residualZeroPoint) * residualM));
-  const clipped = clip(scaled, low, high), rounded = rint(clipped);
   const residual = shortcut ? {q, zeroPoint: residualZeroPoint, multiplier: residualM} : null;
-  return {bias, sum, multiplier, residual, scaled, clipped, rounded, value: rounded + zeroPoint};
+  return {bias, sum, multiplier, residual, ...toStep(scaled, run.qparams[layer.name])};
 }
 
 function average(network, run, layer, inputs, channel) {
   const sum = inputs.reduce((sum, tap) => f(sum + tap.x[channel]), 0);
-  if (!network.int8) return {sum, value: f(sum / inputs.length)};
-  const {m, ...told} = averageInt8(run.qparams, layer, sum, inputs.length);
-  return {sum: sum - inputs.length * run.qparams[layer.inputFrom].zeroPoint, multiplier: m, ...told};
+  return network.int8 ? averageInt8(run.qparams, layer, sum, inputs.length) : {sum, value: f(sum / inputs.length)};
 }
 
 // The first step reads a byte of the photograph: it is normalized, and divided by the scale.
 function ofPixel({preset: {mean, std}}, run, y, x, channel) {
   const byte = run.pixels[(y * run.steps.get('input').width + x) * 3 + channel], q = run.qparams.input;
-  const normalized = f(f(f(byte / 255) - f(mean[channel])) / f(std[channel]));
-  if (!q) return {byte, normalized, value: normalized};
-  const scaled = f(normalized / q.scale), clipped = clip(scaled, -q.zeroPoint, most(q) - q.zeroPoint);
-  return {byte, normalized, scaled, clipped, rounded: rint(clipped), value: rint(clipped) + q.zeroPoint};
+  const normalized = normalize(byte, mean[channel], std[channel]);
+  return {byte, normalized, ...(q ? toStep(f(normalized / q.scale), q) : {value: normalized})};
 }

@@ -15,9 +15,11 @@ export async function kernelsFor(memory) {
   return {plain: await start(plain), relaxed: WebAssembly.validate(relaxed) ? await start(relaxed) : null};
 }
 
+const EXACT = 129540;
+
 // What a browser may make of bytes above 127 in its relaxed dot product, by the sum of four 255 * 127.
 export const DOTS = {
-  129540: 'takes them as they are',
+  [EXACT]: 'takes them as they are',
   65534: 'takes them as they are, but sums of two saturate at 32,767',
   [-508]: 'takes them for negative numbers',
 };
@@ -35,13 +37,12 @@ export function probeDot(relaxed, memory, at) {
 // Choose the functions that compute a layer: {conv, linear, name}. INT8's give the same bits all of
 // them; the relaxed dot product is right as it is only where bytes above 127 pass.
 export function chooseKernels({plain, relaxed}, precision, wanted, dot) {
-  const use = wanted ?? (precision === 'fp32' || dot === 129540);
+  const use = relaxed && (wanted ?? (precision === 'fp32' || dot === EXACT));
   if (precision === 'fp32') {
-    return relaxed && use ? {conv: relaxed.conv_f32, linear: relaxed.conv_f32, name: 'f32x4.relaxed_madd'}
-      : {conv: plain.conv_f32, linear: plain.conv_f32, name: 'f32x4.mul, f32x4.add'};
+    const conv = (use ? relaxed : plain).conv_f32;
+    return {conv, linear: conv, name: use ? 'f32x4.relaxed_madd' : 'f32x4.mul, f32x4.add'};
   }
-  if (!relaxed || !use) return {conv: plain.conv_u8s8, linear: plain.linear_u8s8, name: 'i32x4.dot_i16x8_s'};
-  const whole = dot === 129540;
-  return {conv: whole ? relaxed.conv_u8s8 : relaxed.conv_split, linear: plain.linear_u8s8,
-    name: `i32x4.relaxed_dot_i8x16_i7x16_add_s${whole ? '' : ', split'}`};
+  const linear = plain.linear_u8s8, name = 'i32x4.relaxed_dot_i8x16_i7x16_add_s';
+  if (!use) return {conv: plain.conv_u8s8, linear, name: 'i32x4.dot_i16x8_s'};
+  return dot === EXACT ? {conv: relaxed.conv_u8s8, linear, name} : {conv: relaxed.conv_split, linear, name: `${name}, split`};
 }

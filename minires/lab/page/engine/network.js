@@ -150,7 +150,10 @@ class Network {
       throw new LabError(`The image has ${height} x ${width} pixels; this network was laid out for ${this.inputSize} x ${this.inputSize}.`);
     }
     const qparams = {...this.qparams};
-    for (const name in overrides) qparams[name] = {...qparams[name], ...overrides[name]};
+    for (const name in overrides) {
+      const q = {...qparams[name], ...overrides[name]};
+      qparams[name] = {...q, scale: Math.fround(q.scale)};
+    }
     if (qparams.conv1) qparams.maxpool = qparams.conv1; // a max-pool picks values, it makes none
     const changed = Object.keys(overrides).length > 0;
     this.anew = changed || this.changed; // or back to what the file has
@@ -164,7 +167,8 @@ class Network {
       run.ms += ms;
       const {layer: {name, outChannels}, height, width} = step, q = qparams[name];
       const data = keep || step.op === 'linear' ? this.read(step) : null;
-      run.steps.set(name, {name, height, width, channels: outChannels, data, ms, scale: q?.scale ?? 1, zeroPoint: q?.zeroPoint ?? 0});
+      run.steps.set(name, {name, height, width, channels: outChannels, data, ms,
+        scale: q?.scale ?? 1, zeroPoint: q?.zeroPoint ?? 0, numbers: step.numbers});
     }
     run.logits = run.steps.get('fc').data;
     return run;

@@ -10,14 +10,22 @@ export function rint(value) {
 
 export const clip = (value, low, high) => Math.min(Math.max(value, low), high);
 
-// The greatest step: 255, or less if a reader takes bits away.
-export const most = ({bits = 8}) => 2 ** bits - 1;
+// The limits of what is rounded to a step: from 0 to 255, or to less if a reader takes bits away.
+const limits = ({zeroPoint, bits = 8}) => [-zeroPoint, 2 ** bits - 1 - zeroPoint];
 
-// What a byte of each colour becomes: (byte / 255 - mean) / std, and in INT8 its step of the scale.
+// The last way of every INT8 value: clip, round, add the zero point.
+export function toStep(scaled, q) {
+  const clipped = clip(scaled, ...limits(q)), rounded = rint(clipped);
+  return {scaled, clipped, rounded, value: rounded + q.zeroPoint};
+}
+
+export const normalize = (byte, mean, std) => f(f(f(byte / 255) - f(mean)) / f(std));
+
+// What each byte of each colour becomes: a real number, and in INT8 a step.
 export function pixelTable({mean, std}, q) {
   return mean.map((_, c) => Float32Array.from({length: 256}, (_, byte) => {
-    const real = f(f(f(byte / 255) - f(mean[c])) / f(std[c]));
-    return q ? clip(rint(f(real / q.scale)), -q.zeroPoint, most(q) - q.zeroPoint) + q.zeroPoint : real;
+    const real = normalize(byte, mean[c], std[c]);
+    return q ? toStep(f(real / q.scale), q).value : real;
   }));
 }
 
@@ -29,13 +37,13 @@ export function epilogueNumbers(network, step, qparams) {
     return {bias, m: null, residualM: 1, residualZeroPoint: 0, low, high: Infinity, zeroPoint: 0, scale: 1};
   }
   const x = qparams[layer.inputFrom], y = qparams[layer.name], residual = qparams[layer.residualFrom];
+  const [low, high] = y ? limits(y) : [-Infinity, Infinity];
   return {
     bias: rebias(network, step, x),
     m: scale.map(s => y ? f(f(x.scale * s) / y.scale) : f(x.scale * s)),
     residualM: residual ? f(residual.scale / y.scale) : 0,
     residualZeroPoint: residual?.zeroPoint ?? 0,
-    low: y ? -y.zeroPoint : -Infinity,
-    high: y ? most(y) - y.zeroPoint : Infinity,
+    low, high,
     zeroPoint: y?.zeroPoint ?? 0,
     scale: y?.scale ?? 1,
   };
@@ -88,8 +96,6 @@ export function avgpool(network, step) {
 
 export function averageInt8(qparams, layer, sum, pixels) {
   const x = qparams[layer.inputFrom], y = qparams[layer.name];
-  const m = f(x.scale / f(y.scale * pixels));
-  const scaled = f((sum - pixels * x.zeroPoint) * m);
-  const clipped = clip(scaled, -y.zeroPoint, most(y) - y.zeroPoint), rounded = rint(clipped);
-  return {m, scaled, clipped, rounded, value: rounded + y.zeroPoint};
+  const multiplier = f(x.scale / f(y.scale * pixels)), total = sum - pixels * x.zeroPoint;
+  return {sum: total, multiplier, ...toStep(f(total * multiplier), y)};
 }
