@@ -1,22 +1,25 @@
 """Check and time minires on an NVIDIA GPU, and PyTorch beside it: same card, weights and images.
 
-    python benchmarks/gpu.py imagenet.safetensors PHOTOGRAPHS --out RESULTS [--compile]
+    python benchmarks/gpu.py imagenet.safetensors PHOTOGRAPHS --out RESULTS [--compile SECONDS]
 
 Outputs come first. INT8's logits of all photographs have to be the CPU's, bit for bit, and two
 photographs go layer by layer against NumPy's definitions, in every precision. Only then is anything
 timed: the whole network as one CUDA graph, images in the GPU's memory, by the GPU's own events.
 Engines take turns; a figure is the median, with quartiles. PyTorch folds its BatchNorms, keeps
-channels last and replays a graph, too; with --compile also what torch.compile makes in its mode
-max-autotune, which takes minutes. Without torch that part is left out. RESULTS gets gpu.json. The
-docs show the one in docs/, as `tell` lays it out.
+channels last and replays a graph, too; with --compile also what torch.compile makes by
+max-autotune. That takes minutes, so you say how many seconds it has for each batch; if they are not
+enough, the record says so. Without torch that part is left out. RESULTS gets gpu.json. The docs
+show the one in docs/, as `tell` lays it out.
 """
 
 import argparse
 import contextlib
 import datetime
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,7 @@ from minires.images import find_images
 PRECISIONS = ("int8", "fp16", "bf16", "tf32", "fp32")
 BATCHES = (1, 8, 32, 128, 256)
 COMPARED = (1, 128)  # batches that PyTorch runs, too
+COMPILED = "PyTorch, torch.compile"
 TURNS, REPLAYS = 5, 10
 MLPERF = 88_714  # images/s: MLPerf inference v4.0, offline, one H100 SXM, TensorRT in INT8
 # Of the largest logit: what rounding operands to so few bits may change, layer after layer.
@@ -116,8 +120,8 @@ def minires_runs(weights, batches):
             yield ("minires", precision, batch), run
 
 
-def torch_runs(weights, way):
-    """Yield the same of PyTorch: by "graph" in fp16, tf32 and fp32, or by "compile" in fp16."""
+def torch_network(weights):
+    """Make PyTorch's network, with its BatchNorms folded, and compare its logits with ours."""
     import torch
     import torchvision
     from safetensors.torch import load_file
@@ -134,63 +138,98 @@ def torch_runs(weights, way):
     print(f"PyTorch's logits in fp32 are {off:.1e} of the largest from minires's", flush=True)
     if not off < 1e-3:
         sys.exit("PyTorch runs another network: nothing is timed")
-    fused = fuse(network.eval())
+    return fuse(network.eval())
+
+
+def graph_runs(network):
+    """Yield what `minires_runs` does of PyTorch's graphs."""
+    import torch
+
     kinds = {"fp16": (torch.float16, True), "tf32": (torch.float32, True),
              "fp32": (torch.float32, False)}  # fmt: skip
-    for precision, (dtype, tf32) in kinds.items() if way == "graph" else [("fp16", kinds["fp16"])]:
+    for precision, (dtype, tf32) in kinds.items():
         for batch in COMPARED:
-            run = torch_run(fused, dtype, tf32, batch, way)
-            if run:
-                yield (f"PyTorch, {way}", precision, batch), run
+            model, x = on_card(network, dtype, batch)
+            yield ("PyTorch, graph", precision, batch), graph_run(model, x, tf32)
 
 
-def torch_run(fused, dtype, tf32, batch, way):
-    """Prepare PyTorch for one precision and batch; return a function that times some replays."""
+def on_card(network, dtype, batch):
+    """Copy a network to the card, and make images for it."""
     import copy
 
+    import torch
+
+    model = copy.deepcopy(network).to("cuda", dtype, memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, 224, 224, device="cuda", dtype=dtype)
+    return model, x.contiguous(memory_format=torch.channels_last)
+
+
+def graph_run(model, x, tf32):
+    """Record a graph; return a function that times some replays, in ms."""
     import torch
 
     def allow():
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
     allow()
-    model = copy.deepcopy(fused).to("cuda", dtype, memory_format=torch.channels_last)
-    x = torch.randn(batch, 3, 224, 224, device="cuda", dtype=dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
-    try:
-        with torch.inference_mode():
-            if way == "compile":
-                replay = torch.compile(model, mode="max-autotune")
-                for _ in range(3):
-                    replay(x)
-            else:
-                stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-                with torch.cuda.stream(stream):
-                    for _ in range(3):
-                        model(x)
-                torch.cuda.synchronize()
-                with torch.cuda.graph(graph, stream=stream):
-                    model(x)
-            torch.cuda.synchronize()
-    except Exception as error:
-        print(f"PyTorch, {way}, batch {batch}: {str(error)[:200]}", flush=True)
-        return None
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                model(x)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            model(x)
+    torch.cuda.synchronize()
 
     def run():
         allow()
         times = []
-        with torch.inference_mode():
-            for _ in range(REPLAYS):
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                replay(x) if way == "compile" else graph.replay()
-                end.record()
-                end.synchronize()
-                times.append(begin.elapsed_time(end))
+        for _ in range(REPLAYS):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
         return times
 
     run.needs = model, x  # a graph holds its weights and images by address alone
     return run
+
+
+def compile_network(network, batch, limit):
+    """Have torch.compile tune for a batch; return a function to time, or None, and what to tell.
+
+    `limit` is in seconds.
+    """
+    import torch
+
+    model, x = on_card(network, torch.float16, batch)
+    # The mode max-autotune would record a graph of its own, and launch it from Python at each call.
+    # Recorded and replayed as all others are, it is faster.
+    compiled = torch.compile(model, mode="max-autotune-no-cudagraphs", dynamic=False)
+
+    def too_long(*_):
+        raise TimeoutError(f"not tuned after {limit} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    started = time.perf_counter()
+    # Again and again, because the tuner takes an error for one of a kernel that it tries.
+    signal.setitimer(signal.ITIMER_REAL, limit, 1)
+    try:
+        with torch.inference_mode():
+            off = float((compiled(x) - model(x)).abs().max() / model(x).abs().max())
+        seconds = time.perf_counter() - started
+        run = graph_run(compiled, x, True)
+    except Exception as error:
+        return None, " ".join(str(error).split())[:200]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    if not off < BOUNDS["fp16"]:
+        return None, f"its logits are {off:.1e} of the largest from PyTorch's own"
+    return run, f"tuned in {seconds:.0f} s"
 
 
 def time_in_turns(runs):
@@ -217,7 +256,7 @@ def tell(record):
             f"| {engine} | {precision} | {batch} | {median:.3f} ({low:.3f} to {high:.3f}) "
             f"| {speed:,.0f} |"
         )
-    asked = [f"- {line}" for line in ratios(found)]
+    asked = [f"- {line}" for line in [*ratios(found), *compiling(record)]]
     return "\n".join([f"{record['head']}.", "", *lines, "", *asked]) + "\n"
 
 
@@ -240,6 +279,14 @@ def ratios(found):
     return lines
 
 
+def compiling(record):
+    """Tell where torch.compile did not come to an end."""
+    told = record.get("compiling", {})
+    timed = {row[2] for row in record["times"] if row[0] == COMPILED}
+    return [f"torch.compile, batch {batch}: {outcome}" for batch, outcome in told.items()
+            if int(batch) not in timed]  # fmt: skip
+
+
 def commit():
     """Name the commit, if this is a checkout."""
     with contextlib.suppress(OSError):
@@ -256,28 +303,46 @@ def main():
     parser.add_argument("weights", type=Path)
     parser.add_argument("photographs", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--compile", action="store_true", help="have torch.compile tune, too")
+    parser.add_argument("--compile", type=int, metavar="SECONDS", default=0)
     arguments = parser.parse_args()
-    files = find_images([arguments.photographs])
-    preset = minires.resnet50(arguments.weights).meta["preset"]
-    x = np.concatenate([minires.preprocess(file, preset) for file in files])
-    told = check(arguments.weights, x)
+    told = check(arguments.weights, read(arguments.weights, arguments.photographs))
+    print(tell(measure(arguments.weights, told, arguments.out, arguments.compile)))
 
+
+def read(weights, folder):
+    """Read all photographs of a folder: (N, 3, H, W)."""
+    preset = minires.resnet50(weights).meta["preset"]
+    return np.concatenate([minires.preprocess(file, preset) for file in find_images([folder])])
+
+
+def measure(weights, checks, out, limit):
+    """Time all engines, and write the record down; torch.compile has `limit` seconds a batch."""
     from numba import cuda
 
     card = cuda.get_current_device().name
-    runs = dict(minires_runs(arguments.weights, BATCHES))
-    with contextlib.suppress(ImportError):
-        runs |= dict(torch_runs(arguments.weights, "graph"))
     head = f"{card}, {datetime.date.today()}, {commit()}; {TURNS * REPLAYS} replays each, in turns"
-    record = {"card": card, "head": head, "checks": told, "times": []}
-    keep(record, time_in_turns(runs), arguments.out)
-    if arguments.compile:  # last, since it takes minutes
-        compiled = dict(torch_runs(arguments.weights, "compile"))
-        beside = {key: run for key, run in runs.items() if key[1:] in {k[1:] for k in compiled}}
-        found = time_in_turns(compiled | beside)
-        keep(record, {key: found[key] for key in compiled}, arguments.out)
-    print(tell(record))
+    record = {"card": card, "head": head, "checks": checks, "times": []}
+    runs, network = dict(minires_runs(weights, BATCHES)), None
+    with contextlib.suppress(ImportError):
+        network = torch_network(weights)
+        runs |= dict(graph_runs(network))
+    keep(record, time_in_turns(runs), out)
+    if network and limit:  # last, since it takes minutes
+        keep(record, time_compiled(network, runs, record, limit), out)
+    return record
+
+
+def time_compiled(network, runs, record, limit):
+    """Time what torch.compile makes, beside the others in fp16 and int8 at the same batches."""
+    record["compiling"], compiled = {}, {}
+    for batch in COMPARED:
+        run, record["compiling"][str(batch)] = compile_network(network, batch, limit)
+        if run:
+            compiled[COMPILED, "fp16", batch] = run
+    beside = {key: run for key, run in runs.items()
+              if key[1] in ("fp16", "int8") and key[2] in COMPARED}  # fmt: skip
+    found = time_in_turns(compiled | beside)
+    return {key: found[key] for key in compiled}
 
 
 def keep(record, found, folder):

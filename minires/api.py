@@ -1,5 +1,6 @@
 """The functions for users: from weights to a model, and from an image to labels."""
 
+import contextlib
 import functools
 import importlib.util
 import operator
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minires import checkpoint, download
+from minires import checkpoint, download, html
 from minires.backends import Backend, Engine, check_backend
 from minires.cache import noted_sha256
 from minires.errors import ImageError, MiniresError, WeightsError, check_choice, short
@@ -23,6 +24,7 @@ from minires.quantize.calibrate import STORED_CALIBRATION
 from minires.quantize.default import default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
+from minires.show import Meta
 
 FORMAT = "minires-float"  # marks .safetensors files that tell categories, preset and calibration
 
@@ -33,6 +35,14 @@ class Prediction(NamedTuple):
     label: str
     probability: float  # softmax of the logits, 0 to 1
     index: int  # type: ignore[assignment]  # the class's number; it hides the method tuple.index
+
+
+class Predictions(list[Prediction]):
+    """The labels of one image, the likeliest first: a list that notebooks show with bars."""
+
+    def _repr_html_(self) -> str:
+        rows = [(p.label, f"{p.probability:.2%}", html.bar(p.probability)) for p in self]
+        return html.table(["label", "probability", ""], rows)
 
 
 def make_engine(layers: Sequence[Layer], params: Mapping[str, Any], precision: str) -> Engine:
@@ -54,8 +64,17 @@ def make_cuda_engine(layers: Sequence[Layer], params: Mapping[str, Any], precisi
     return engine.Engine(list(layers), params, precision)
 
 
+def instruction_set() -> str:
+    """Name the instruction set that compiled kernels use, if there is one of the name wanted."""
+    from minires.kernels.isa import choose_isa
+
+    with contextlib.suppress(MiniresError):  # the first run says it
+        return choose_isa().name
+    return ""
+
+
 ResNet50.backends |= {
-    "numba": Backend(("fp32", "bf16", "int8", "int8-simulated"), make_engine),
+    "numba": Backend(("fp32", "bf16", "int8", "int8-simulated"), make_engine, instruction_set),
     "cuda": Backend(("fp32", "tf32", "fp16", "bf16", "int8"), make_cuda_engine),
 }
 BACKENDS = tuple(ResNet50.backends)
@@ -105,7 +124,7 @@ def resnet50(
     load_fp32 = functools.partial(_load_fp32, path, entry)
     if is_int8_file(path):
         model = load_int8(path)
-        model.meta = _guess_meta(path, model.layers[-1].out_c) | model.meta
+        model.meta = Meta(_guess_meta(path, model.layers[-1].out_c) | model.meta)
         if precision not in ("int8", "int8-simulated"):
             raise WeightsError(
                 f"{path} holds INT8 weights, which cannot run in {precision}; "
@@ -157,7 +176,7 @@ def _told_meta(path: Path, classes: int) -> dict[str, Any]:
         return stored | read_meta(told, classes)
 
 
-def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
+def predict(model: ResNet50, x: Array, top: int = 5) -> list[Predictions]:
     """Name the likeliest classes of each image in a batch.
 
     Parameters
@@ -171,7 +190,7 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
 
     Returns
     -------
-    list of list of Prediction
+    list of Predictions
         A list for each image, the likeliest class first.
 
     Raises
@@ -188,11 +207,12 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[list[Prediction]]:
         raise MiniresError("the network computed NaN or infinity; its weights must be broken")
     for probabilities in softmax_ref(logits):
         order = np.argsort(-probabilities, kind="stable")[:top]
-        answers.append([Prediction(categories[i], float(probabilities[i]), int(i)) for i in order])
+        found = (Prediction(categories[i], float(probabilities[i]), int(i)) for i in order)
+        answers.append(Predictions(found))
     return answers
 
 
-def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) -> list[Prediction]:
+def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) -> Predictions:
     """Label a photograph.
 
     Parameters
@@ -206,8 +226,8 @@ def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) ->
 
     Returns
     -------
-    list of Prediction
-        The likeliest label first.
+    Predictions
+        A list of `Prediction`, the likeliest label first.
 
     Raises
     ------
@@ -222,7 +242,7 @@ def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) ->
 
 def classify_files(
     model: ResNet50, files: Sequence[Path], top: int = 5, batch_size: int = 8
-) -> Iterator[tuple[Path, list[Prediction] | ImageError]]:
+) -> Iterator[tuple[Path, Predictions | ImageError]]:
     """Label many photographs; one that cannot be used does not stop the others.
 
     You get each file with its answer: the likeliest label first, or the error that it caused. A

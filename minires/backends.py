@@ -25,10 +25,11 @@ def _needs_none(*_: object) -> Engine:
 
 
 class Backend(NamedTuple):
-    """A way to compute: the precisions it runs, and the function that makes its engine."""
+    """A way to compute: the precisions that it runs, and the functions that know its engine."""
 
     precisions: tuple[str, ...]
     make: Callable[..., Engine] = _needs_none  # of layers, params and precision
+    machine: Callable[[], str] = str  # names what it computes with: "" where that is NumPy
 
 
 def check_backend(backends: Mapping[str, Backend], backend: str, precision: str) -> None:

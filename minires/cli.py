@@ -6,6 +6,7 @@ stderr. The exit status is 0 if everything was answered, 1 if an image or the we
 used, and 2 for a command line that makes no sense.
 """
 
+import errno
 import functools
 import io
 import json
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from minires import api, download, options
 from minires.api import BACKENDS
+from minires.doctor import add_doctor, doctor
 from minires.errors import ImageError, MiniresError
 from minires.evaluate import choose_networks, evaluate_networks, format_evaluation, read_labels
 from minires.images import find_images
@@ -57,13 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return CTRL_C
-    except BrokenPipeError:  # the program that reads the answers has ended, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
     except Exception as error:
+        if _reader_left(error):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CLOSED_PIPE
         _complain(error, arguments)
         return 1
     return status
+
+
+def _reader_left(error: Exception) -> bool:
+    """Tell whether the program that reads the answers has ended, such as head."""
+    if isinstance(error, OSError) and sys.platform == "win32":  # a wrong file would be named
+        return error.errno in (errno.EPIPE, errno.EINVAL) and error.filename is None
+    return isinstance(error, BrokenPipeError)
 
 
 def _complain(error: Exception, arguments: Namespace) -> None:
@@ -275,6 +284,7 @@ COMMANDS = [
     (measuring.roofline, measuring.add_roofline),
     (lab, add_lab),
     (weights, add_weights),
+    (doctor, add_doctor),
 ]
 
 

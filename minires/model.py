@@ -10,12 +10,12 @@ from time import perf_counter
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
-from minires import preprocess
+from minires import preprocess, show
 from minires.backends import Backend, Engine, check_backend, check_parameters
 from minires.checkpoint import fp32_params, lock, read_only
 from minires.errors import MiniresError, check_choice
 from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Record, Shape
-from minires.summary import enough_memory, format_edges, format_summary, summarize
+from minires.summary import enough_memory
 
 
 def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
@@ -86,8 +86,10 @@ class Step(NamedTuple):
         return self.layer.macs(self.output.shape)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(map(str, self.input_shapes))
-        return f"Step({self.name}, {self.op}: {shapes} -> {self.output_shape}, {self.macs:,} MACs)"
+        return show.step_line(self)
+
+    def _repr_html_(self) -> str:  # notebooks call it
+        return show.step_html(self)
 
 
 class ResNet50:
@@ -134,7 +136,7 @@ class ResNet50:
         self._precision = precision
         self._backend = "numpy"
         self._engines: dict[tuple[str, str], Engine] = {}  # by backend and precision
-        self.meta = dict(meta or {})
+        self.meta: dict[str, Any] = show.Meta(meta or {})
         self.record: Record | None = None  # a profile puts itself here, to be told of each step
 
     @classmethod
@@ -240,11 +242,9 @@ class ResNet50:
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
 
-    def __str__(self) -> str:
-        table = format_summary(summarize(self.layers))
-        if self.precision == "fp32":
-            return table
-        return f"{table}\n\n{format_edges(self.layers, self.meta.get('saturated', {}))}"
+    __repr__ = show.network_line
+    __str__ = show.network_text
+    _repr_html_ = show.network_html
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Tell copy and pickle how to make the same network again: by `_rebuild`."""

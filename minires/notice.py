@@ -2,6 +2,9 @@
 
 import contextlib
 import sys
+import warnings
+from collections.abc import Iterable
+from typing import Any
 
 
 def tell(text: str) -> None:
@@ -11,9 +14,33 @@ def tell(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
 
+def in_notebook() -> bool:
+    """Tell whether a notebook shows what this process prints."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 def bar_hidden() -> bool:
-    """Tell tqdm to hide its bar, because stderr is not a terminal or is missing."""
+    """Tell tqdm to hide its bar, because nobody would see it: stderr is a pipe, or missing."""
     try:
-        return not sys.stderr.isatty()
+        return not (sys.stderr.isatty() or in_notebook())
     except (AttributeError, ValueError):  # stderr is None, or closed
         return True
+
+
+def progress_bar(items: Iterable[Any] | None, text: str, shown: bool = True, **options: Any) -> Any:
+    """Make tqdm's bar for a terminal or a notebook; elsewhere one line says what takes a while.
+
+    `options` are tqdm's. Where `shown` is false, there is neither.
+    """
+    from tqdm import TqdmWarning  # here, because it takes long and is seldom needed
+
+    if in_notebook():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets the bar is text
+            from tqdm.auto import tqdm
+    else:
+        from tqdm import tqdm
+    if shown and bar_hidden():
+        tell(f"minires: {text} ...")
+    return tqdm(items, desc=text, disable=bar_hidden() or not shown, **options)

@@ -40,6 +40,11 @@ class Preset:
     std: tuple[float, float, float]
     enlarge: int | None = None
 
+    @property
+    def side(self) -> int:
+        """The side of the square that the network gets."""
+        return self.enlarge or self.crop
+
 
 LARGEST_SIDE = 1024  # pixels of a preset; the largest in use are 512 or so
 

@@ -86,9 +86,13 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove unfinished files that no process is writing."""
     for entry in os.scandir(folder):
         if entry.name.startswith(PARTIAL) and entry.is_file(follow_symlinks=False):
-            with suppress(OSError), open(entry.path, "rb") as file:
-                _lock(file)
-                os.unlink(entry.path)
+            with suppress(OSError):
+                if fcntl is not None:
+                    with open(entry.path, "rb") as file:
+                        _lock(file)
+                        os.unlink(entry.path)
+                else:  # Windows refuses to remove what a process has open
+                    os.unlink(entry.path)
 
 
 def _lock(file: BinaryIO) -> None:

@@ -373,6 +373,42 @@ def test_a_reader_who_leaves_ends_it_quietly() -> None:
     assert (process.returncode, process.stderr) == (141, "")
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(BrokenPipeError(32, ""), 141), (OSError(22, ""), 141), (OSError(22, "", "a?b"), 1)],
+)
+def test_on_windows_a_reader_may_leave_with_another_error(
+    error: OSError, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """A wrong name of a file has the same number, but the name stands beside it."""
+
+    def write(*_: object) -> None:
+        raise error
+
+    with open(tmp_path / "stdout", "w", encoding="utf-8") as file:
+        stdout = SimpleNamespace(write=write, flush=lambda: None, fileno=file.fileno)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "platform", "win32")
+        assert main(["summary"]) == status
+    assert ("a?b" in capsys.readouterr().err) == (status == 1)
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
+def test_answers_can_be_told_in_any_encoding(
+    encoding: str, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As terminals on Windows have, with a folder's name that is not in it."""
+    folder = photographs / "ein Ordner für 猫"
+    folder.mkdir()
+    save_photograph(folder / "katze ü.png", 0)
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["classify", str(folder)]) == main(["summary"]) == 0
+    stdout.seek(0)
+    assert "\\u732b" in stdout.read()
+
+
 @pytest.mark.usefixtures("loaded")
 def test_names_that_stdout_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_photograph(tmp_path / "katze ü.png", 0)

@@ -144,17 +144,19 @@ def test_a_file_can_be_read_in_one_go(name: str) -> None:
 
 # Rooms of the package that a reader can leave out, and how many lines each may have.
 ROOMS = {
-    "kernels/cuda/": 1_750,
-    "ladder/": 1_600,
-    "measure/gpu.py": 260,
-    "lab/": 500,
+    "doctor.py": 380,
+    "kernels/cuda/": 1_850,
+    "kernels/isa/arm.py": 190,
     "kernels/isa/wasm.py": 90,
+    "lab/": 500,
+    "ladder/": 1_600,
+    "measure/gpu": 430,
 }
 
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 9_850
+    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 10_950
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -186,6 +188,6 @@ MEASURING = ("measure/", "ladder/")
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(MEASURING)])
 def test_the_network_needs_nothing_that_measures_it(name: str) -> None:
     tools = ("minires.measure", "minires.ladder")
-    entrances = ("__init__.py", "cli.py")
+    entrances = ("__init__.py", "cli.py", "doctor.py")
     found = [module for module in imported_by(name) if is_part_of(module, *tools)]
     assert name in entrances or found == []

@@ -1,8 +1,9 @@
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,41 @@ def test_what_a_killed_process_left_is_removed_and_what_one_works_on_is_not(path
             path.name, Path(file.name).name, f"{writing.PARTIAL}folder", f"{writing.PARTIAL}pipe"
         }  # fmt: skip
     assert not Path(file.name).exists()
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As there: no locks, and what is open can be neither removed nor moved nor replaced."""
+    opened: list[Any] = []
+
+    def open_noting(*arguments: Any) -> Any:
+        opened.append(open(*arguments))  # noqa: SIM115
+        return opened[-1]
+
+    def refusing(function: Callable[..., None]) -> Callable[..., None]:
+        def act(*paths: str) -> None:
+            if any(not file.closed and Path(file.name) in map(Path, paths) for file in opened):
+                raise PermissionError(13, "another process has it open")
+            function(*paths)
+
+        return act
+
+    monkeypatch.setattr(writing, "fcntl", None)
+    monkeypatch.setattr(writing, "open", open_noting, raising=False)
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+
+
+@pytest.mark.usefixtures("windows")
+def test_on_windows_files_are_written_and_leftovers_removed(path: Path) -> None:
+    (path.parent / f"{writing.PARTIAL}left").write_bytes(b"left")
+    with writing._partial(path.with_name("other")) as (file, _):
+        check_writable(path, 10)
+        write_whole(path, b"before")
+        write_whole(path, b"content")
+        assert {p.name for p in path.parent.iterdir()} == {path.name, Path(file.name).name}
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_bytes() == b"content"
 
 
 @posix

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import os
 import pickle
-import platform
 import re
 import stat
 import sys
@@ -36,12 +35,12 @@ from numba.core.registry import cpu_target
 
 from minires.cache import cache_dir, remove_oldest
 from minires.errors import MiniresError
+from minires.kernels.ir import ARM, FAMILY, X86
 from minires.kernels.isa import ISA
 from minires.notice import tell
 
-ON_X86 = platform.machine() in ("x86_64", "AMD64")
-# On other families of CPUs Numba's own choice of features stands.
-KNOWN = ON_X86 or platform.machine() in ("aarch64", "arm64")
+ON_X86 = FAMILY == X86
+KNOWN = FAMILY in (X86, ARM)  # on other families of CPUs Numba's own choice of features stands
 X86_64 = ("64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2")  # every such CPU has these
 CHECKSUM = hashlib.sha256().digest_size  # bytes of the checksum that a file begins with
 KEPT = 64  # files of compiled code: when there are more, the oldest are removed
@@ -127,6 +126,8 @@ def compile_for(
         raise MiniresError(
             "NUMBA_DISABLE_JIT keeps the kernels from compiling; unset it, or ask for backend numpy"
         )
+    if isa.family != FAMILY:  # LLVM would end the process
+        raise MiniresError(f"{isa.name} is for {isa.family} CPUs; this machine's is {FAMILY}")
     name_apart(function, f"{what}/{isa.name}/{source_hash()}")
     compiled = njit(nogil=True)(function)
     with _held_to(isa):
@@ -202,6 +203,8 @@ class _CodeCache(NullCache):
                     os.chmod(new.name, 0o644)  # so that it serves other users, too
                     os.replace(new.name, file)
                 except OSError:
+                    with contextlib.suppress(OSError):  # the disk may be full
+                        new.close()  # Windows removes no open file
                     os.unlink(new.name)
             remove_oldest(file.parent, "*.code", KEPT)
 

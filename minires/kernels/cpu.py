@@ -1,11 +1,14 @@
 """The CPU: the sizes of its caches, and how many of its cores the kernels use."""
 
+import ctypes
 import functools
 import math
 import operator
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minires.errors import MiniresError
 
@@ -17,6 +20,12 @@ OWN_GROUPS = Path("/proc/self/cgroup")  # names this process's control groups, o
 QUOTA_V2 = ("cpu.max",)
 QUOTA_V1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
 
+# Features of ARM by LLVM's names. Where Linux tells: AT_HWCAP is 16 and AT_HWCAP2 is 26, and the
+# bits are those of its asm/hwcap.h. And what macOS calls them.
+HWCAPS = {"dotprod": (16, 20), "i8mm": (26, 13), "bf16": (26, 14)}
+FEATURES = {"dotprod": "DotProd", "i8mm": "I8MM", "bf16": "BF16"}
+MACOS_HAS = "hw.optional.arm.FEAT_"
+
 
 class Cache(NamedTuple):
     """One level of the caches, as the first core has it."""
@@ -26,9 +35,69 @@ class Cache(NamedTuple):
     sharers: int  # threads that share it
 
 
+ASSUMED = [Cache("L1 (size assumed)", 2**15, 1), Cache("L2 (size assumed)", 2**18, 1)]
+
+
+def _sysctl(name: str) -> bytes:
+    """Ask macOS what it knows by a name; nothing where it does not know, and on other systems."""
+    if sys.platform != "darwin":
+        return b""
+    value, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
+    place = value, ctypes.byref(size)
+    failed = ctypes.CDLL(None).sysctlbyname(name.encode(), *place, None, ctypes.c_size_t(0))
+    return b"" if failed else value.raw[: size.value]
+
+
+def sysctl(name: str) -> int:
+    """Ask macOS for a number; it is 0 where nothing is known."""
+    return int.from_bytes(_sysctl(name), "little")
+
+
+def sysctl_text(name: str) -> str:
+    """Ask macOS for a text; it is empty where nothing is known."""
+    return _sysctl(name).rstrip(b"\0").decode(errors="replace")
+
+
+def _getauxval() -> Callable[[int], int] | None:
+    """Find the function by which Linux tells of a CPU's features; None where there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    ask: Any = getattr(ctypes.CDLL(None), "getauxval", None)
+    if ask:
+        ask.restype, ask.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    found: Callable[[int], int] | None = ask
+    return found
+
+
+def arm_features() -> set[str]:
+    """Ask the system of a 64-bit ARM for the features that multiply, by LLVM's names."""
+    found = {"neon"}  # every one has it
+    if sys.platform == "darwin":
+        found |= {name for name, theirs in FEATURES.items() if sysctl(f"{MACOS_HAS}{theirs}")}
+    elif ask := _getauxval():
+        found |= {name for name, (table, bit) in HWCAPS.items() if ask(table) >> bit & 1}
+    return found
+
+
 @functools.cache
 def caches() -> list[Cache]:
-    """Ask Linux for the sizes of the caches; if it does not tell them, assume common ones."""
+    """Ask the system for the sizes of the caches; if it does not tell them, assume common ones."""
+    return _caches_of_linux() or _caches_of_macos() or ASSUMED
+
+
+def _caches_of_macos() -> list[Cache]:
+    """Ask for the caches of the fast cores, which macOS counts as level 0, or of all."""
+    found = []
+    for level, name in (("L1", "l1dcachesize"), ("L2", "l2cachesize"), ("L3", "l3cachesize")):
+        fast = sysctl(f"hw.perflevel0.{name}")
+        size = fast or sysctl(f"hw.{name}")
+        sharers = sysctl(f"hw.perflevel0.cpusper{level.lower()}") if fast else 0
+        if size:
+            found.append(Cache(level, size, max(1, sharers)))
+    return found
+
+
+def _caches_of_linux() -> list[Cache]:
     found = []
     for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
@@ -41,7 +110,7 @@ def caches() -> list[Cache]:
                 found.append(Cache(f"L{level}", int(size.removesuffix("K")) * 1024, sharers))
         except (OSError, ValueError):
             continue
-    return found or [Cache("L1 (size assumed)", 2**15, 1), Cache("L2 (size assumed)", 2**18, 1)]
+    return found
 
 
 def room_in(level: int) -> int:

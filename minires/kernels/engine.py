@@ -20,7 +20,7 @@ from minires.kernels.cpu import get_num_threads, room_in
 from minires.kernels.division import divide
 from minires.kernels.isa import ISA, available_isas, choose_isa
 from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
-from minires.kernels.pack import aligned, prepack
+from minires.kernels.pack import aligned, make_up, prepack
 from minires.kernels.plan import LOGITS, Buffer, Division, Plan, Step, Tiling, lay_out
 from minires.layers import Array, Int8Params, Layer, Record, Shape
 from minires.reference import QParams, round_bf16_ref
@@ -114,7 +114,7 @@ class Engine:
             rows=rows,
             columns=vectors * self.isa.lanes,
             run=instruction.rows,
-            groups=instruction.groups,
+            groups=instruction.multiple,
             near=room_in(1),
             far=room_in(2),
         )
@@ -226,6 +226,7 @@ class Engine:
         if self.form.operands == "u8s8":
             weight, bias, m = p.w_s8, p.bias_s32, p.x_qparams.scale * p.w_scale
             m = m / layer.qparams.scale if layer.qparams else m
+            bias = make_up(self.isa.instructions["u8s8"], bias, weight)
         else:
             weight, bias = p.dequantize() if isinstance(p, Int8Params) else p
             weight, m = self._narrow(weight), bias

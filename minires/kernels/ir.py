@@ -4,6 +4,7 @@ A Numba intrinsic is given a builder, and writes instructions with it. Addresses
 integers: of 64 bits, because compiled Python has them in this form, or of 32 for WebAssembly.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -17,9 +18,10 @@ VOID = ir.VoidType()
 Value: TypeAlias = Any  # llvmlite's own types say nothing to mypy
 Builder: TypeAlias = Any
 
-FAMILY = binding.get_default_triple().partition("-")[0]  # of this machine's CPU: x86_64, aarch64...
+X86, ARM = "x86_64", "aarch64"
+FAMILY = binding.get_default_triple().partition("-")[0].replace("arm64", ARM)  # this machine's CPUs
 LLVM_22 = binding.llvm_version_info >= (22,)  # from here on dot products take vectors of elements
-LINE = 64  # bytes that a cache fetches at once
+LINE = 128 if (FAMILY, sys.platform) == (ARM, "darwin") else 64  # bytes a cache fetches at once
 ROOM_AHEAD = 4096  # how many bytes ahead a panel is fetched, much of it from the second cache
 
 # Numba does this only on x86. On other CPUs any inline assembly would end the process without it.
@@ -88,6 +90,13 @@ def splat(builder: Builder, value: Value, lanes: int) -> Value:
 def constant(wide: Any, value: float) -> Value:
     """Make a vector whose lanes are all the same number."""
     return ir.Constant(wide, [ir.Constant(wide.element, value)] * wide.count)
+
+
+def take_lanes(builder: Builder, value: Value, first: int, count: int, times: int) -> Value:
+    """Repeat `count` neighbouring lanes of a vector, from `first` on, so many times in another."""
+    lanes = [I32(first + i) for i in range(count)] * times
+    picked = ir.Constant(vector(I32, len(lanes)), lanes)
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), picked)
 
 
 # Memory

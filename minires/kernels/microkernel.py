@@ -5,6 +5,7 @@ way to memory. Numba compiles the loops around it from Python. But Python cannot
 instruction, so the tile is a Numba intrinsic: a function that writes LLVM IR.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from numba.extending import intrinsic
 
 from minires.kernels.epilogue import EPILOGUES, SCALARS, Columns, Epilogue
 from minires.kernels.ir import (
+    ARM,
     F32,
     I8,
     I16,
@@ -22,6 +24,8 @@ from minires.kernels.ir import (
     LINE,
     ROOM_AHEAD,
     VOID,
+    X86,
+    BFloat,
     Builder,
     Value,
     after,
@@ -33,10 +37,14 @@ from minires.kernels.ir import (
     prefetch,
     splat,
     store,
+    take_lanes,
     vector,
 )
 from minires.kernels.isa import ISA, ISAS, Instruction, amx
-from minires.kernels.isa.instruction import Tile
+from minires.kernels.isa.instruction import PER_GROUP, Tile
+
+ELEMENTS = {"f32": F32, "bf16": BFloat(), "u8s8": I8}  # an activation's own type, by the operands
+TARGETS = {X86: "x86-64", ARM: "generic"}  # LLVM's name for a CPU without any extension
 
 
 @dataclass(frozen=True)
@@ -206,6 +214,60 @@ class _Finish:
         loop(builder, self.tile.y_offsets.type(kernel.rows), [self.tile.y_offsets, memory], row)
 
 
+def _multiply_copies(
+    builder: Builder,
+    kernel: Microkernel,
+    panel: Value,
+    bases: list[Value],
+    at: Value,
+    acc: Sequence[Value],
+) -> list[Value]:
+    """Multiply a group of each row, copied to all lanes: the one `at` bytes behind its base."""
+    instruction, lanes, bits = kernel.instruction, kernel.isa.lanes, vector(I32, kernel.isa.lanes)
+    places = range(kernel.vectors)
+    columns = [load(builder, after(builder, panel, 4 * lanes * v), bits) for v in places]
+    prefetch(builder, panel, ROOM_AHEAD, 4 * kernel.columns)
+    totals, following = iter(acc), []
+    for base in bases:
+        a = splat(builder, load(builder, builder.add(base, at), I32), lanes)
+        a = instruction.prepare(builder, a)
+        for column in columns:
+            following.append(instruction.emit(builder, next(totals), a, column))
+    return following
+
+
+def _multiply_lanes(
+    builder: Builder,
+    kernel: Microkernel,
+    panel: Value,
+    bases: list[Value],
+    at: Value,
+    acc: Sequence[Value],
+) -> list[Value]:
+    """Multiply groups of each row that are the lanes of a vector, `at` bytes behind its base.
+
+    LLVM finds the instruction that takes a lane as it is only if it sees the operands' own type.
+    Sums and activations leave few registers, so weights are loaded one vector at a time.
+    """
+    instruction, lanes = kernel.instruction, kernel.isa.lanes
+    element, count = ELEMENTS[kernel.operands], PER_GROUP[kernel.operands]
+    together = instruction.lanes_loaded
+    wide = vector(element, count * together)
+    prefetch(builder, panel, ROOM_AHEAD, 4 * kernel.columns * together)
+    of_rows = [load(builder, builder.add(base, at), wide) for base in bases]
+    of_rows = [instruction.prepare(builder, values) for values in of_rows]
+    acc = list(acc)
+    for group in range(together):
+        for v in range(kernel.vectors):
+            place = after(builder, panel, 4 * (group * kernel.columns + lanes * v))
+            column = load(builder, place, vector(I32, lanes))
+            for row, values in enumerate(of_rows):
+                a = take_lanes(builder, values, group * count, count, lanes)
+                total = row * kernel.vectors + v
+                acc[total] = instruction.emit(builder, acc[total], a, column)
+    return acc
+
+
 def _sum_in_vectors(
     builder: Builder, kernel: Microkernel, epilogue: Epilogue, tile: Tile, first: Value
 ) -> list[Value]:
@@ -214,32 +276,31 @@ def _sum_in_vectors(
     The sums of every row begin with the values at address `first`, or with zeros if it is None.
     """
     lanes, rows, places = kernel.isa.lanes, kernel.rows, range(kernel.vectors)
-    sums, bits = vector(epilogue.bias, lanes), vector(I32, lanes)
-    panel_step = 4 * kernel.columns  # bytes of a panel for one group along K
+    sums, together = vector(epilogue.bias, lanes), kernel.instruction.lanes_loaded
+    multiply = _multiply_lanes if together > 1 else _multiply_copies
+    panel_step = 4 * kernel.columns * together  # bytes of a panel for a step along K
+    steps, later_step = tile.groups, tile.later_step
+    if together > 1:  # a power of two
+        shift = I64(together.bit_length() - 1)
+        steps, later_step = builder.lshr(steps, shift), builder.shl(later_step, shift)
 
     def step(panel: Value, at: Value, beside: Value, later: Value, *acc: Value) -> list[Value]:
         for address in (later, beside):  # into the second cache, which keeps it until it is read
             prefetch(builder, address, 0, LINE, cache=2)
-        columns = [load(builder, after(builder, panel, 4 * lanes * v), bits) for v in places]
-        prefetch(builder, panel, ROOM_AHEAD, panel_step)
-        following = []
-        for row in range(rows):
-            a = splat(builder, load(builder, builder.add(bases[row], at), I32), lanes)
-            for v in places:
-                total = acc[row * kernel.vectors + v]
-                following.append(kernel.instruction.emit(builder, total, a, columns[v]))
+        following = multiply(builder, kernel, panel, bases, at, acc)
         return [
             after(builder, panel, panel_step),
-            after(builder, at, 4),
-            after(builder, beside, 4 * rows),  # for a 1x1 kernel, this covers the next tile's rows
-            builder.add(later, tile.later_step),
+            after(builder, at, 4 * together),
+            # For a 1x1 kernel, this covers the next tile's rows.
+            after(builder, beside, 4 * rows * together),
+            builder.add(later, later_step),
             *following,
         ]
 
     def tap(panel: Value, start: Value, later: Value, *acc: Value) -> list[Value]:
         beside = builder.add(next_tile, start)
         carried = [panel, start, beside, later, *acc]
-        panel, _, _, later, *acc = loop(builder, tile.groups, carried, step)
+        panel, _, _, later, *acc = loop(builder, steps, carried, step)
         return [panel, builder.add(start, tile.tap_stride), later, *acc]
 
     *bases, next_tile = [
@@ -301,7 +362,7 @@ def largest(_: Any, spec: Any, y: Any, x: Any, kernel: Any, row: Any, pixel: Any
 def assembly(kernel: Microkernel) -> str:
     """Show the assembly that LLVM makes of a microkernel, even for a CPU other than this one.
 
-    The instruction set is one of x86, or the generic one. In AT&T's syntax the result comes last.
+    For x86 it is in AT&T's syntax, where the result comes last; for ARM the result comes first.
     """
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
@@ -312,10 +373,10 @@ def assembly(kernel: Microkernel) -> str:
     builder = ir.IRBuilder(function.append_basic_block())
     write_tile(builder, kernel, Tile(*function.args))
     builder.ret_void()
-    module.triple = "x86_64-unknown-linux-gnu"
+    module.triple = f"{kernel.isa.family}-unknown-linux-gnu"
     features = ",".join(f"+{name}" for name in sorted(kernel.isa.features))
     target = binding.Target.from_triple(module.triple)
-    machine = target.create_target_machine(cpu="x86-64", features=features, opt=3)
+    machine = target.create_target_machine(cpu=TARGETS[kernel.isa.family], features=features, opt=3)
     parsed = binding.parse_assembly(str(module))
     passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(3))
     passes.getModulePassManager().run(parsed, passes)

@@ -1,4 +1,4 @@
-"""The operators, compiled by Numba: each runs a share of a step's work, by microkernels.
+"""The operators, compiled by Numba: each runs a piece of a step's work, by microkernels.
 
 `compile_network` makes one function for a precision and an instruction set. It runs a program: an
 array of steps whose operands are addresses, so that a whole network is one call.
@@ -39,6 +39,9 @@ STEP = np.dtype(
 )
 INPUT, CONV, MAXPOOL, AVGPOOL, LINEAR = range(5)
 CHANNELS = 3  # of an image's pixel
+# A thread takes its share of a step in so many pieces, so that another one, whose core is faster or
+# less busy, can take the last ones. More pieces would cost more than they even out.
+PIECES = 8
 OPS = {"input": INPUT, "conv": CONV, "maxpool": MAXPOOL, "avgpool": AVGPOOL, "linear": LINEAR}
 
 
@@ -156,27 +159,33 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
 
     def steps(program: Any, times: Any, counts: Any, first: int, last: int, thread: int) -> None:
         threads = counts.shape[1] - 2
+        pieces = threads * PIECES
         if times[first] == 0:  # the thread that comes first notes the time
             times[first] = ticks()
         for i in range(first, last):
             done, ended = counts[i, threads:].ctypes.data, counts[i, threads + 1 :].ctypes.data
+            ran = 0
             for other in range(threads):
                 share = (thread + other) % threads
-                if count_up(counts[i, share:].ctypes.data) == 0:
-                    run_share(spec, program[i], share, threads)
-                    if count_up(done) == threads - 1:
-                        times[i + 1] = ticks()
-                        count_up(ended)
+                taken = counts[i, share:].ctypes.data
+                piece = count_up(taken, 1)
+                while piece < PIECES:
+                    run_piece(spec, program[i], share * PIECES + piece, pieces)
+                    ran += 1
+                    piece = count_up(taken, 1)
+            if ran > 0 and count_up(done, ran) + ran == pieces:
+                times[i + 1] = ticks()
+                count_up(ended, 1)
             wait_for(ended, 1)
 
     notice = f"minires: compiling the {precision} kernels for this machine, once"
     compiled = compile_for(ISAS[isa], steps, signature, precision, notice)
 
     def execute(program: Any, times: Any, first: int, last: int, threads: int) -> None:
-        # For each step: how many threads came for each share, how many shares are done, and whether
-        # the step has ended. These counts lie a cache line apart. Any thread may take a share that
-        # nobody has begun. So threads wait only for shares in progress, never for a thread that
-        # comes late: it finds all shares taken.
+        # For each step: how many pieces of each thread's share are taken, how many of all are done,
+        # and whether the step has ended. These counts lie a cache line apart. A thread that is done
+        # with its own share helps with the others'. So threads wait only for pieces in progress,
+        # never for a thread that comes late or is slow: it finds all pieces taken.
         counts = np.zeros((last, threads + 2, LINE // 8), np.int64)
         times[first] = 0
         WORKERS.share(compiled, threads, program, times, counts, first, last)
@@ -184,13 +193,13 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
     return execute
 
 
-def run_share(spec: str, step: Any, share: int, shares: int) -> None:
-    """Do one thread's share of a step, out of `shares`; for compiled code alone."""
-    raise NotImplementedError  # Numba puts the code that `_run_share` makes in its place
+def run_piece(spec: str, step: Any, piece: int, pieces: int) -> None:
+    """Do one piece of a step's work, out of `pieces`; for compiled code alone."""
+    raise NotImplementedError  # Numba puts the code that `_run_piece` makes in its place
 
 
-@overload(run_share, prefer_literal=True)
-def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., None] | None:
+@overload(run_piece, prefer_literal=True)
+def _run_piece(spec: Any, step: Any, piece: Any, pieces: Any) -> Callable[..., None] | None:
     if not isinstance(spec, types.Literal):
         return None  # Numba asks again, with the literal
     precision, name = spec.literal_value.split("/")
@@ -206,8 +215,8 @@ def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., N
         njit(name_apart(part, f"{op}/{spec.literal_value}")) for op, part in parts.items()
     )
 
-    # Numba wants the same parameters as those of `_run_share`.
-    def run(spec: Any, step: Any, share: Any, shares: Any) -> None:
+    # Numba wants the same parameters as those of `_run_piece`.
+    def run(spec: Any, step: Any, piece: Any, pieces: Any) -> None:
         op = step.op
         if op in (CONV, LINEAR):
             count = step.rows * step.panels
@@ -215,7 +224,7 @@ def _run_share(spec: Any, step: Any, share: Any, shares: Any) -> Callable[..., N
             count = step.batch
         else:
             count = step.batch * step.out_h  # rows of pixels
-        begin, end = count * share // shares, count * (share + 1) // shares
+        begin, end = count * piece // pieces, count * (piece + 1) // pieces
         if op == CONV:
             conv(step, begin, end)
         elif op == LINEAR:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minires.kernels.isa import Instruction
 from minires.layers import Array, Shape
 
 ALIGNMENT = 64  # bytes: a cache line, and the longest vector
@@ -41,6 +42,17 @@ def prepack(
     packed = aligned((panels, kernel * groups, columns), np.uint32)
     packed[...] = words.transpose(0, 2, 1)
     return packed.view(weight.dtype).reshape(panels, kernel * groups, columns, group)
+
+
+def make_up(instruction: Instruction, bias: Array, weight: Array) -> Array:
+    """Add to the bias of integers what is missing if activations are multiplied less some number.
+
+    (x - less) * w + less * w is x * w, and the second part is the same for every x.
+    """
+    if not instruction.less:
+        return bias
+    # The bias is at most 2^30, and the zero point's part and this one at most 2^28 each.
+    return bias + instruction.less * weight.sum(axis=1, dtype=np.int32)
 
 
 def _fill_up(array: Array, shape: Shape) -> Array:

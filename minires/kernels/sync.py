@@ -1,15 +1,26 @@
 """Means for threads that work together: a clock, counts that all of them see, and waiting."""
 
+import ctypes
 import sys
 from typing import Any
 
+from llvmlite import binding
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from minires.kernels.ir import FAMILY, I32, I64, VOID, Builder, Value, call, inline_asm, pointer_to
 
-# How often a thread looks at a count before it offers its core to others; a look takes some 40 ns.
-PATIENCE = 1000
+# How often a thread looks at a count before it goes to sleep; a look takes some 40 ns. Threads that
+# all have a core of their own wait for less than these 0.4 ms: going to sleep would slow them down.
+PATIENCE = 10_000
+# How a thread sleeps between two looks. Compiled code knows the function by this name.
+SLEEP = "minires_sleep"
+if sys.platform == "win32":
+    # 0 offers the core to other threads; Windows would make 15 milliseconds of the next number, 1.
+    _sleep, NAP = ctypes.WinDLL("kernel32").Sleep, 0
+else:
+    _sleep, NAP = ctypes.CDLL(None).usleep, 50  # microseconds
+binding.add_symbol(SLEEP, ctypes.cast(_sleep, ctypes.c_void_p).value)
 
 
 @intrinsic
@@ -35,43 +46,55 @@ def pointer(_: Any, address: Any) -> Any:
 
 
 @intrinsic
-def count_up(_: Any, address: Any) -> Any:
-    """Add 1 to an int64 that several threads count with, and return its old value."""
+def count_up(_: Any, address: Any, by: Any) -> Any:
+    """Add to an int64 that several threads count with, and return its old value."""
 
     def codegen(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        return builder.atomic_rmw("add", pointer_to(builder, arguments[0]), I64(1), "acq_rel")
+        place = pointer_to(builder, arguments[0])
+        return builder.atomic_rmw("add", place, arguments[1], "acq_rel")
 
-    return types.int64(types.uintp), codegen
+    return types.int64(types.uintp, types.int64), codegen
 
 
 @intrinsic
 def wait_for(_: Any, address: Any, count: Any) -> Any:
     """Wait until an int64 that other threads count with has reached `count`.
 
-    The thread stays awake, because the others are usually about to be done and going to sleep would
-    take longer. If they are not, there may be more threads than cores: so every now and then it
-    offers its core to others.
+    The thread stays awake at first, because the others are usually about to be done, and going to
+    sleep would take longer. If they are not, one of them has lost its core to another program. Then
+    this thread sleeps between its looks, so that its own core is free for the one that is late.
     """
 
     def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:
         place = pointer_to(builder, arguments[0])
         start = builder.block
         look = builder.append_basic_block("look")
+        pause = builder.append_basic_block("pause")
         end = builder.append_basic_block("end")
         builder.branch(look)
         builder.position_at_end(look)
         looks = builder.phi(I64)
-        if FAMILY == "x86_64":
-            call(builder, "llvm.x86.sse2.pause", VOID)
-        often = builder.icmp_unsigned("==", builder.urem(looks, I64(PATIENCE)), I64(PATIENCE - 1))
-        with builder.if_then(often):
-            if sys.platform != "win32":
-                call(builder, "sched_yield", I32)
         looks.add_incoming(I64(0), start)
-        looks.add_incoming(builder.add(looks, I64(1)), builder.block)
         counted = builder.load_atomic(place, "acquire", 8, typ=I64)
-        builder.cbranch(builder.icmp_signed("<", counted, arguments[1]), look, end)
+        builder.cbranch(builder.icmp_signed("<", counted, arguments[1]), pause, end)
+        builder.position_at_end(pause)
+        patient = builder.icmp_signed("<", looks, I64(PATIENCE))
+        with builder.if_else(patient) as (awake, asleep):
+            with awake:
+                _rest(builder)
+            with asleep:
+                call(builder, SLEEP, VOID, I32(NAP))
+        looks.add_incoming(builder.add(looks, I64(1)), builder.block)
+        builder.branch(look)
         builder.position_at_end(end)
         return context.get_dummy_value()
 
     return types.none(types.uintp, types.int64), codegen
+
+
+def _rest(builder: Builder) -> None:
+    """Let the core rest for some 40 ns, in which its other thread gets all of it."""
+    if FAMILY == "x86_64":
+        call(builder, "llvm.x86.sse2.pause", VOID)
+    elif FAMILY in ("aarch64", "arm64"):  # its "yield" does nothing on most cores
+        inline_asm(builder, "isb", "", VOID, side_effect=True)

@@ -15,6 +15,7 @@ import numpy as np
 from minires.errors import MiniresError
 from minires.kernels.cpu import get_num_threads
 from minires.kernels.engine import Engine
+from minires.kernels.ir import X86
 from minires.kernels.isa import ISA, ISAS, available_isas, choose_isa
 from minires.kernels.isa.generic import GENERIC
 from minires.ladder import blocks, fused, implicit, loops, ordered, panels, tiled
@@ -186,10 +187,12 @@ def _with(isa: ISA, operands: str) -> Prepare:
 
 
 def _better_isas(isa: ISA, operands: str) -> list[ISA]:
-    """List the sets for more rungs like `panels`: the one before VNNI, and the machine's own."""
+    """List the sets for more rungs like `panels`: without dot products, and the best here."""
     if isa.name == GENERIC.name:
         return []
-    name = f"{'avx512' if isa.lanes == 16 else 'avx2'}, vpmaddubsw"
+    name = "neon"
+    if isa.family == X86:
+        name = f"{'avx512' if isa.lanes == 16 else 'avx2'}-vpmaddubsw"
     before = [ISAS[name]] if operands == "u8s8" and ISAS[name].features <= isa.features else []
     return list(dict.fromkeys([*before, isa]))
 

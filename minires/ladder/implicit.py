@@ -25,7 +25,7 @@ def prepare(product: Product) -> Callable[[Array], Array]:
     kernel = Microkernel.of(product.isa, product.form.operands, product.form.epilogue)
     name, rows, columns, layer = kernel.name, kernel.rows, kernel.columns, product.layer
     N, taps, pad, stride = layer.out_c, layer.kernel, layer.padding, layer.stride
-    runs = fill_up(product.weight.reshape(N * taps, -1), 1, product.form.group)
+    runs = fill_up(product.weight.reshape(N * taps, -1), 1, product.step)
     words = fill_up(runs.reshape(N, -1), columns, 1).view(np.uint32)  # (N, taps * groups)
     panels, groups = len(words) // columns, words.shape[1] // taps
     w = aligned((panels, taps * groups, columns), np.uint32)

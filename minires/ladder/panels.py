@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from minires.kernels.ir import F32, I32, I64, after, constant, load, loop, splat, store, vector
 from minires.kernels.isa import Instruction
-from minires.kernels.pack import aligned
+from minires.kernels.pack import aligned, make_up
 from minires.ladder.product import Product, compile_rung, fill_up
 from minires.layers import Array
 
@@ -45,6 +45,7 @@ def prepare(
                 for i, total in enumerate(acc):
                     place = builder.add(a, builder.mul(a_row, I64(i // vectors)))
                     of_a = splat(builder, load(builder, place, I32), lanes)
+                    of_a = instruction.prepare(builder, of_a)
                     following.append(instruction.emit(builder, total, of_a, of_w[i % vectors]))
                 return [after(builder, a, 4), after(builder, w, 4 * columns), *following]
 
@@ -73,6 +74,6 @@ def prepare(
         a = fill_up(a, rows if rows > M else 1, group)  # a tile has at least its rows
         c = np.empty((len(a), panels * columns), product.sums)
         compiled(a, w, c)
-        return c[:M, :N]
+        return make_up(instruction, c[:M, :N], product.weight)
 
     return multiply

@@ -15,6 +15,7 @@ from numba import from_dtype, types
 from minires.kernels.compile import compile_for
 from minires.kernels.isa import ISA
 from minires.kernels.operators import FORMATS, Format
+from minires.kernels.pack import make_up
 from minires.layers import Array, Int8Params, Layer
 from minires.reference import round_bf16_ref
 
@@ -44,6 +45,11 @@ class Product(NamedTuple):
         return FORMATS[self.precision]
 
     @property
+    def step(self) -> int:
+        """Count the values of a row that the microkernel takes in a step along K."""
+        return self.form.group * self.isa.instructions[self.form.operands].multiple
+
+    @property
     def sums(self) -> Any:
         """The type of the sums."""
         return np.int32 if self.precision == "int8" else np.float32
@@ -69,7 +75,8 @@ class Product(NamedTuple):
 
     def epilogue(self, columns: int) -> tuple[Any, ...]:
         """Return an epilogue's operands: bias and m, filled up to whole panels, and scalars."""
-        bias, m = (fill_up(values[None], 1, columns)[0] for values in (self.bias, self.m))
+        bias = make_up(self.isa.instructions[self.form.operands], self.bias, self.weight)
+        bias, m = (fill_up(values[None], 1, columns)[0] for values in (bias, self.m))
         return bias, m, self.scalars
 
     @property

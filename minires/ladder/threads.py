@@ -22,7 +22,7 @@ def prepare(product: Product) -> Callable[[Array], Array]:
     """Pack the weights, choose a block, and compile a thread's loops around the microkernel."""
     kernel = Microkernel.of(product.isa, product.form.operands, product.form.epilogue)
     name, rows, columns = kernel.name, kernel.rows, kernel.columns
-    words = fill_up(product.weight, columns, product.form.group).view(np.uint32)  # (N, groups)
+    words = fill_up(product.weight, columns, product.step).view(np.uint32)  # (N, groups)
     panels, groups = len(words) // columns, words.shape[1]
     w = aligned((panels, groups, columns), np.uint32)
     w[...] = words.reshape(panels, columns, groups).transpose(0, 2, 1)
@@ -60,7 +60,7 @@ def prepare(product: Product) -> Callable[[Array], Array]:
 
     def multiply(a: Array) -> Array:
         M, N = len(a), len(product.weight)
-        a = fill_up(a, 1, product.form.group)
+        a = fill_up(a, 1, product.step)
         y = np.empty((M + 1, panels * columns), product.form.activation)
         # Rows that the last tile lacks are the last row again, written behind the output.
         row = np.arange(-(-M // rows) * rows + 1)

@@ -100,6 +100,7 @@ def add_profile(parser: Parser) -> None:
     options.offline(parser)
     options.precisions(parser, "fp32", "bf16", "int8")
     _backend(parser)
+    options.number(parser, "--batch", 1, "how many copies of the image go together")
     text = "what makes a row: %(default)s unless given"
     parser.add_argument("--group", choices=tuple(GROUPS), default="stage", help=text)
     text = "%(default)s, that of running, unless given"
@@ -124,6 +125,8 @@ def profile(arguments: Namespace) -> int:
         raise MiniresError("--trace is of steps, and --latency of the whole way; give one of them")
     if arguments.latency and arguments.backend != "numba":
         raise MiniresError("--latency is of the CPU's kernels; leave --backend out")
+    if arguments.latency and arguments.batch > 1:
+        raise MiniresError("--latency has batches of its own; leave --batch out")
     _check_precisions(arguments)
     load_image(arguments.image)  # a bad image should be told before weights are downloaded
     data = arguments.image.read_bytes()
@@ -155,21 +158,29 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
     from minires.measure import machine, profiler, waterfall
     from minires.measure.text import to_json
 
-    runs = arguments.runs or 30
+    runs, on_gpu = arguments.runs or 30, arguments.backend == "cuda"
     first = next(iter(models.values()))
     x = preprocess(data, first.meta["preset"])  # (1, 3, H, W)
+    x = np.repeat(x, arguments.batch, axis=0)
     profiles = profiler.profile_in_turns(models, x, runs)
     measure_roofs = machine.measure_roofs
-    if arguments.backend == "cuda":
+    if on_gpu:
         from minires.measure.gpu import measure_roofs
     roofs = {precision: measure_roofs(precision) for precision in models}
     _warn([])  # only of a quota, because doubts stand beneath the tables
-    fall = None
-    if {"fp32", "int8"} <= models.keys() and arguments.backend == "numba":
+    fall: Any = None
+    told = ""
+    if on_gpu and len(models) > 1:
+        from minires.measure import gpu_waterfall
+
+        fall = gpu_waterfall.measure_waterfall(models, profiles, roofs, x, runs)
+        told = gpu_waterfall.format_waterfall(fall)
+    elif {"fp32", "int8"} <= models.keys() and len(x) == 1:
         fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
+        told = waterfall.format_waterfall(fall)
     if arguments.trace:
         profiler.write_chrome_trace(arguments.trace, list(profiles.values()))
-    if arguments.plot and fall:
+    if arguments.plot and fall and not on_gpu:
         waterfall.plot_waterfall(fall, arguments.plot)
     elif arguments.plot:
         next(iter(profiles.values())).plot(arguments.plot, arguments.group)
@@ -178,9 +189,8 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
         print(to_json({"profiles": rows, "waterfall": fall}))
     else:
         by = arguments.group, arguments.sort
-        print("\n\n".join(prof.table(*by, roofs[p]) for p, prof in profiles.items()))
-        if fall:
-            print(f"\n{waterfall.format_waterfall(fall)}")
+        tables = [prof.table(*by, roofs[p]) for p, prof in profiles.items()]
+        print("\n\n".join([*tables, told] if told else tables))
 
 
 def add_peak(parser: Parser) -> None:
@@ -227,26 +237,35 @@ def add_roofline(parser: Parser) -> None:
     options.weights(parser)
     options.offline(parser)
     options.precisions(parser, "fp32", "int8")
+    _backend(parser)
     options.input_size(parser)
     options.plot(parser)
 
 
 def roofline(arguments: Namespace) -> int:
-    """Put every layer on this machine's roofline."""
-    from minires.measure import machine
+    """Put every layer on the CPU's roofline, or on a GPU's."""
     from minires.measure import roofline as roofs
-    from minires.measure.peak import peak
 
+    _check_precisions(arguments)
     if arguments.plot:
         plots.check(arguments.plot)
     shape = (arguments.batch, 3, *arguments.size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)  # fine for measuring speed
     weights = options.chosen_weights(arguments)
-    models = {p: api.resnet50(weights, p) for p in arguments.precisions}
-    layers = roofs.measure_layers(models, x)
-    _warn([peak(precision) for precision in models])
+    models = {p: api.resnet50(weights, p, arguments.backend) for p in arguments.precisions}
+    if arguments.backend == "cuda":
+        from minires.kernels.cuda.driver import open_gpu
+        from minires.measure.gpu import describe_gpu, measure_roofs
+
+        layers, machine = roofs.measure_layers(models, x, measure_roofs), describe_gpu(open_gpu())
+    else:
+        from minires.measure.machine import describe_machine
+        from minires.measure.peak import peak
+
+        layers, machine = roofs.measure_layers(models, x), describe_machine()
+        _warn([peak(precision) for precision in models])
     name = next(iter(models.values())).meta["name"]
-    title = f"{name}, {' x '.join(map(str, shape))}, on {machine.describe_machine()}"
+    title = f"{name}, {' x '.join(map(str, shape))}, on {machine}"
     print(roofs.format_layers(layers, title))
     if arguments.plot:
         roofs.plot_layers(layers, arguments.plot, title)

@@ -150,7 +150,7 @@ def _compiled_spinner(name: str) -> Any:
 def operations(instruction: Instruction, count: int, processors: int) -> float:
     """Count the multiplications and additions of a spinner's run."""
     lanes = processors * BLOCKS * THREADS
-    return 2.0 * instruction.products * lanes * SUMS * REPEATS * count
+    return 2.0 * instruction.products * instruction.times * lanes * SUMS * REPEATS * count
 
 
 def measure_peak(instruction: Instruction, gpu: Gpu) -> Peak:

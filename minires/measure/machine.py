@@ -4,13 +4,15 @@ import contextlib
 import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minires.cache import cache_dir
 from minires.errors import MiniresError
 from minires.kernels.compile import source_hash
-from minires.kernels.cpu import cpu_quota, get_num_threads
+from minires.kernels.cpu import cpu_quota, get_num_threads, sysctl_text
+from minires.kernels.ir import ARM, FAMILY, X86
 from minires.kernels.isa import INSTRUCTIONS, ISAS, choose_isa
 from minires.kernels.microkernel import Microkernel, assembly
 from minires.kernels.operators import FORMATS
@@ -30,14 +32,31 @@ from minires.measure.text import format_columns
 from minires.measure.trust import mark, verdict
 from minires.writing import write_whole
 
+CPUINFO = Path("/proc/cpuinfo")
 ROOFS = "roofs.json"  # in minires's cache
-# Instructions that `minires peak` shows even on a CPU without them, and the set that has each.
+# Instructions that `minires peak` shows even on a CPU of the family that lacks them, and the set
+# that has each.
 WANTED = {
-    "fma": "fma",
-    "vpmaddubsw": "avx2",
-    "vdpbf16ps": "avx512bf16",
-    "vpdpbusd": "avx512vnni or avxvnni",
-    "tdpbusd": "amx",
+    X86: {
+        "fma": "fma",
+        "vpmaddubsw": "avx2",
+        "vdpbf16ps": "avx512bf16",
+        "vpdpbusd": "avx512vnni or avxvnni",
+        "tdpbusd": "amx",
+    },
+    ARM: {"bfdot": "neon-bf16", "sdot": "neon-dotprod", "usdot": "neon-i8mm"},
+}
+# Cores that Linux on ARM names by a number alone: "CPU part" in /proc/cpuinfo. The numbers are
+# those of Linux's arch/arm64/include/asm/cputype.h.
+CORES = {
+    0xD03: "Cortex-A53",
+    0xD07: "Cortex-A57",
+    0xD08: "Cortex-A72",
+    0xD0B: "Cortex-A76",
+    0xD0C: "Neoverse N1",
+    0xD40: "Neoverse V1",
+    0xD49: "Neoverse N2",
+    0xD4F: "Neoverse V2",
 }
 
 
@@ -115,13 +134,20 @@ def _keep(precision: str, roofs: Roofs) -> None:
 
 def describe_machine() -> str:
     """Describe the machine in a line: the CPU, the instruction set in use, the threads."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # not Linux
-        info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        names = [line.partition(":")[2] for line in info.splitlines() if "model name" in line]
-        name = names[0].strip() if names else name
     threads = get_num_threads()
-    return f"{name}, {choose_isa().name}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{cpu_name()}, {choose_isa().name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def cpu_name() -> str:
+    """Ask the system what CPU this is; platform knows only its family on most of them."""
+    name = sysctl_text("machdep.cpu.brand_string") or platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # not Linux
+        info = CPUINFO.read_text(encoding="utf-8", errors="replace")
+        lines = (line.partition(":") for line in info.splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in lines}
+        part = int(fields.get("CPU part", "0"), 16)
+        name = fields.get("model name") or CORES.get(part) or name
+    return name
 
 
 def warnings_about(peaks: list[Peak]) -> list[str]:
@@ -152,11 +178,11 @@ def _elsewhere(name: str) -> str:
     epilogue = next(form.epilogue for form in FORMATS.values() if form.operands == operands)
     text = assembly(Microkernel.of(isa, operands, epilogue))
     lines = (" ".join(line.split()) for line in text.splitlines())
-    return next(line for line in lines if line.startswith(instruction.mnemonics[0]))
+    return next(line for line in lines if re.match(instruction.mnemonics[0], line))
 
 
 def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
-    """Lay out the answers of `measure_machine`, the arithmetic, and the loops in AT&T syntax."""
+    """Lay out the answers of `measure_machine`, the arithmetic, and the loops that were timed."""
     fp32 = next((p for p in peaks if PRECISIONS[p.instruction.operands] == "fp32"), None)
     of_all = f"{peaks[0].threads} threads"
     of_memory = doubts_about(memory)
@@ -168,7 +194,7 @@ def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
     measured = {p.instruction.name for p in peaks}
     arithmetic += [
         f"  {name}: not on this CPU, or not allowed; with {wanted} it is {_elsewhere(name)}"
-        for name, wanted in WANTED.items()
+        for name, wanted in WANTED.get(FAMILY, {}).items()
         if name not in measured
     ]
     blocks = [

@@ -227,11 +227,13 @@ def best_instruction(precision: str, isa: ISA | None = None) -> Instruction:
     The instruction set is `choose_isa()` unless given.
     """
     # INT8 without VNNI gets vpmaddubsw as its bound. It saturates; an exact way takes longer.
-    found = instructions(isa or choose_isa())
+    isa = isa or choose_isa()
+    used = isa.instructions.values()
+    found = instructions(isa)
     best = [i for i in found if i.operands == OPERANDS[precision]]
     # On a CPU without an instruction for bfloat16, this is multiplied as float32.
     best = best or [i for i in found if i.operands == "f32"]
-    return max(best, key=lambda i: (i.products, max(i.rates, default=0)))
+    return max(best, key=lambda i: (i.products, max(i.rates, default=0), i in used))
 
 
 def peak(precision: str) -> Peak:
@@ -255,12 +257,16 @@ def _peak_once(instruction: Instruction, isa: str, threads: int) -> Peak:
 
 
 def inner_loop(assembly: str, mnemonic: str) -> str:
-    """Cut the innermost loop with the most of one instruction out of a listing in AT&T syntax.
+    """Cut the innermost loop with the most of one instruction out of a listing.
 
     `mnemonic` is a regular expression for the instruction's name. The loop goes from its label to
     the jump back. The answer is empty if there is no loop.
     """
-    lines = [re.split("#|//", line)[0].expandtabs(8).rstrip() for line in assembly.splitlines()]
+    # A comment begins with # on x86, where ARM has numbers: #16. There it is // or, on macOS, ;.
+    lines = [
+        re.split(r"#(?![\d:-])|//|;", line)[0].expandtabs(8).rstrip()
+        for line in assembly.splitlines()
+    ]
     labels: dict[str, int] = {}
     loops = []
     for i, line in enumerate(lines):

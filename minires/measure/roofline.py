@@ -5,13 +5,13 @@ architectures" (2009), doi:10.1145/1498765.1498785: attainable = min(peak, inten
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from minires.layers import Array
 from minires.measure import plots
-from minires.measure.machine import measure_roofs
+from minires.measure.machine import Roofs, measure_roofs
 from minires.measure.profiler import Profile, Row, profile_in_turns
 from minires.measure.text import format_columns
 from minires.measure.trust import (
@@ -26,17 +26,21 @@ from minires.model import ResNet50
 
 
 def measure_layers(
-    models: Mapping[str, ResNet50], x: Array, runs: int = 10
+    models: Mapping[str, ResNet50],
+    x: Array,
+    roofs_of: Callable[[str], Roofs] | None = None,
+    runs: int = 10,
 ) -> dict[str, list[Row]]:
     """Time every step of networks, by precision, on this machine; they run in turns.
 
     By precision, you get the rows of the steps that multiply. They are those of one run, but with
-    the median of the times of all runs.
+    the median of the times of all runs. `roofs_of` measures a precision's roofs: the CPU's unless
+    given.
     """
     found: dict[str, list[Row]] = {}
     profiles, doubts = _profiles(models, x, runs)
     for precision in models:
-        roofs = measure_roofs(precision)
+        roofs = (roofs_of or measure_roofs)(precision)
         roofs = roofs._replace(doubts=(*roofs.doubts, *doubts))
         rows = [of_run[precision].rows(roofs=roofs) for of_run in profiles]
         medians = [
@@ -88,19 +92,23 @@ def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:
 
 def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], title: str) -> None:
     """Draw this machine's roofline, each layer a point on it; needs matplotlib."""
+    every = [row for rows in layers.values() for row in rows]
     with plots.figure(path, title, width=9, height=5.5) as axes:
-        intensity = np.geomspace(0.25, 1024, 200)
-        tallest, lowest = 0.0, min(row.gops for rows in layers.values() for row in rows)
+        widest = max(1024, *(row.intensity for row in every))
+        intensity = np.geomspace(0.25, widest, 200)
+        tallest, lowest = 0.0, min(row.gops for row in every)
         for precision, rows in layers.items():
-            color, roofs = plots.COLORS.get(precision), measure_roofs(precision)
+            color, roofs = plots.COLORS.get(precision), rows[0].roofs
+            assert roofs, "measure_layers gives each row its roofs"
             tallest = max(tallest, roofs.peak)
             axes.axhline(roofs.peak, color=color, linewidth=1.5)
             name = f"{precision} peak, {roofs.peak:.0f} GOP/s"
-            axes.annotate(name, (1000, roofs.peak * 1.06), color=color, ha="right")
+            axes.annotate(name, (widest, roofs.peak * 1.06), color=color, ha="right")
             places = [r.intensity for r in rows], [r.gops for r in rows]
             label = f"{precision}, {len(rows)} layers"
             axes.scatter(*places, s=18, color=color, label=label, alpha=0.8, linewidths=0)
-        for level in measure_roofs("fp32").memory[1:]:
+        assert roofs
+        for level in roofs.memory[1:] or roofs.memory:  # a GPU's has one level
             reach = level.all * intensity
             inside = reach <= tallest
             if not inside.any():
@@ -110,7 +118,7 @@ def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], t
             left_end = intensity[inside][0], reach[inside][0]
             beside = {"xytext": (8, -6), "textcoords": "offset points"}
             axes.annotate(name, left_end, color="0.4", **beside)
-        axes.set(xscale="log", xlim=(0.2, 1500))
+        axes.set(xscale="log", xlim=(0.2, 1.5 * widest))
         axes.set(yscale="log", ylim=(min(1, lowest), 2 * tallest))
         axes.set_xlabel("operations a byte (each operand read once, each result written once)")
         axes.set_ylabel("10⁹ operations a second")

@@ -14,7 +14,7 @@ from minires.images import load_image
 from minires.layers import Array
 from minires.metadata import read_calibration
 from minires.model import ResNet50
-from minires.notice import bar_hidden
+from minires.notice import progress_bar
 from minires.preprocess import Preset, preprocess
 from minires.quantize.calibrate import (
     STORED_CALIBRATION,
@@ -74,7 +74,7 @@ def default_int8(
     """Load the INT8 network from the cache, or make it by the default recipe and cache it.
 
     `weights_key` tells these weights from all others, as a checksum does. `load_fp32` is called
-    only if nothing is cached yet. `progress` shows a bar on stderr, if that is a terminal.
+    only if nothing is cached yet. `progress` tells of it on stderr, by a bar or a line.
     """
     key = hashlib.sha256(f"{weights_key} {RECIPE}".encode()).hexdigest()[:16]
     cached = cache_dir() / f"resnet50-int8-{key}.safetensors"
@@ -84,16 +84,14 @@ def default_int8(
             with contextlib.suppress(OSError):
                 os.utime(cached)  # so that `remove_oldest` keeps files that are in use
             return model
-    from tqdm import tqdm  # here, because it takes long and is seldom needed
-
     fp32 = load_fp32()
     calibration = stored_calibration(fp32)
     if calibration is None:
-        photographs = tqdm(
+        photographs = progress_bar(
             default_batches(fp32.meta["preset"]),
-            desc="calibrating for INT8, once",
+            "calibrating for INT8, once",
+            progress,
             total=len(calibration_photographs()),
-            disable=bar_hidden() or not progress,
         )
         calibration = calibrate(fp32, photographs, OBSERVER)
     int8 = quantize_model(fp32, calibration)

@@ -18,10 +18,14 @@ from minires.errors import MiniresError
 from minires.kernels import compile as module
 from minires.kernels import operators
 from minires.kernels.compile import compile_for
+from minires.kernels.ir import X86
 from minires.kernels.isa import ISA, ISAS, available_isas, choose_isa
 
 # What the GNU assembler calls an extension, where it is not LLVM's word without the hyphen.
 GNU = {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16", "avxvnni": "avx_vnni"}
+
+
+OF_X86 = [isa for isa in ISAS.values() if isa.family == X86]
 
 
 @pytest.fixture
@@ -56,7 +60,7 @@ def listing(isa: ISA, precision: str, monkeypatch: pytest.MonkeyPatch, cache: Pa
     return str(text)
 
 
-@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+@pytest.mark.parametrize("isa", OF_X86, ids=lambda isa: isa.name)
 def test_a_network_has_no_instruction_beyond_its_set(
     isa: ISA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, assembler: str
 ) -> None:
@@ -234,6 +238,36 @@ def test_a_full_disk_leaves_nothing_behind(
     monkeypatch.setattr(module.os, "replace", replace)
     assert half() == 1.5
     assert list((tmp_path / "code").iterdir()) == []
+
+
+def test_what_could_not_be_written_is_closed_before_it_is_removed(
+    half: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows removes no open file."""
+    make, unlink, made = module.tempfile.NamedTemporaryFile, os.unlink, []
+
+    def full(**given: Any) -> Any:
+        made.append(make(**given))
+        monkeypatch.setattr(made[0], "write", no_space)
+        return made[0]
+
+    def remove(path: str) -> None:
+        assert made[0].file.closed
+        unlink(path)
+
+    monkeypatch.setattr(module.tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(module.os, "unlink", remove)
+    assert half() == 1.5
+    assert made
+    assert list((tmp_path / "code").iterdir()) == []
+
+
+def test_a_folder_may_have_any_name(
+    half: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "ein Ordner für 猫" / "code"))
+    assert half() == half() == 1.5
+    assert capsys.readouterr().err == "compiling\n"
 
 
 def test_old_code_goes_when_there_is_much(

@@ -1,7 +1,10 @@
-"""What Linux tells of the caches; how many threads there are, and who decides that."""
+"""What a system tells of the caches; how many threads there are, and who decides that."""
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import pytest
 import minires
 from minires.errors import MiniresError
 from minires.kernels import cpu as module
-from minires.kernels.cpu import Cache, caches, cpu_quota, room_in
+from minires.kernels.cpu import Cache, arm_features, caches, cpu_quota, room_in
 
 
 def test_sizes_are_those_of_some_cpu() -> None:
@@ -33,6 +36,83 @@ def test_where_nothing_is_told_the_usual_is_assumed(monkeypatch: pytest.MonkeyPa
         assert room_in(2) == 2**18
     finally:
         caches.cache_clear()
+
+
+# What other systems tell, simulated: an Apple M1, and Linux on ARM
+
+M1: dict[str, int | str] = {
+    "hw.perflevel0.l1dcachesize": 131072,
+    "hw.perflevel0.l2cachesize": 12582912,
+    "hw.perflevel0.cpusperl2": 4,
+    "hw.l1dcachesize": 65536,  # of the slow cores
+    "hw.l2cachesize": 4194304,
+    "hw.nperflevels": 2,
+    "machdep.cpu.brand_string": "Apple M1",
+    "hw.optional.arm.FEAT_DotProd": 1,
+    "hw.optional.arm.FEAT_I8MM": 0,
+}
+
+
+@pytest.fixture
+def on_m1(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this process believe that it runs on macOS, on an M1."""
+
+    def sysctlbyname(name: bytes, value: Any, size: Any, *_: Any) -> int:
+        if name.decode() not in M1:
+            return -1
+        known = M1[name.decode()]
+        if isinstance(known, str):
+            content = known.encode() + b"\0"
+        else:  # some numbers have 32 bits, others 64
+            content = known.to_bytes(8 if known > 2**16 else 4, "little")
+        size._obj.value = len(content)
+        ctypes.memmove(value, content, len(content))
+        return 0
+
+    library = SimpleNamespace(sysctlbyname=sysctlbyname)
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    monkeypatch.setattr(Path, "glob", lambda *_: [])
+    caches.cache_clear()
+    yield
+    caches.cache_clear()
+
+
+@pytest.mark.usefixtures("on_m1")
+def test_macos_tells_of_its_fast_cores() -> None:
+    assert caches() == [Cache("L1", 131072, 1), Cache("L2", 12582912, 4)]
+    assert room_in(2) == 3 * 2**20
+    assert arm_features() == {"neon", "dotprod"}
+    assert module.sysctl("hw.l3cachesize") == 0
+    assert module.sysctl_text("machdep.cpu.brand_string") == "Apple M1"
+    assert module.sysctl_text("hw.model") == ""
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "more", "expected"),
+    [
+        (0, 0, set()),
+        (1 << 20, 0, {"dotprod"}),
+        (1 << 20, 1 << 13, {"dotprod", "i8mm"}),
+        (1 << 20 | 1 << 13, 1 << 20 | 1 << 14, {"dotprod", "bf16"}),
+    ],
+)
+def test_linux_tells_of_arms_features(
+    capabilities: int, more: int, expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = {16: capabilities, 26: more}
+    library = SimpleNamespace(getauxval=lambda table: tables[table])
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    assert arm_features() == {"neon"} | expected
+
+
+def test_where_no_feature_is_told_there_is_neon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.sys, "platform", "win32")
+    assert arm_features() == {"neon"}
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda _: SimpleNamespace())  # a C library without
+    assert arm_features() == {"neon"}
 
 
 # A quota, in trees of control groups as they are in containers and elsewhere
@@ -121,6 +201,19 @@ def test_what_is_set_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     minires.set_num_threads(MOST)
     assert minires.get_num_threads() == MOST
+
+
+def test_where_the_system_tells_of_no_affinity_all_cores_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on macOS and Windows, which have neither quotas nor /sys."""
+    monkeypatch.delattr(module.os, "sched_getaffinity", raising=False)
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(module, "_quota", lambda: None)
+    assert minires.get_num_threads() == 12
+    monkeypatch.setattr(module.os, "cpu_count", lambda: None)
+    assert minires.get_num_threads() == 1
 
 
 def test_numpys_numbers_count() -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from minires.kernels.pack import ALIGNMENT, SLACK, aligned, prepack
+from minires.kernels.isa import ISAS
+from minires.kernels.pack import ALIGNMENT, SLACK, aligned, make_up, prepack
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,15 @@ def test_a_buffer_begins_on_a_cache_line_and_ends_in_zeros() -> None:
         memory = array.base
         start = array.ctypes.data - memory.ctypes.data + array.nbytes
         assert np.array_equal(memory[start : start + SLACK], np.zeros(SLACK, np.uint8))
+
+
+def test_a_bias_makes_up_for_activations_that_are_multiplied_less_128() -> None:
+    random = np.random.RandomState(0)
+    x = random.randint(0, 256, (5, 36)).astype(np.int32)
+    w = random.randint(-128, 128, (7, 36)).astype(np.int8)
+    bias = random.randint(-(2**30), 2**30, 7).astype(np.int32)
+    sdot, usdot = ISAS["neon-dotprod"], ISAS["neon-i8mm"]
+    made_up = make_up(sdot.instructions["u8s8"], bias, w)
+    assert made_up.dtype == np.int32
+    assert np.array_equal((x - 128) @ w.T + made_up, x @ w.T + bias)
+    assert make_up(usdot.instructions["u8s8"], bias, w) is bias

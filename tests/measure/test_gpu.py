@@ -42,12 +42,13 @@ def test_what_is_timed_is_that_instruction_and_little_else(
     """No loads, no spills; registers for all the threads that are meant to be there at once."""
     found = compile_and_assemble(*spinner(instruction.name), NEW, tmp_path)
     lines = [line.split()[0] for line in found.ptx.splitlines() if line.strip().endswith(";")]
-    assert found.ptx.count(f"{instruction.mnemonic} ") == SUMS * REPEATS
+    count = SUMS * REPEATS * instruction.times
+    assert found.ptx.count(f"{instruction.mnemonic} ") == count
     assert not [word for word in lines if word.startswith(("ld.global", "ld.shared", "ld.local"))]
     assert len([word for word in lines if word.startswith("st.")]) == 1  # that is never reached
     # The assembler has merged none and written none twice; nothing else is there half as often.
     (_, most), (_, next_most) = found.opcodes.most_common(2)
-    assert most == SUMS * REPEATS > 2 * next_most
+    assert most == count > 2 * next_most
     assert found.spilled == 0
     assert found.registers * THREADS * BLOCKS <= 2**16
 
@@ -61,6 +62,8 @@ def test_what_is_timed_is_that_instruction_and_little_else(
         ("mma-f16", 64),
         ("mma-bf16", 64),
         ("mma-u8s8", 128),
+        ("mma-small-u8s8", 4 * 32),  # four of them in the place of one
+        ("mma-small-f16", 2 * 32),
     ],
 )
 def test_operations_are_two_for_each_product_of_each_lane(name: str, of_a_lane: int) -> None:

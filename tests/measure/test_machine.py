@@ -1,5 +1,6 @@
 """What is said of the machine, and when a reader is warned."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_a_quiet_machine_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> No
     assert "quota allows 0.5" in machine.warnings_about([peak()])[0]
 
 
+def test_macos_is_asked_for_its_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(machine, "sysctl_text", lambda _: "Apple M4 Pro")
+    assert machine.cpu_name() == "Apple M4 Pro"
+    monkeypatch.setattr(machine, "sysctl_text", lambda _: "")  # then as elsewhere
+    assert machine.cpu_name() not in ("", "Apple M4 Pro")
+
+
 def test_a_rate_that_no_cpu_has_is_not_explained_away() -> None:
     slow = peak()._replace(gops=75.0)  # 1.4 a cycle: neither 1 nor 2
     assert slow.likely_rate is None
@@ -38,7 +47,8 @@ def test_a_rate_that_no_cpu_has_is_not_explained_away() -> None:
     assert "no likely number" in machine.format_machine([slow], [])
 
 
-def test_the_table_has_the_arithmetic_and_what_is_missing() -> None:
+def test_the_table_has_the_arithmetic_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "FAMILY", "x86_64")
     text = machine.format_machine([peak()], [Bandwidth("memory", 2**26, 20, 25, 2)])
     assert "fma: 8 lanes x 1 x 2 x 2 a cycle (measured: 1.99) x 3.40 GHz" in text
     assert "vpdpbusd: not on this CPU" in text
@@ -47,6 +57,33 @@ def test_the_table_has_the_arithmetic_and_what_is_missing() -> None:
     assert "it is vpmaddubsw %" in text
     assert "vfmadd231ps %ymm0, %ymm1, %ymm2" in text
     assert "65536" in text
+
+
+def test_on_arm_what_is_missing_is_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "FAMILY", "aarch64")
+    text = machine.format_machine([peak()._replace(instruction=INSTRUCTIONS["fmla"], lanes=4)], [])
+    assert "fmla: 4 lanes x 1 x 2 x 4 a cycle (measured: 3.97) x 3.40 GHz" in text
+    assert re.search(r"  sdot: not on this CPU.*it is sdot v\d+.4s, v\d+.16b, v\d+.4b\[0\]", text)
+    assert re.search(r"  usdot: not on this CPU.*it is sudot v", text)
+    assert "vpdpbusd" not in text
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("model name\t: AMD EPYC 9R14\nmodel name\t: another", "another"),
+        ("CPU implementer\t: 0x41\nCPU part\t: 0xd0c\n", "Neoverse N1"),
+        ("CPU part\t: 0x001\n", "arm of some kind"),
+        ("", "arm of some kind"),
+    ],
+)
+def test_linux_names_the_cpu(
+    lines: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(lines)
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine.platform, "processor", lambda: "arm of some kind")
+    assert machine.describe_machine().startswith(f"{name}, ")
 
 
 def test_what_is_in_doubt_is_marked_and_said() -> None:

@@ -14,7 +14,7 @@ from tests.seeded_weights import seeded_input
 def test_layers_are_measured_under_their_roofs(
     models: Mapping[str, ResNet50], tmp_path: Path
 ) -> None:
-    layers = measure_layers(models, seeded_input((1, 3, 64, 64)), 2)
+    layers = measure_layers(models, seeded_input((1, 3, 64, 64)), runs=2)
     assert {len(rows) for rows in layers.values()} == {54}
     assert all(row.gops > 0 and row.calls == 1 for rows in layers.values() for row in rows)
     lines = format_layers(layers, "here").splitlines()

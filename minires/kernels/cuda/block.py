@@ -60,10 +60,16 @@ def swizzle(builder: Builder, row: Value, chunk: Value) -> Value:
 
 
 class Block:
-    """Writes a block's code: `sum_up` all of it, the other methods their part."""
+    """Writes a block's code: `sum_up` all of it, the other methods their part.
 
-    def __init__(self, builder: Builder, instruction: Instruction, tile: Tile, step: Any) -> None:
+    On a Turing card copies do not run by themselves: a thread waits for each of its own.
+    """
+
+    def __init__(
+        self, builder: Builder, instruction: Instruction, tile: Tile, step: Any, turing: bool
+    ) -> None:
         self.builder, self.instruction, self.tile, self.step = builder, instruction, tile, step
+        self.turing = turing
         name = f"tile_{instruction.operands}_{tile.rows}x{tile.columns}_{tile.stages}"
         self.memory = ptx.shared_memory(builder, name, tile.stages * tile.stage_bytes)
         self.thread = ptx.register(builder, "tid.x")
@@ -94,7 +100,7 @@ class Block:
 
         def body(at: Value, inside: Value, offset: Value, *state: Value) -> list[Value]:
             stage, free, *sums = state
-            ptx.wait_for_copies(builder, but=tile.stages - 2)
+            self._wait_for_copies(but=tile.stages - 2)
             # All threads have waited for their copies, and read the stage that is free now.
             ptx.barrier(builder)
             self._fetch(at, last, offset, free)
@@ -107,7 +113,7 @@ class Block:
         carried = [at, inside, offset, stage, I32(tile.stages - 1), *zeros]
         steps = builder.zext(builder.sub(last, first), I64)
         sums = loop(builder, steps, carried, body)[-count:]
-        ptx.wait_for_copies(builder, but=0)
+        self._wait_for_copies(but=0)
         ptx.barrier(builder)
         four = [sums[i : i + 4] for i in range(0, count, 4)]
         return [four[i : i + tile.across] for i in range(0, len(four), tile.across)]
@@ -150,13 +156,19 @@ class Block:
     def _fetch(self, at: Value, last: Value, offset: Value, stage: Value) -> None:
         """Start copying a step along K, if there is one: x from `offset` on, w by its number."""
         builder = self.builder
+        copy = ptx.copy_16 if self.turing else ptx.start_copying_16
         to = builder.mul(stage, I32(self.tile.stage_bytes))
         of_w = builder.mul(builder.zext(at, I64), I64(STEP))
         with builder.if_then(builder.icmp_signed("<", at, last)):
             for (address, of_x), target in zip(self.sources, self.targets, strict=True):
                 source = builder.add(address, offset if of_x else of_w)
-                ptx.copy_16(builder, builder.add(target, to), source)
-        ptx.commit_copies(builder)  # an empty group too, so that they can be counted
+                copy(builder, builder.add(target, to), source)
+        if not self.turing:
+            ptx.commit_copies(builder)  # an empty group too, so that they can be counted
+
+    def _wait_for_copies(self, but: int) -> None:
+        if not self.turing:
+            ptx.wait_for_copies(self.builder, but)
 
     def _advance(
         self, at: Value, inside: Value, offset: Value, per_tap: Value

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from minires.errors import MiniresError
 
-OLDEST = (8, 0)  # compute capability: since when memory is copied past the registers
+OLDEST = (7, 5)  # compute capability of a Turing card: the first tensor cores for integers
+AMPERE = (8, 0)  # since when memory is copied past the registers
 opened_by: list[int] = []  # the process that first opened a GPU: its children cannot
 
 

@@ -59,9 +59,7 @@ class Engine:
             packed = {
                 layer.name: self._pack(layer) for layer in layers if layer.op in ("conv", "linear")
             }
-            self.launcher = Launcher(
-                self.form, self.tiling, instruction, self.gpu.processors, params, packed
-            )
+            self.launcher = Launcher(self.form, self.tiling, instruction, self.gpu, params, packed)
         self.programs: dict[Shape, Program] = {}
 
     def __call__(
@@ -85,7 +83,7 @@ class Engine:
                     program.pinned[...] = together
                     program.images.copy_to_device(program.pinned, stream=self.stream)
                     if record:
-                        times = self._run_apart(program)
+                        times = self.run_apart(program)
                         times[0][0] = began  # the image's way to here is the first step's
                         calls.append((self.layers, together.shape, len(calls), times))
                         began = perf_counter()
@@ -113,7 +111,7 @@ class Engine:
         for launch in program.launches:
             launch.kernel[launch.grid, launch.block, self.stream](*launch.arguments)
 
-    def _run_apart(self, program: Program) -> Array:
+    def run_apart(self, program: Program) -> Array:
         """Run with an event between the steps; tell when each began and ended.
 
         The events are part of a graph, too: between launches by hand the GPU would wait.

@@ -222,7 +222,7 @@ class _Writer:
                 words.append(word)
         else:
             pairs = zip(values[::2], values[1::2], strict=True)
-            words = [ptx.pair(builder, self.out, *both) for both in pairs]
+            words = [ptx.pair(builder, self.out, *both, self.block.turing) for both in pairs]
         for i in range(0, len(words), 4):
             part = words[i : i + 4]
             packed = ir.Constant(vector(part[0].type, len(part)), ir.Undefined)

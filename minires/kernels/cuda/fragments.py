@@ -5,6 +5,8 @@ lane's, as "PTX ISA" draws them in the section on mma.m16n8k32 (and m16n8k16, m1
 each), and which the loops here make of that.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from minires.layers import Array
@@ -26,6 +28,32 @@ def b_places(word: int) -> tuple[Array, Array]:
 def sum_places(number: int) -> tuple[Array, Array]:
     """Tell the row and the column of each lane's sum 0 to 3 (16 x 8)."""
     return LANES // 4 + 8 * (number // 2), 2 * (LANES % 4) + number % 2
+
+
+class Piece(NamedTuple):
+    """What one instruction takes of the fragments of a product of 16 x 32 bytes by 32 x 8."""
+
+    sums: list[int]
+    a: list[int]  # words
+    b: list[int]
+
+
+def pieces(rows: int, depth: int) -> list[Piece]:
+    """Cut that product up for an instruction that takes so many rows, and bytes along K.
+
+    A half of the rows, and a half of K, are words and sums of their own: so an instruction of half
+    the size finds its fragments where the whole one's are.
+    """
+    return [
+        Piece(
+            [sum_ for sum_ in range(4) if rows == 16 or sum_ // 2 == half],
+            [word for word in range(4) if (rows == 16 or word % 2 == half)
+             and (depth == 32 or word // 2 == k)],
+            [word for word in range(2) if depth == 32 or word == k],
+        )
+        for k in range(32 // depth)
+        for half in range(16 // rows)
+    ]  # fmt: skip
 
 
 def swizzle_ref(row: Array, chunk: Array) -> Array:

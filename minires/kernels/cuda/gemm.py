@@ -39,11 +39,13 @@ class Gemm(NamedTuple):
     tile: Tile
     out: str  # a key of `epilogue.ITEM`
     residual: bool
+    turing: bool = False  # whether the GPU is older than Ampere, and has less to compute with
 
     @property
     def name(self) -> str:
         """Say what it is: gemm, the instruction, the tile, the output, and what else it does."""
         more = "_residual" * self.residual + "_splits" * self.tile.splits
+        more += "_turing" * self.turing
         instruction = self.instruction.replace("-", "_")
         return f"gemm_{instruction}_{self.tile.rows}x{self.tile.columns}_{self.out}{more}"
 
@@ -56,7 +58,8 @@ def gemm_function(gemm: Gemm) -> Any:
     def gemm_block(_: Any, arguments: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             fields = [builder.extract_value(values[0], i) for i in range(len(NAMES))]
-            block = Block(builder, INSTRUCTIONS[gemm.instruction], gemm.tile, Arguments(*fields))
+            instruction = INSTRUCTIONS[gemm.instruction]
+            block = Block(builder, instruction, gemm.tile, Arguments(*fields), gemm.turing)
             write_tile(block, block.sum_up(), gemm.out, gemm.residual)
             return context.get_dummy_value()
 

@@ -8,6 +8,7 @@ from numba import cuda
 
 from minires.errors import MiniresError
 from minires.kernels.cuda.block import STEP, Tile
+from minires.kernels.cuda.driver import AMPERE, Gpu
 from minires.kernels.cuda.gemm import (
     LARGE,
     NAMES,
@@ -69,11 +70,11 @@ class Launcher:
     """Makes the launches of a network in one precision; its kernels are compiled at first use."""
 
     def __init__(
-        self, form: Format, tiling: Tiling, instruction: Instruction, processors: int,
+        self, form: Format, tiling: Tiling, instruction: Instruction, gpu: Gpu,
         params: Mapping[str, Any], packed: Mapping[str, Packed],
     ) -> None:  # fmt: skip
         self.form, self.tiling = form, tiling
-        self.instruction, self.processors = instruction, processors
+        self.instruction, self.gpu = instruction, gpu
         self.params, self.packed = params, packed
         self.operators = {
             name: cuda.jit(signature)(function)
@@ -137,7 +138,7 @@ class Launcher:
         m_rows = step.batch * step.out_h * step.out_w
         packed = self.packed[layer.name]
         steps = plan.taps * plan.groups * 4 // STEP
-        tile, splits = choose_tile(m_rows, step.channels, steps, self.processors)
+        tile, splits = choose_tile(m_rows, step.channels, steps, self.gpu.processors)
         each = -(-steps // splits)
         y_offsets = plan.y_offsets.copy()
         y_offsets[m_rows:] = -1  # a block is larger than what is left for it
@@ -166,7 +167,8 @@ class Launcher:
             values["residual"] = self._address(program, step.residual)
         values |= self._scalars(layer)
         out = "logits" if last else self.form.out
-        gemm = Gemm(self.instruction.name, tile, out, step.residual is not None)
+        turing = self.gpu.capability < AMPERE
+        gemm = Gemm(self.instruction.name, tile, out, step.residual is not None, turing)
         return Launch(self._kernel(gemm), grid, (tile.threads, 1, 1), Arguments(**values))
 
     def _scalars(self, layer: Layer) -> dict[str, Any]:

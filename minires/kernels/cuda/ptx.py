@@ -8,7 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from minires.kernels.ir import F32, I8, I16, I32, I64, VOID, Builder, Value, inline_asm
+from minires.kernels.ir import F32, I8, I16, I32, I64, VOID, Builder, Value, inline_asm, vector
 
 SHARED = 3  # LLVM's number for the memory that the threads of a block share
 
@@ -49,6 +49,13 @@ def barrier(builder: Builder) -> None:
 
 
 def copy_16(builder: Builder, to: Value, address: Value) -> None:
+    """Copy 16 bytes to shared memory through registers: until they are there, the thread waits."""
+    words = vector(I32, 4)
+    pointer = builder.inttoptr(to, ir.PointerType(words, addrspace=SHARED))
+    builder.store(load(builder, address, words, 16), pointer, align=16)
+
+
+def start_copying_16(builder: Builder, to: Value, address: Value) -> None:
     """Start copying 16 bytes to shared memory, past the registers and past the near cache."""
     text = "cp.async.cg.shared.global [$0], [$1], 16;"
     inline_asm(builder, text, "r,l,~{memory}", VOID, to, address, side_effect=True)
@@ -80,13 +87,16 @@ def load_matrices(builder: Builder, address: Value) -> list[Value]:
 def multiply_matrices(
     builder: Builder, mnemonic: str, sums: list[Value], a: list[Value], b: list[Value]
 ) -> list[Value]:
-    """Multiply a warp's fragments and add the product to its sums, four a lane."""
-    letter = "f" if sums[0].type == F32 else "r"
-    text = f"{mnemonic} {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
-    constraint = ",".join([f"={letter}"] * 4 + ["r"] * 6 + [letter] * 4)
-    returns = ir.LiteralStructType([sums[0].type] * 4)
-    four = inline_asm(builder, text, constraint, returns, *a, *b, *sums)
-    return [builder.extract_value(four, i) for i in range(4)]
+    """Multiply a warp's fragments and add the product to its sums."""
+    count, letter = len(sums), "f" if sums[0].type == F32 else "r"
+    places = iter(range(2 * count + len(a) + len(b)))
+    groups = [", ".join(f"${next(places)}" for _ in group) for group in (sums, a, b, sums)]
+    text = f"{mnemonic} {{{'}, {'.join(groups)}}};"
+    words = ["r"] * (len(a) + len(b))
+    constraint = ",".join([f"={letter}"] * count + words + [letter] * count)
+    returns = ir.LiteralStructType([sums[0].type] * count)
+    found = inline_asm(builder, text, constraint, returns, *a, *b, *sums)
+    return [builder.extract_value(found, i) for i in range(count)]
 
 
 def rounded(builder: Builder, operation: str, a: Value, b: Value) -> Value:
@@ -112,8 +122,12 @@ def requantize(builder: Builder, t: Value, low: Value, high: Value, zero_point: 
     return builder.add(to_integer(builder, t), zero_point)
 
 
-def pair(builder: Builder, form: str, low: Value, high: Value) -> Value:
-    """Round two float32 to f16 or bf16, side by side in 32 bits."""
+def pair(builder: Builder, form: str, low: Value, high: Value, turing: bool) -> Value:
+    """Round two float32 to f16 or bf16, side by side in 32 bits; a Turing card does it in turns."""
+    if turing:
+        half = f"cvt.rn.{form}.f32"
+        text = f"{{ .reg .b16 %l, %h; {half} %l, $2; {half} %h, $1; mov.b32 $0, {{%l, %h}}; }}"
+        return inline_asm(builder, text, "=r,f,f", I32, high, low)
     return inline_asm(builder, f"cvt.rn.{form}x2.f32 $0, $1, $2;", "=r,f,f", I32, high, low)
 
 

@@ -9,7 +9,10 @@ from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 
 from minires.errors import MiniresError
+from minires.kernels.cpu import arm_features
+from minires.kernels.ir import ARM, FAMILY
 from minires.kernels.isa.amx import AMX
+from minires.kernels.isa.arm import NEON, NEON_BF16, NEON_DOTPROD, NEON_I8MM
 from minires.kernels.isa.generic import GENERIC
 from minires.kernels.isa.instruction import ISA, Instruction
 from minires.kernels.isa.x86 import AVX2, AVX512, AVX512BF16, AVX512VNNI, AVXVNNI, BEFORE_VNNI
@@ -19,7 +22,11 @@ __all__ = ["INSTRUCTIONS", "ISA", "ISAS", "Instruction", "available_isas", "choo
 # The best first; those for study last.
 ISAS = {
     isa.name: isa
-    for isa in (AMX, AVX512BF16, AVX512VNNI, AVX512, AVXVNNI, AVX2, GENERIC, *BEFORE_VNNI)
+    for isa in (
+        *(AMX, AVX512BF16, AVX512VNNI, AVX512, AVXVNNI, AVX2),
+        *(NEON_BF16, NEON_I8MM, NEON_DOTPROD, NEON),
+        *(GENERIC, *BEFORE_VNNI),
+    )
 }
 INSTRUCTIONS = {
     i.name: i for isa in ISAS.values() for i in (*isa.instructions.values(), *isa.others)
@@ -31,9 +38,16 @@ def _present(features: str) -> set[str]:
     return {word[1:] for word in features.split(",") if word[:1] == "+"}
 
 
+def cpu_features() -> set[str]:
+    """Name the features of this CPU that matter here, in LLVM's words."""
+    if FAMILY == ARM:  # LLVM goes by a list of CPUs there, and may guess too much
+        return arm_features()
+    return _present(get_host_cpu_features())  # Numba may hide some, such as AVX
+
+
 def available_isas() -> list[ISA]:
     """List the sets of this CPU that Numba compiles for: the best first, those for study last."""
-    features = _present(get_host_cpu_features())  # Numba may hide some, such as AVX
+    features = cpu_features()
     if config.CPU_FEATURES is not None:  # restricted by NUMBA_CPU_FEATURES or NUMBA_CPU_NAME
         features &= _present(config.CPU_FEATURES)
     return [isa for isa in ISAS.values() if isa.features <= features and isa.allowed()]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from minires.kernels.ir import Builder, Value, constant
+from minires.kernels.ir import FAMILY, Builder, Value, call, constant
 from minires.kernels.isa.instruction import ISA, Instruction
 
 
@@ -10,6 +10,12 @@ def mul_add(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
     """Add one product, which is rounded before it is added, because not every CPU has an FMA."""
     a, b = (builder.bitcast(v, acc.type) for v in (a, b))
     return builder.fadd(acc, builder.fmul(a, b))
+
+
+def fma(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
+    """Add one product, rounded once; only for sets that have an instruction for it."""
+    a, b = (builder.bitcast(v, acc.type) for v in (a, b))
+    return call(builder, f"llvm.fma.v{acc.type.count}f32", acc.type, a, b, acc)
 
 
 def of_halves(multiply_add: Callable[..., Value]) -> Callable[..., Value]:
@@ -37,12 +43,14 @@ def mul_add_of_bytes(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
     return acc
 
 
-MUL_ADD = Instruction("mul, add", "f32", mul_add, ("mulps", "addps"), sums=8)
+# What LLVM makes of them, on x86 and on ARM.
+MULTIPLIED = ("mulps|fmul", "addps|fadd")
+MUL_ADD = Instruction("mul, add", "f32", mul_add, MULTIPLIED, sums=8)
 MUL_ADD_OF_HALVES = Instruction(
-    "mul, add of halves", "bf16", of_halves(mul_add), ("mulps", "addps"), composed=True
+    "mul, add of halves", "bf16", of_halves(mul_add), MULTIPLIED, composed=True
 )
 MUL_ADD_OF_BYTES = Instruction(
-    "mul, add of bytes", "u8s8", mul_add_of_bytes, ("pm",), sums=4, rates=()
+    "mul, add of bytes", "u8s8", mul_add_of_bytes, ("pm|mul|mla",), sums=4, rates=()
 )
 
 GENERIC = ISA(
@@ -51,4 +59,5 @@ GENERIC = ISA(
     lanes=4,
     instructions={"f32": MUL_ADD, "bf16": MUL_ADD_OF_HALVES, "u8s8": MUL_ADD_OF_BYTES},
     tiles={"f32": (4, 2), "bf16": (4, 2), "u8s8": (4, 2)},
+    family=FAMILY,
 )

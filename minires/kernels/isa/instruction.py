@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from minires.kernels.ir import X86
+
 Emit = Callable[..., Any]
 PER_GROUP = {"f32": 1, "bf16": 2, "u8s8": 4}  # products that a group holds, by the operands
 # How many of an instruction a CPU may do in a cycle: by the number and the width of its units.
@@ -30,6 +32,11 @@ class Instruction:
     explained: str = ""  # its idea, if the name alone does not tell it
     rows: int = 1  # M: how many rows of a tile it multiplies at once
     groups: int = 1  # K: how many groups of each row it multiplies at once
+    # Groups of a row that a vector is loaded with, where one lane of it can be an operand: each is
+    # multiplied in turn, and none is copied to all lanes.
+    lanes_loaded: int = 1
+    before: Emit | None = None  # applied to activations when they are loaded: (builder, a) -> a
+    less: int = 0  # what that takes from each of them; the bias has to make up for it
     narrow: Emit | None = None  # rounds float32 to bfloat16, if the set has an instruction for it
     to_int: Emit | None = None  # rounds float32 to integers, where LLVM does so lane by lane
     sums: int = 12  # how many `minires peak` adds to in turn: they hide its latency, and all fit
@@ -40,6 +47,15 @@ class Instruction:
     def products(self) -> int:
         """Count the products for one lane, or for one column of a matrix register."""
         return PER_GROUP[self.operands] * self.rows * self.groups
+
+    @property
+    def multiple(self) -> int:
+        """Count the groups of a step along K: each run of K is filled up to a multiple of it."""
+        return self.groups * self.lanes_loaded
+
+    def prepare(self, builder: Any, a: Any) -> Any:
+        """Bring activations that were loaded into the form that it multiplies."""
+        return self.before(builder, a) if self.before else a
 
     @property
     def idea(self) -> str:
@@ -59,6 +75,7 @@ class ISA:
     tiles: Mapping[str, tuple[int, int]]  # the register tile: MR rows, and NR in vectors
     others: tuple[Instruction, ...] = ()  # slower ways that `minires peak` times beside these
     allowed: Callable[[], bool] = lambda: True  # whether the system lets this process use it
+    family: str = X86  # of the CPUs that it belongs to
 
 
 class Tile(NamedTuple):

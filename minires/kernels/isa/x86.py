@@ -3,7 +3,7 @@
 To add an instruction, write a function that emits ``acc + a * b``, and describe it as an
 `Instruction`. To add a set, write an `ISA` at the end of this file, and list it in
 ``isa/__init__.py`` ahead of those that it should win over. A CPU has a set if it has all of its
-`features`, which have LLVM's names; you choose the set's own name, in which only "_" is taken. Then
+`features`, which have LLVM's names; you choose the set's own name, without "_" or ",". Then
 run ``tests/kernels/test_microkernel.py``. On any CPU it looks for the instruction in the assembly;
 on a CPU that has it, it compares the results with the definition, bit for bit in INT8. If GNU's
 assembler spells a new feature in another way than LLVM, add that to ``test_compile.py`` beside it.
@@ -13,19 +13,13 @@ from dataclasses import replace
 
 from minires.kernels.ir import I8, I16, LLVM_22, BFloat, Builder, Value, call, constant, opaque
 from minires.kernels.ir import vector as vector_of
-from minires.kernels.isa.generic import of_halves
+from minires.kernels.isa.generic import fma, of_halves
 from minires.kernels.isa.instruction import ISA, Instruction
 
 # Emitting. acc, a and b are vectors of 32-bit lanes. a holds one group of a row of activations, the
 # same in every lane; b holds a group of weights for a different column in every lane. An emitter
 # casts them to the types that LLVM wants for its instruction. From LLVM 22 on those are vectors of
 # the elements, such as <64 x i8>; before, they were vectors of i32.
-
-
-def fma(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
-    """Add one product, rounded once: vfmadd231ps."""
-    a, b = (builder.bitcast(v, acc.type) for v in (a, b))
-    return call(builder, f"llvm.fma.v{acc.type.count}f32", acc.type, a, b, acc)
 
 
 def vdpbf16ps(builder: Builder, acc: Value, a: Value, b: Value) -> Value:
@@ -176,7 +170,7 @@ AVX512BF16 = replace(
 BEFORE_VNNI = [
     replace(
         isa,
-        name=f"{isa.name}, vpmaddubsw",
+        name=f"{isa.name}-vpmaddubsw",
         instructions={**isa.instructions, "u8s8": VPMADDUBSW_SPLIT},
     )
     for isa in (AVX2, AVX512)

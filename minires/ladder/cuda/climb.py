@@ -74,10 +74,11 @@ def rungs(precision: str) -> list[Rung]:
 def climb(precision: str, rounds: int = ROUNDS) -> list[Result]:
     """Check each rung, then time all of them in turns, between two measures of the peak.
 
+    Rungs whose instruction the GPU has not are left out.
     Where something is in doubt, all are timed once more; doubts that remain are in the results.
     """
-    climbed = rungs(precision)
     gpu = open_gpu()
+    climbed = [r for r in rungs(precision) if r.instruction.capability <= gpu.capability]
     layer, p, x = problem(precision, LAYER, IMAGES)
     expected = OPERATORS[precision]["conv"](layer, p, x)
     conv = convolution_of(layer, p, x)

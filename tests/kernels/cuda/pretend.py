@@ -7,11 +7,15 @@ on a GPU by ``benchmarks/gpu.py``.
 
 import contextlib
 import ctypes
+import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 
+from minires.kernels.cuda import driver, engine, launches
 from minires.kernels.cuda.block import STEP
 from minires.kernels.cuda.epilogue import ITEM
 from minires.kernels.cuda.fragments import column_order
@@ -20,6 +24,7 @@ from minires.kernels.cuda.instructions import INSTRUCTIONS
 from minires.kernels.cuda.operators import Format
 from minires.reference import requantize_ref, round_bf16_ref, round_tf32_ref
 
+GPU = driver.Gpu("GPU of NumPy", (9, 0), 132, os.getpid())
 FACTORS = {"u8s8": (np.uint8, np.int8), "f16": (np.float16,) * 2, "bf16": (np.int16,) * 2}
 
 
@@ -49,7 +54,7 @@ class Event:
 
     count = 0
 
-    def record(self) -> None:
+    def record(self, _: Any = None) -> None:
         Event.count += 1
         self.at = Event.count
 
@@ -252,3 +257,30 @@ def operators(form: Format) -> dict[str, Any]:
         y[: mean.size] = mean.ravel()
 
     return {"fill": fill, "input": input_nhwc, "maxpool": maxpool, "avgpool": avgpool}
+
+
+class Cuda:
+    """What engine.py uses of `numba.cuda`."""
+
+    stream, event = Stream, Event
+    pinned_array = staticmethod(np.empty)
+    device_array, to_device = staticmethod(device_array), staticmethod(to_device)
+
+    @staticmethod
+    def jit(_: Any) -> Any:
+        return Kernel
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put NumPy in the GPU's place, until the test ends."""
+    for module in (engine, launches):
+        monkeypatch.setattr(module, "cuda", Cuda)
+    monkeypatch.setattr(driver, "open_gpu", lambda: GPU)
+    monkeypatch.setattr(launches, "gemm_function", lambda kernel: functools.partial(gemm, kernel))
+    monkeypatch.setattr(
+        launches,
+        "operators",
+        lambda form: {name: (run, None) for name, run in operators(form).items()},
+    )
+    monkeypatch.setattr(driver, "recording", recording)
+    monkeypatch.setattr(driver, "record_event", record_event)

@@ -1,7 +1,6 @@
 """The engine for GPUs against the definitions, on a GPU made of NumPy: INT8 bit for bit."""
 
 import functools
-import os
 from typing import Any
 
 import numpy as np
@@ -31,39 +30,13 @@ from tests.kernels.cuda import pretend
 from tests.seeded_weights import seeded_input
 
 OPEN_GPU = driver.open_gpu  # which the tests below put another in the place of
-GPU = driver.Gpu("GPU of NumPy", (9, 0), 132, os.getpid())
 # Half of the last bit that a precision keeps, of the largest value: with a tie, one more step.
 STEPS = {"fp32": 1e-5, "tf32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}
 
 
-class PretendCuda:
-    """What engine.py uses of `numba.cuda`."""
-
-    stream, event = pretend.Stream, pretend.Event
-    pinned_array = staticmethod(np.empty)
-    device_array, to_device = staticmethod(pretend.device_array), staticmethod(pretend.to_device)
-
-    @staticmethod
-    def jit(_: Any) -> Any:
-        return pretend.Kernel
-
-
 @pytest.fixture(autouse=True)
 def _pretend(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (engine_module, launches_module):
-        monkeypatch.setattr(module, "cuda", PretendCuda)
-    monkeypatch.setattr(driver, "open_gpu", lambda: GPU)
-
-    def gemm_function(kernel: Any) -> Any:
-        return functools.partial(pretend.gemm, kernel)
-
-    def operators(form: Any) -> Any:
-        return {name: (run, None) for name, run in pretend.operators(form).items()}
-
-    monkeypatch.setattr(launches_module, "gemm_function", gemm_function)
-    monkeypatch.setattr(launches_module, "operators", operators)
-    monkeypatch.setattr(driver, "recording", pretend.recording)
-    monkeypatch.setattr(driver, "record_event", pretend.record_event)
+    pretend.install(monkeypatch)
 
 
 @functools.cache
@@ -174,13 +147,26 @@ def test_an_instruction_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIRES_ISA", "avx2")  # a CPU's: it says nothing of the GPU
     assert choose_instruction("u8s8", (9, 0)).name == "mma-u8s8"
     monkeypatch.setenv("MINIRES_ISA", "tensor-core")
-    with pytest.raises(MiniresError, match="for a GPU it may be tensor-cores, cuda-cores"):
+    with pytest.raises(MiniresError, match="for a GPU it may be tensor-cores, turing, cuda-cores"):
         choose_instruction("u8s8", (9, 0))
 
 
 def test_an_old_gpu_is_told() -> None:
-    with pytest.raises(MiniresError, match=r"compute capability 7\.5.*needs 8\.0"):
-        choose_instruction("u8s8", (7, 5))
+    with pytest.raises(MiniresError, match=r"compute capability 7\.5, and mma-bf16 needs 8\.0"):
+        choose_instruction("bf16", (7, 5))
+    assert choose_instruction("u8s8", (7, 0)).name == "dp4a", "the best that it has"
+
+
+def test_a_turing_card_multiplies_in_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_instruction("u8s8", (7, 5)).name == "mma-small-u8s8"
+    assert choose_instruction("f16", (7, 5)).name == "mma-small-f16"
+    assert choose_instruction("f32", (7, 5)).name == "fma"
+    monkeypatch.setattr(driver, "open_gpu", lambda: pretend.GPU._replace(capability=(7, 5)))
+    x, engine = seeded_input((1, 3, 32, 32)), laid_out("int8")
+    assert_same(engine(x), bundled("int8")(x))
+    assert engine.launcher.gemms
+    assert all(gemm.turing for gemm in engine.launcher.gemms)
+    assert {gemm.instruction for gemm in engine.launcher.gemms} == {"mma-small-u8s8"}
 
 
 @pytest.mark.parametrize(
@@ -204,19 +190,19 @@ def test_too_many_images_are_told_with_their_bytes(monkeypatch: pytest.MonkeyPat
         raise CudaAPIError(2, "CUDA_ERROR_OUT_OF_MEMORY")
 
     engine = laid_out("int8")
-    before = PretendCuda.device_array
-    monkeypatch.setattr(PretendCuda, "device_array", device_array)
+    before = pretend.Cuda.device_array
+    monkeypatch.setattr(pretend.Cuda, "device_array", device_array)
     with pytest.raises(
         MiniresError, match=r"for 2 images of 64 x 64, which take 0\.0 GB; take few"
     ):
         engine(seeded_input((2, 3, 64, 64)))
-    monkeypatch.setattr(PretendCuda, "device_array", before)
+    monkeypatch.setattr(pretend.Cuda, "device_array", before)
     assert engine(seeded_input((2, 3, 64, 64))).shape == (2, 10), "it works afterwards"
 
 
 def test_a_forked_child_is_told() -> None:
     with pytest.raises(MiniresError, match="spawn"):
-        GPU._replace(process=-1).check_process()
+        pretend.GPU._replace(process=-1).check_process()
 
 
 def test_a_forked_child_cannot_open_the_gpu_that_its_parent_has_used(
@@ -228,7 +214,7 @@ def test_a_forked_child_cannot_open_the_gpu_that_its_parent_has_used(
 
 
 def test_the_parents_process_may_go_on() -> None:
-    GPU.check_process()
+    pretend.GPU.check_process()
 
 
 def test_the_backend_runs_what_api_says() -> None:

@@ -13,13 +13,13 @@ pytest.importorskip("numba_cuda", reason="kernels for a GPU need numba-cuda: pip
 
 from numba import cuda
 
+from minires.kernels.cuda.driver import AMPERE, OLDEST
 from minires.kernels.cuda.epilogue import ITEM
 from minires.kernels.cuda.gemm import LARGE, SIGNATURE, SPLIT, TILES, Gemm, gemm_function
 from minires.kernels.cuda.instructions import INSTRUCTIONS, SETS
 from minires.kernels.cuda.operators import FORMATS, operators
 
-# A Turing card's mma takes other shapes: driver.OLDEST refuses it.
-CAPABILITIES = [(8, 0), (9, 0)]
+CAPABILITIES = [OLDEST, AMPERE, (9, 0)]
 OUTPUT = {form.operands: form.out for form in FORMATS.values()}
 
 
@@ -56,27 +56,40 @@ def test_a_kernel_multiplies_by_its_instruction(
     name: str, tile: Any, capability: tuple[int, int], tmp_path: Path
 ) -> None:
     instruction = INSTRUCTIONS[name]
-    gemm = Gemm(name, tile, OUTPUT[instruction.operands], residual=True)
+    if capability < instruction.capability:
+        pytest.skip(f"{name} is newer")
+    turing = capability < AMPERE
+    gemm = Gemm(name, tile, OUTPUT[instruction.operands], residual=True, turing=turing)
     text = assemble(gemm_function(gemm), SIGNATURE, capability, tmp_path)
     assert gemm.name in text
     # For a step of 64 bytes of K; the compiler may make several steps one round of its loop.
-    times = tile.down * tile.across * 2 if instruction.warp else tile.down * tile.across * 4 * 16
+    fragments = tile.down * tile.across
+    times = 2 * fragments * instruction.times if instruction.warp else 4 * 16 * fragments
     found = text.count(f"{instruction.mnemonic} ")
     assert found > 0
     assert found % times == 0
+    assert ("cp.async" in text) is not turing
     assert text.count("fma.rn") == (found if name == "fma" else 0), "something was contracted"
 
 
 @pytest.mark.parametrize("name", [name for name in INSTRUCTIONS if name != "fma"])
 def test_a_splitting_kernel_tells_logits(name: str, tmp_path: Path) -> None:
-    gemm = Gemm(name, SPLIT, "logits", residual=False)
-    assert "atom.global.inc" in assemble(gemm_function(gemm), SIGNATURE, (8, 0), tmp_path)
+    capability = max(OLDEST, INSTRUCTIONS[name].capability)
+    gemm = Gemm(name, SPLIT, "logits", residual=False, turing=capability < AMPERE)
+    assert "atom.global.inc" in assemble(gemm_function(gemm), SIGNATURE, capability, tmp_path)
+
+
+def choose_oldest(operands: str) -> tuple[int, int]:
+    """Tell the oldest GPU that multiplies these on its tensor cores."""
+    has = [i.capability for i in INSTRUCTIONS.values() if i.operands == operands]
+    return max(OLDEST, min(has))
 
 
 @pytest.mark.parametrize("precision", FORMATS)
 def test_the_other_operators_assemble(precision: str, tmp_path: Path) -> None:
+    capability = choose_oldest(FORMATS[precision].operands)
     for function, signature in operators(FORMATS[precision]).values():
-        text = assemble(function, signature, (8, 0), tmp_path)
+        text = assemble(function, signature, capability, tmp_path)
         assert "fma.rn" not in text
 
 

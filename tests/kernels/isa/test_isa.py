@@ -3,9 +3,12 @@
 import re
 
 import pytest
+from numba import types
 
 from minires.errors import MiniresError
 from minires.kernels import isa as module
+from minires.kernels.compile import compile_for
+from minires.kernels.ir import ARM, FAMILY
 from minires.kernels.isa import INSTRUCTIONS, ISAS, amx, available_isas, choose_isa
 
 HERE = {isa.name for isa in available_isas()}
@@ -19,6 +22,7 @@ def test_an_instruction_says_all_there_is_to_say(name: str) -> None:
     assert instruction.mnemonics
     assert all(re.compile(mnemonic) for mnemonic in instruction.mnemonics)
     assert instruction.idea[0].islower()
+    assert bool(instruction.less) == bool(instruction.before)
     if instruction.rows == instruction.groups == 1 and not instruction.explained:
         assert instruction.idea == f"the vector instruction {name}"
 
@@ -30,7 +34,7 @@ def test_a_set_has_an_instruction_and_a_tile_for_each_precision(name: str) -> No
     for operands, instruction in isa.instructions.items():
         assert instruction.operands == operands
         assert isa.tiles[operands][0] % instruction.rows == 0
-    assert "_" not in name  # which separates the parts of a microkernel's name
+    assert re.fullmatch("[a-z0-9-]+", name)  # "_" separates the parts of a microkernel's name
 
 
 def test_the_best_available_set_is_chosen_unless_one_is_named(
@@ -50,6 +54,7 @@ def test_amx_is_for_processes_that_may_use_it(monkeypatch: pytest.MonkeyPatch) -
     everything = ",".join(
         f"+{name}" for name in frozenset().union(*(i.features for i in ISAS.values()))
     )
+    monkeypatch.setattr(module, "FAMILY", "x86_64")
     monkeypatch.setattr(module.config, "CPU_FEATURES", None)
     monkeypatch.setattr(module, "get_host_cpu_features", lambda: everything)
     for allowed in (True, False):
@@ -58,6 +63,42 @@ def test_amx_is_for_processes_that_may_use_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MINIRES_ISA", "amx")
     with pytest.raises(MiniresError, match="MINIRES_ISA is 'amx'; on this machine it may be"):
         choose_isa()
+
+
+@pytest.mark.parametrize(
+    ("features", "best"),
+    [
+        ({"neon"}, "neon"),
+        ({"neon", "dotprod"}, "neon-dotprod"),
+        ({"neon", "dotprod", "i8mm"}, "neon-i8mm"),
+        ({"neon", "dotprod", "bf16"}, "neon-dotprod"),
+        ({"neon", "dotprod", "i8mm", "bf16"}, "neon-bf16"),
+    ],
+)
+def test_on_arm_the_system_is_asked_and_not_llvm(
+    features: set[str], best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guessed = "+neon,+dotprod,+i8mm,+bf16,+avx2,+fma"
+    monkeypatch.setattr(module, "FAMILY", "aarch64")
+    monkeypatch.setattr(module.config, "CPU_FEATURES", None)
+    monkeypatch.setattr(module, "get_host_cpu_features", lambda: guessed)
+    monkeypatch.setattr(module, "arm_features", lambda: features)
+    monkeypatch.delenv("MINIRES_ISA", raising=False)
+    assert choose_isa().name == best
+    names = [isa.name for isa in available_isas()]
+    assert names[-2:] == ["neon", "generic"]
+    missing = [name for name in ISAS if name not in names]
+    for name in missing:
+        monkeypatch.setenv("MINIRES_ISA", name)
+        with pytest.raises(MiniresError, match=f"MINIRES_ISA is '{name}'; on this machine it may"):
+            choose_isa()
+
+
+def test_a_set_of_another_family_is_not_compiled_to_run() -> None:
+    """LLVM would end the process: it cannot select an instruction that the family lacks."""
+    other = "neon" if FAMILY != ARM else "avx2"
+    with pytest.raises(MiniresError, match=f"{other} is for .* CPUs; this machine's is {FAMILY}"):
+        compile_for(ISAS[other], lambda x: x, types.float64(types.float64))
 
 
 def test_numbas_restrictions_are_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +112,10 @@ def test_what_the_cpu_lacks_is_not_available_whatever_numba_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     everything = frozenset().union(*(isa.features for isa in ISAS.values()))
+    monkeypatch.setattr(module, "FAMILY", "x86_64")
     monkeypatch.setattr(module.config, "CPU_FEATURES", ",".join(f"+{name}" for name in everything))
     monkeypatch.setattr(module, "get_host_cpu_features", lambda: "+avx2,+fma,-avx512f")
     expected = [isa.name for isa in ISAS.values() if isa.features <= {"avx2", "fma"}]
     assert [isa.name for isa in available_isas()] == expected
-    assert {"avx2", "generic", "avx2, vpmaddubsw"} <= set(expected)
+    assert {"avx2", "generic", "avx2-vpmaddubsw"} <= set(expected)
     assert "avx512" not in expected

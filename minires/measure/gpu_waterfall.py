@@ -1,0 +1,171 @@
+"""Where a GPU's time goes, cause by cause: from the peaks' ratio down to the network's.
+
+INT8's peak on tensor cores is many times FP32's on CUDA cores, and the network keeps a part of it.
+Here a network's time in each precision is taken apart into causes that add up to it. Read the table
+from above: each cause is added to those above it, and the last column has the ratio of the sums. So
+you see which cause brings it down.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minires.errors import MiniresError
+from minires.kernels.cuda import driver
+from minires.kernels.cuda.engine import most_images
+from minires.layers import Array
+from minires.measure.gpu import describe_gpu, time_on_gpu, warm_up
+from minires.measure.machine import Roofs
+from minires.measure.profiler import Profile, Row
+from minires.measure.text import format_columns
+from minires.measure.trust import doubt_spread, mark, measure_until_steady, spread_of, verdict
+from minires.model import ResNet50
+
+# A network's time is the sum of these.
+COMPUTING = "computing, at the measured peak"
+MOVING = "waiting for the memory, at its measured best"
+UNEVEN = "multiprocessors with a block less than others"
+KERNELS = "the rest of the kernels that multiply"
+OTHERS = "steps that do not multiply"
+BETWEEN = "between the steps"
+CAUSES = (COMPUTING, MOVING, UNEVEN, KERNELS, OTHERS, BETWEEN)
+
+
+class Step(NamedTuple):
+    """A step of a network on the GPU."""
+
+    seconds: float
+    computing: float  # seconds at the peak; 0 where nothing is multiplied
+    moving: float  # seconds that its bytes take at the memory's best
+    blocks: int
+
+
+class Waterfall(NamedTuple):
+    """Where the time went."""
+
+    title: str
+    causes: dict[str, dict[str, float]]  # seconds by precision and cause
+    doubts: list[str]  # reasons to doubt these figures; see `minires.measure.trust`
+
+
+class _Times(NamedTuple):
+    """One measurement of a network, in seconds."""
+
+    whole: list[float]  # of its graph
+    steps: Array  # (steps,), the medians
+
+    @property
+    def doubts(self) -> list[str]:
+        return doubt_spread("the network", spread_of(self.whole))
+
+
+def measure_waterfall(
+    models: Mapping[str, ResNet50],
+    profiles: Mapping[str, Profile],
+    roofs: Mapping[str, Roofs],
+    x: Array,
+    rounds: int = 30,
+) -> Waterfall:
+    """Time networks, by precision, on the GPU: whole, and step by step.
+
+    The profiles, of runs on x, tell what each step computes and moves.
+    """
+    if len(x) > most_images(*x.shape[2:]):
+        raise MiniresError(
+            f"{len(x)} images of this size do not go through together, and a waterfall is of those "
+            f"that do; take at most {most_images(*x.shape[2:])}"
+        )
+    causes: dict[str, dict[str, float]] = {}
+    doubts: list[str] = []
+    for precision, model in models.items():
+        engine: Any = model._engine
+        program = engine.program(x.shape)
+        with driver.errors("a waterfall"):
+            times, found = measure_until_steady(
+                functools.partial(_measure_times, engine, program, rounds),
+                lambda times: times.doubts,
+            )
+        rows = profiles[precision].rows("step", roofs=roofs[precision])
+        blocks = [math.prod(launch.grid) for launch in program.launches]
+        steps = [
+            _step(row, seconds, count, profiles[precision].runs)
+            for row, seconds, count in zip(rows, times.steps, blocks, strict=True)
+        ]
+        whole = float(np.median(times.whole))
+        causes[precision] = causes_of(steps, whole, engine.gpu.processors)
+        doubts += [*found, *roofs[precision].doubts]
+    name = next(iter(models.values())).meta["name"]
+    title = f"{name}, {' x '.join(map(str, x.shape))}, on {describe_gpu(engine.gpu)}"
+    return Waterfall(title, causes, list(dict.fromkeys(doubts)))
+
+
+def _measure_times(engine: Any, program: Any, rounds: int) -> _Times:
+    """Replay a network's graph, and the one with an event between the steps, in turns."""
+
+    def replay() -> None:
+        engine.replay(program)
+
+    warm_up(engine.stream, replay)
+    whole, steps = [], []
+    for _ in range(rounds):
+        whole += time_on_gpu(engine.stream, replay)
+        steps.append(np.diff(engine.run_apart(program), axis=1)[:, 0])
+    return _Times(whole, np.median(steps, axis=0))
+
+
+def _step(row: Row, seconds: float, blocks: int, runs: int) -> Step:
+    """Put together what is known of a step; a row's figures are sums over all runs."""
+    least = {roof: time / runs for roof, time in row.least.items()}
+    computing = least.pop("compute")
+    return Step(float(seconds), computing, max(least.values()), blocks)
+
+
+def causes_of(steps: Sequence[Step], whole: float, processors: int) -> dict[str, float]:
+    """Take a network's time apart; `whole` is the time of its graph, in seconds.
+
+    The blocks of a launch are dealt to the multiprocessors. If some get one more than others, those
+    wait at the end: they work for blocks / processors of the time that the others take.
+    """
+    found = dict.fromkeys(CAUSES, 0.0)
+    for step in steps:
+        if not step.computing:
+            found[OTHERS] += step.seconds
+            continue
+        computing = min(step.computing, step.seconds)
+        moving = min(max(step.moving - computing, 0.0), step.seconds - computing)
+        left = step.seconds - computing - moving
+        each = step.blocks / processors
+        uneven = min(left, step.seconds * (1 - each / math.ceil(each)))
+        found[COMPUTING] += computing
+        found[MOVING] += moving
+        found[UNEVEN] += uneven
+        found[KERNELS] += left - uneven
+    found[BETWEEN] = whole - sum(step.seconds for step in steps)
+    return found
+
+
+def format_waterfall(fall: Waterfall) -> str:
+    """Lay the causes out, in milliseconds, with the ratio of what has been added up so far."""
+    first, *others = fall.causes
+    ratios = [f"{first}/{precision} so far" for precision in others]
+    sums = dict.fromkeys(fall.causes, 0.0)
+    rows = []
+    for cause in CAUSES:
+        cells = [cause]
+        for precision, causes in fall.causes.items():
+            sums[precision] += causes[cause]
+            cells.append(mark(f"{1e3 * causes[cause]:.3f}", fall.doubts))
+        so_far = (sums[first] / sums[precision] for precision in others)
+        rows.append([*cells, *(mark(f"{ratio:.2f}x", fall.doubts) for ratio in so_far)])
+    whole = [mark(f"{1e3 * seconds:.3f}", fall.doubts) for seconds in sums.values()]
+    rows.append(["whole", *whole, *rows[-1][len(sums) + 1 :]])
+    lines = [fall.title, *([verdict(fall.doubts)] if fall.doubts else [])]
+    lines.append(format_columns(["milliseconds", *fall.causes, *ratios], rows))
+    lines.append(
+        "The first three are computed from peaks, bytes and blocks, and the rest is what is left.\n"
+        "Between the steps: the whole's graph has no events in it, so this may be negative."
+    )
+    return "\n".join(lines)
