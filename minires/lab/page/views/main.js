@@ -19,16 +19,26 @@ function showView() {
   $('start').hidden = wanted === 'instruction'; // it needs no network
 }
 
+const page = document.documentElement, book = frameElement?.ownerDocument.documentElement;
+
+// In the book it has the book's colours, else the reader's.
 function takeColours() {
-  const dark = matchMedia('(prefers-color-scheme: dark)'), {classList, dataset} = document.documentElement;
-  const take = () => { dataset.theme = options.get('theme') ?? (dark.matches ? 'dark' : 'light'); };
+  const dark = matchMedia('(prefers-color-scheme: dark)'), reader = () => dark.matches ? 'dark' : 'light';
+  const take = () => { page.dataset.theme = options.get('theme') ?? book?.dataset.theme ?? reader(); };
   dark.addEventListener('change', take);
+  if (book) new MutationObserver(take).observe(book, {attributeFilter: ['data-theme']});
   take();
-  classList.toggle('embed', options.has('embed'));
+}
+
+// A chapter has room for as much as there is to see.
+function takeRoom() {
+  page.classList.toggle('embed', options.has('embed'));
+  if (book) new ResizeObserver(() => { frameElement.style.height = `${page.offsetHeight + 2}px`; }).observe(page);
 }
 
 if (globalThis.WebAssembly) { // else the sentence and the picture stay
   takeColours();
+  takeRoom();
   $('fallback').remove();
   $('page').hidden = false;
   for (const name in VIEWS) VIEWS[name].setUp();
