@@ -22,8 +22,8 @@ KERNELS = [
 @pytest.mark.parametrize(("module", "name", "kernel"), KERNELS)
 def test_a_kernel_has_its_instruction(module: str, name: str, kernel: Microkernel) -> None:
     _, assembly = build.compile_module({name: kernel})
-    for mnemonic in kernel.instruction.mnemonics:
-        wanted = {"mulps": r"f32x4\.mul", "addps": r"f32x4\.add"}.get(mnemonic, mnemonic)
+    own = {"mul, add": (r"f32x4\.mul", r"f32x4\.add")}  # of every CPU, so it knows other names
+    for wanted in own.get(kernel.instruction.name, kernel.instruction.mnemonics):
         assert re.search(wanted, assembly)
     assert ("relaxed" in assembly) == (module == "relaxed")
     # A function of C would be imported, and a page has none.
