@@ -18,7 +18,7 @@ IMAGE = Path(__file__).parents[2] / "examples/images/cat.jpg"
 def test_the_javascript_can_be_read_in_one_sitting() -> None:
     lines = {path: path.read_text(encoding="utf-8").splitlines() for path in PAGE.rglob("*.js")}
     assert {"lab.js", "network.js"} <= {path.name for path in lines}
-    assert sum(map(len, lines.values())) <= 1_600
+    assert sum(map(len, lines.values())) <= 1_620
     assert max(map(len, lines.values())) <= 220
     assert max(len(line) for source in lines.values() for line in source) <= 180
 
@@ -92,6 +92,14 @@ def steps() -> dict[str, dict[str, Any]]:
 
 
 # The photograph's way.
+
+
+def test_the_buttons_say_how_large_the_weights_are(
+    page: Browser, files: Mapping[str, bytes]
+) -> None:
+    for precision in ("int8", "fp32"):
+        size = len(files[f"weights/{precision}.safetensors"])
+        assert text(page, f"#start-{precision} small") == f"{round(size / 1e6)} MB"
 
 
 def test_the_label_is_shown_for_both_precisions(page: Browser, steps: Mapping[str, Any]) -> None:
@@ -293,8 +301,8 @@ def test_a_lane_takes_the_readers_bytes(page: Browser) -> None:
     use(page, "vpdpbusd", 0)
     page.click(".lane:nth-child(1)")
     for i, (x, w) in enumerate([(1, 2), (3, -4), (300, 5), (7, -200)]):
-        put(page, f"#bytes input:nth-of-type({1 + i})", x)
-        put(page, f"#bytes input:nth-of-type({5 + i})", w)
+        put(page, f"#bytes :nth-child(1) > input:nth-of-type({1 + i})", x)
+        put(page, f"#bytes :nth-child(2) > input:nth-of-type({1 + i})", w)
     page.click("#instruction-step")
     a, b, _, total = first_lane(page)
     assert (a, b) == ([1, 3, 255, 7], [2, -4, 5, -128]), "and a byte stays a byte"
@@ -303,6 +311,9 @@ def test_a_lane_takes_the_readers_bytes(page: Browser) -> None:
     assert first_lane(page)[-1] == [2 * np.dot(a, b)], "once more onto the sum"
     page.click("#instruction-again")
     assert first_lane(page)[2] == [0]
+    page.run("document.querySelector('.lane:nth-child(3)').focus()")
+    page.press("Enter")
+    assert page.run("document.activeElement.ariaLabel").startswith("Lane 2:"), "the focus stays"
 
 
 # One range.

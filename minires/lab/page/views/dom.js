@@ -8,6 +8,13 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+// Put other children into an element. A button that had the focus gives it to its successor.
+export function renew(parent, ...children) {
+  const at = [...parent.querySelectorAll('button')].indexOf(document.activeElement);
+  parent.replaceChildren(...children);
+  parent.querySelectorAll('button')[at]?.focus();
+}
+
 export function draw(tag, attributes = {}, ...children) { // the same for SVG
   const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);

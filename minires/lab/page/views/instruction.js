@@ -1,31 +1,31 @@
 // One instruction: lanes of 32 bits, the bytes in them, and what each step makes of these.
 
-import {$, make, whole, words} from './dom.js';
+import {$, make, renew, whole, words} from './dom.js';
 
 const s16 = value => Math.min(Math.max(value, -32768), 32767);
-const times = ({a, b}) => a.map((v, i) => v * b[i]);
+const times = ({x, w}) => x.map((v, i) => v * w[i]);
 const pairs = values => [values[0] + values[1], values[2] + values[3]];
 const total = values => [values.reduce((x, y) => x + y)];
 
-// A step takes a lane {a, b, sum} and what the step before made of it. `right` is what it would be
+// A step takes a lane {x, w, sum} and what the step before made of it. `right` is what it would be
 // without saturation. index.html says in words what a step does.
-const add = {name: 'vpaddd', make: (lane, x) => [lane.sum + x[0]]};
+const add = {name: 'vpaddd', make: (lane, made) => [lane.sum + made[0]]};
 const INSTRUCTIONS = [
   {name: 'FMA', of: 'vfmadd231ps, AVX-512', lanes: 16, float: true, counts: '1 instruction', steps: [
-    {name: 'vfmadd231ps', make: lane => [lane.sum + lane.a[0] * lane.b[0]]}]},
+    {name: 'vfmadd231ps', make: lane => [lane.sum + lane.x[0] * lane.w[0]]}]},
   {name: 'before VNNI', of: 'three instructions, AVX-512', lanes: 16, counts: '3 instructions', steps: [
     {name: 'vpmaddubsw', make: lane => pairs(times(lane)).map(s16), right: lane => pairs(times(lane))},
-    {name: 'vpmaddwd', make: (lane, x) => total(x)}, add]},
+    {name: 'vpmaddwd', make: (lane, made) => total(made)}, add]},
   {name: 'vpdpbusd', of: 'VNNI, AVX-512', lanes: 16, counts: '1 instruction', steps: [
     {name: 'vpdpbusd', make: lane => [lane.sum + total(times(lane))[0]]}]},
   {name: 'sdot', of: 'Neon, 64-bit ARM', lanes: 4, counts: '2 instructions', steps: [
-    {name: 'eor', make: lane => lane.a.map(v => v - 128)},
-    {name: 'sdot', make: ({b, sum}, x) => [sum + total(times({a: x, b}))[0]]},
-    {name: 'the bias', make: (lane, x) => [x[0] + 128 * total(lane.b)[0]]}]},
+    {name: 'eor', make: lane => lane.x.map(v => v - 128)},
+    {name: 'sdot', make: ({w, sum}, made) => [sum + total(times({x: made, w}))[0]]},
+    {name: 'the bias', make: (lane, made) => [made[0] + 128 * total(lane.w)[0]]}]},
   {name: 'in this browser', of: 'WebAssembly', lanes: 4, counts: '9 instructions, some of them shared by a tile', steps: [
-    {name: 'apart', make: ({a}) => [a[0], a[2], a[1], a[3]]},
+    {name: 'apart', make: ({x}) => [x[0], x[2], x[1], x[3]]},
     {name: 'i32x4.dot_i16x8_s', make: lane => pairs([0, 2, 1, 3].map(i => times(lane)[i]))},
-    {name: 'i32x4.add', make: (lane, x) => [lane.sum + x[0] + x[1]]}]},
+    {name: 'i32x4.add', make: (lane, made) => [lane.sum + made[0] + made[1]]}]},
 ];
 
 let chosen = INSTRUCTIONS[2], lanes = [], done = 0, at = 0;
@@ -34,8 +34,8 @@ function fresh(seed = 1) {
   const random = () => (seed = seed * 48271 % 2147483647) / 2147483647; // Park and Miller's minimal standard
   for (let i = 0; i < 10; i++) random();
   lanes = Array.from({length: 16}, () => ({sum: 0,
-    a: Array.from({length: 4}, () => Math.floor(256 * random() ** 2)),
-    b: Array.from({length: 4}, () => Math.floor(255 * random()) - 127)}));
+    x: Array.from({length: 4}, () => Math.floor(256 * random() ** 2)),
+    w: Array.from({length: 4}, () => Math.floor(255 * random()) - 127)}));
   done = 0;
 }
 
@@ -57,9 +57,9 @@ function row(kind, values, right = values) {
 function showLane(lane, i) {
   const used = i < chosen.lanes, count = chosen.float ? 1 : 4, rows = used ? made(lane) : [];
   const button = make('button', {className: `lane ${used ? '' : 'empty'}`, disabled: !used},
-    row('a', lane.a.slice(0, count)), row('b', lane.b.slice(0, count)), row('sum', [lane.sum]),
+    row('x', lane.x.slice(0, count)), row('w', lane.w.slice(0, count)), row('sum', [lane.sum]),
     ...rows.map(({values, right}, k) => row(k === done - 1 ? 'fresh' : '', values, right)));
-  button.ariaLabel = `Lane ${i}: ${lane.a.slice(0, count)} times ${lane.b.slice(0, count)}, sum ${lane.sum}`
+  button.ariaLabel = `Lane ${i}: ${lane.x.slice(0, count)} times ${lane.w.slice(0, count)}, sum ${lane.sum}`
     + rows.map(({step, values}) => `, ${step.name} ${values}`).join('');
   button.setAttribute('aria-current', i === at);
   button.onclick = () => { at = i; show(); };
@@ -72,21 +72,23 @@ function showBytes() {
     const input = make('input', {type: 'number', min: low, max: high, value: lane[key][i], ariaLabel: `${key}, number ${i}`});
     input.onchange = () => {
       lane[key][i] = Math.min(Math.max(Math.trunc(input.value) || 0, low), high);
+      input.value = lane[key][i];
       done = 0;
-      show();
+      show(false); // the reader is at the next field already
     };
     return input;
   };
-  const fields = (key, low, high) => Array.from({length: count}, (_, i) => field(key, i, low, high));
-  $('bytes').replaceChildren(make('span', {className: 'key fp32'}, chosen.float ? 'x, a float' : 'x, u8'), ...fields('a', 0, 255),
-    make('span', {className: 'key int8'}, chosen.float ? 'w, a float' : 'w, s8'), ...fields('b', -128, 127));
+  const fields = (key, name, low, high) => make('span', {className: 'controls'},
+    make('strong', {}, `${key}, ${chosen.float ? 'a float' : name}`),
+    ...Array.from({length: count}, (_, i) => field(key, i, low, high)));
+  $('bytes').replaceChildren(fields('x', 'u8', 0, 255), fields('w', 's8', -128, 127));
 }
 
-function show() {
+function show(bytes = true) {
   const step = chosen.steps[done - 1], lost = lanes.slice(0, chosen.lanes).some(lane => made(lane)
     .some(({values, right}) => right?.some((v, i) => v !== values[i])));
   at = Math.min(at, chosen.lanes - 1);
-  $('instructions').replaceChildren(...INSTRUCTIONS.map(instruction => {
+  renew($('instructions'), ...INSTRUCTIONS.map(instruction => {
     const button = make('button', {}, instruction.name);
     button.setAttribute('aria-pressed', instruction === chosen);
     button.onclick = () => { chosen = instruction; again(); };
@@ -97,8 +99,8 @@ function show() {
   lost ? make('strong', {}, ' A sum was cut off: the answer is wrong.') : '');
   const count = chosen.lanes * (chosen.float ? 1 : 4);
   $('instruction-count').textContent = `${count} products by ${chosen.counts}, ${chosen.lanes * 32} bits wide.`;
-  showBytes();
-  $('lanes').replaceChildren(...lanes.map(showLane));
+  if (bytes) showBytes();
+  renew($('lanes'), ...lanes.map(showLane));
 }
 
 function again() {
@@ -122,7 +124,7 @@ export function setUp() {
   $('instruction-again').onclick = again;
   $('random').onclick = () => { fresh(++seed); show(); };
   $('saturate').onclick = () => {
-    Object.assign(lanes[at], {a: [255, 255, 0, 0], b: [127, 127, 0, 0]});
+    Object.assign(lanes[at], {x: [255, 255, 0, 0], w: [127, 127, 0, 0]});
     again();
   };
 }

@@ -1,6 +1,6 @@
 // One pixel: what it sees, the bytes that meet, their growing sum, and the way back to eight bits.
 
-import {$, draw, frame, make, onArrows, placeOf, plural, real, showChannel, showPhotograph,
+import {$, draw, frame, make, onArrows, placeOf, plural, real, renew, showChannel, showPhotograph,
   whole, words} from './dom.js';
 import {choose, lab, layerOf} from './lab.js';
 
@@ -52,7 +52,7 @@ function showTaps(layer) {
   const taps = pixel?.inputs ?? [], across = layer.kernel, now = products[Math.max(at - 1, 0)]?.tap;
   $('taps').style.gridTemplateColumns = `repeat(${across}, 1fr)`;
   $('taps').className = across > 4 ? 'many' : '';
-  $('taps').replaceChildren(...taps.map((tap, i) => {
+  renew($('taps'), ...taps.map((tap, i) => {
     const per = tap.x.length, sum = products[(i + 1) * per - 1].sum - (products[i * per - 1]?.sum ?? 0);
     const done = at >= (i + 1) * per, short = across > 4 ? brief.format(sum).replace('-', '−') : whole(sum);
     const text = done ? short : at > i * per ? '…' : '';
@@ -161,7 +161,7 @@ function go(to) {
   show();
 }
 
-function renew() {
+function recompute() {
   const {layer, channel, y, x} = lab.at, step = lab.runs.int8.steps.get(layer);
   pixel = hasWeights(layerOf(layer)) ? lab.int8.explain(lab.runs.int8, layer, y, x, channel) : null;
   products = pixel ? multiply(pixel) : [];
@@ -178,7 +178,7 @@ export function setUp() {
     $('layer').replaceChildren(...lab.int8.layers.map(layer => make('option', {}, layer.name)));
     choose({});
   });
-  lab.addEventListener('choice', renew);
+  lab.addEventListener('choice', recompute);
   for (const [id, key] of [['layer', 'layer'], ['channel', 'channel'], ['row', 'y'], ['column', 'x']])
     $(id).onchange = event => choose({[key]: event.target.value});
   $('plane').onclick = event => {
