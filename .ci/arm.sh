@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Run minires on an emulated 64-bit ARM, and hold its INT8 to the bits that this machine computes.
+# Where the emulator can be had, the tests use it too: tests/arm and the microkernels' of ARM.
 # Usage: arm.sh SCRATCH PYTHON: a folder for what is installed, and a Python that has minires.
 # Says why and exits with 0 where the emulator or its Python cannot be had.
 set -euo pipefail
@@ -12,9 +13,9 @@ skip() { echo "skipped: $*"; exit 0; }
 [ "$(uname -m)" = x86_64 ] || skip "this machine is no x86-64"
 [ "$(id -u)" = 0 ] || skip "only root can install an emulator"
 command -v apt-get >/dev/null || skip "there is no apt-get"
-if ! command -v qemu-aarch64-static >/dev/null; then
-    { apt-get -qq update && apt-get -qq install -y qemu-user-static; } >install.log 2>&1 ||
-        skip "qemu-user-static cannot be installed: $(tail -n 1 install.log)"
+if ! { command -v qemu-aarch64-static && command -v aarch64-linux-gnu-ld; } >/dev/null; then
+    { apt-get -qq update && apt-get -qq install -y qemu-user-static binutils-aarch64-linux-gnu; } \
+        >install.log 2>&1 || skip "the emulator cannot be installed: $(tail -n 1 install.log)"
 fi
 
 # A Python for ARM: Debian's packages, which are unpacked and not installed.
@@ -58,8 +59,10 @@ from pathlib import Path
 import numpy as np
 
 import minires
+from minires.kernels.isa import choose_isa
 
-image, prepared, file = sys.argv[1:]
+image, prepared, file, isa = sys.argv[1:]
+assert not isa or choose_isa().name == isa, choose_isa().name
 model = minires.resnet50("CIFAR10", "int8")
 if not Path(prepared).exists():
     np.save(prepared, minires.preprocess(image, model.meta["preset"]))
@@ -72,11 +75,11 @@ x86, arm = np.load("x86.npy"), np.load("arm.npy")
 assert x86.any() and np.array_equal(x86, arm), (x86, arm)
 CODE
 cat=$checkout/examples/images/cat.jpg
-PYTHONPATH=$checkout "$python" logits.py "$cat" image.npy x86.npy
-for cpu in neoverse-n1 cortex-a72; do # with a dot product, and without
-    emulated $cpu logits.py "$cat" image.npy arm.npy
+PYTHONPATH=$checkout "$python" logits.py "$cat" image.npy x86.npy ""
+for pair in neoverse-n1:neon-dotprod cortex-a72:neon max:neon-bf16; do # a CPU, and its set
+    emulated "${pair%:*}" logits.py "$cat" image.npy arm.npy "${pair#*:}"
     "$python" compare.py
-    echo "$cpu: INT8 has the bits of x86"
+    echo "${pair/:/ by }: INT8 has the bits of x86"
 done
 emulated neoverse-n1 "$checkout/examples/classify.py" "$cat" --weights CIFAR10 --precision int8 |
     tee answer

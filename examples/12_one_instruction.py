@@ -57,19 +57,21 @@ plt.show()
 # In the microkernel
 # ------------------
 #
-# LLVM makes code for any CPU on any other, so the products of three inner loops can be read here,
-# three of each. Per step along K, each row of the tile broadcasts 32 bits and multiplies them by
-# the weights' vectors. With AVX-512 the result, which comes last, is a sum in its register. AVX2's
-# loop first widens bytes to 16 bits, so as not to saturate (:doc:`16_saturation`), and adds apart.
+# LLVM makes code for any CPU on any other, so some products of inner loops can be read here. Per
+# step along K, each row of the tile broadcasts 32 bits, which are multiplied by the weights'
+# vectors. With AVX-512 the result, which comes last, is a sum in its register. AVX2's loop first
+# widens bytes, so as not to saturate (:doc:`16_saturation`), and adds apart. ARM writes the result
+# first, and takes a lane of a vector as it is; a step has four lanes of each row.
 
 for name, operands, epilogue in [
     ("avx512vnni", "f32", "activate"),
     ("avx512vnni", "u8s8", "requantize"),
     ("avx2", "u8s8", "requantize"),
+    ("neon-dotprod", "u8s8", "requantize"),
 ]:
     kernel = Microkernel.of(ISAS[name], operands, epilogue)
     lines = [" ".join(line.split()) for line in assembly(kernel).splitlines()]
-    used = [line for line in lines if line.startswith(("vfmadd", "vpdpbusd", "vpmadd"))]
+    used = [line for line in lines if line.startswith(("vfmadd", "vpdp", "vpmadd", "fmla", "sdot"))]
     print(
         f"{name}, {operands}: {kernel.rows * kernel.vectors} sums, "
         f"{len(used)} multiplying instructions a step"

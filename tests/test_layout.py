@@ -149,14 +149,14 @@ ROOMS = {
     "kernels/isa/arm.py": 190,
     "kernels/isa/wasm.py": 90,
     "lab/": 500,
-    "ladder/": 1_600,
+    "ladder/": 1_640,
     "measure/gpu": 430,
 }
 
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 10_950
+    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 13_050
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -8,7 +8,19 @@ from llvmlite import binding
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from minires.kernels.ir import FAMILY, I32, I64, VOID, Builder, Value, call, inline_asm, pointer_to
+from minires.kernels.ir import (
+    ARM,
+    FAMILY,
+    I32,
+    I64,
+    VOID,
+    X86,
+    Builder,
+    Value,
+    call,
+    inline_asm,
+    pointer_to,
+)
 
 # How often a thread looks at a count before it goes to sleep; a look takes some 40 ns. Threads that
 # all have a core of their own wait for less than these 0.4 ms: going to sleep would slow them down.
@@ -28,7 +40,7 @@ def ticks(_: Any) -> Any:
     """Read a counter that runs at a steady but unknown rate; it takes some 20 ns."""
 
     def codegen(_: Any, builder: Builder, __: Any, ___: Any) -> Value:
-        if FAMILY in ("aarch64", "arm64"):  # LLVM would read a counter that only Linux may read
+        if FAMILY == ARM:  # LLVM would read a counter that only Linux may read
             return inline_asm(builder, "mrs $0, cntvct_el0", "=r", I64, side_effect=True)
         return call(builder, "llvm.readcyclecounter", I64)
 
@@ -94,7 +106,7 @@ def wait_for(_: Any, address: Any, count: Any) -> Any:
 
 def _rest(builder: Builder) -> None:
     """Let the core rest for some 40 ns, in which its other thread gets all of it."""
-    if FAMILY == "x86_64":
+    if FAMILY == X86:
         call(builder, "llvm.x86.sse2.pause", VOID)
-    elif FAMILY in ("aarch64", "arm64"):  # its "yield" does nothing on most cores
+    elif FAMILY == ARM:  # its "yield" does nothing on most cores
         inline_asm(builder, "isb", "", VOID, side_effect=True)

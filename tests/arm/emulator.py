@@ -1,7 +1,7 @@
-"""Runs a microkernel for ARM on an x86 Linux: under qemu, in a program of a few instructions.
+"""Runs microkernels for ARM on an x86 Linux: under qemu, in a program of a few instructions.
 
-There is no C library and no Python on the other side. The program reads all of its memory from its
-input, calls the tile with the operands that lie at the front, and writes its memory to its output.
+There is no C library and no Python on the other side. The program reads its memory from its input,
+calls the tile with each of the operands that lie at the front, and writes its memory to its output.
 What it takes is two packages, which Debian and Ubuntu call qemu-user-static and
 binutils-aarch64-linux-gnu.
 """
@@ -18,15 +18,20 @@ import numpy.typing as npt
 from llvmlite import binding, ir
 
 from minires.kernels.epilogue import SCALARS
-from minires.kernels.ir import ARM, F32, FAMILY, I32, I64, VOID, load
+from minires.kernels.ir import ARM, F32, FAMILY, I64, VOID, after, load, loop
+from minires.kernels.isa.instruction import Tile
 from minires.kernels.microkernel import Microkernel, assembly
 
 Array = npt.NDArray[Any]
 TOOLS = ("qemu-aarch64-static", "aarch64-linux-gnu-as", "aarch64-linux-gnu-ld")
 # The least CPU that has a set: what is beyond it ends the program.
 CPUS = {"generic": "cortex-a72", "neon": "cortex-a72", "neon-dotprod": "neoverse-n1"}
-BASE, ROOM = 0x20000000, 2**22  # where its memory begins, and how many bytes it has
-OPERANDS = 13  # int64, in the order of `Tile`; the scalars follow
+BASE, ROOM = 0x20000000, 2**26  # where its memory begins, and how many bytes it may have
+# The memory begins with two int64: how many calls there are, and how many bytes are used. Calls
+# follow: 13 int64 in the order of `Tile`, and 6 scalars.
+FIRST, CALL, NUMBERS = 64, 128, 13
+ADDRESSES = [i for i, name in enumerate(Tile._fields) if name not in
+             ("taps", "groups", "tap_stride", "later_step", "scalars")]  # fmt: skip
 # Linux's system calls have numbers: 63 reads, 64 writes, 93 ends the process.
 START = f"""
     .bss
@@ -45,7 +50,7 @@ _start:
     mov x8, #64
     mov x0, #1
     ldr x1, =memory
-    ldr x2, ={ROOM}
+    ldr x2, [x1, #8]
     svc #0
     mov x8, #93
     mov x0, #0
@@ -58,20 +63,25 @@ def is_there() -> bool:
     return FAMILY != ARM and all(map(shutil.which, TOOLS))
 
 
-def _call() -> str:
-    """Write the call of a tile, with the operands that lie at the front of the memory."""
+def _calls() -> str:
+    """Write the loop over the calls, as assembly."""
     module = ir.Module()
     module.triple = "aarch64-unknown-linux-gnu"
     scalars = ir.LiteralStructType(list(SCALARS.values()))
-    tile = ir.Function(module, ir.FunctionType(VOID, [I64] * OPERANDS + [scalars]), "tile")
+    tile = ir.Function(module, ir.FunctionType(VOID, [I64] * NUMBERS + [scalars]), "tile")
     run = ir.Function(module, ir.FunctionType(VOID, []), "run")
     builder = ir.IRBuilder(run.append_basic_block())
-    operands = [load(builder, I64(BASE + 8 * i), I64) for i in range(OPERANDS)]
-    numbers = ir.Constant(scalars, ir.Undefined)
-    for i, kind in enumerate(SCALARS.values()):
-        value = load(builder, I64(BASE + 8 * OPERANDS + 4 * i), kind)
-        numbers = builder.insert_value(numbers, value, i)
-    builder.call(tile, [*operands, numbers])
+
+    def call(at: Any) -> list[Any]:
+        operands = [load(builder, after(builder, at, 8 * i), I64) for i in range(NUMBERS)]
+        values = ir.Constant(scalars, ir.Undefined)
+        for i, kind in enumerate(SCALARS.values()):
+            value = load(builder, after(builder, at, 8 * NUMBERS + 4 * i), kind)
+            values = builder.insert_value(values, value, i)
+        builder.call(tile, [*operands, values])
+        return [after(builder, at, CALL)]
+
+    loop(builder, load(builder, I64(BASE), I64), [I64(BASE + FIRST)], call)
     builder.ret_void()
     target = binding.Target.from_triple(module.triple)
     machine = target.create_target_machine(cpu="generic", opt=1)
@@ -90,7 +100,7 @@ def _program(name: str) -> Path:
     file = folder / f"{len(list(folder.iterdir()))}"
     text = assembly(Microkernel.named(name))
     objects = []
-    for part, source in (("tile", text), ("call", _call()), ("start", START)):
+    for part, source in (("tile", text), ("calls", _calls()), ("start", START)):
         objects.append(file.with_suffix(f".{part}.o"))
         command = [TOOLS[1], "-march=armv8.6-a", "-o", objects[-1], "-"]
         subprocess.run(command, input=source, text=True, check=True)
@@ -98,38 +108,48 @@ def _program(name: str) -> Path:
     return file
 
 
-def run_tile(
+def run_tiles(
     kernel: Microkernel,
-    arrays: list[Array | None],  # x, x_offsets, w, bias, m, residual, y and y_offsets
-    groups: int,
+    operands: Array,  # (calls, 13) int64, with addresses of this process
     scalars: list[float],
+    arrays: list[Array],  # all that the addresses lie in; what they hold comes back changed
 ) -> None:
-    """Compute a tile of one run of groups; y gets the result."""
+    """Compute tiles, one after another, as the microkernel would do here."""
     memory = np.zeros(ROOM, np.uint8)
-    free, places = 4096, []
+    places, free = np.zeros_like(operands), FIRST + CALL * len(operands)
+    held = []
     for array in arrays:
-        places.append(0 if array is None else BASE + free)
-        if array is not None:
-            memory[free : free + array.nbytes] = array.reshape(-1).view(np.uint8)
-            free += -(-array.nbytes // 64) * 64 + 64
-    x, x_offsets, w, bias, m, residual, y, y_offsets = places
-    operands = [x, x_offsets, w, 1, groups, 0, w, 0, bias, m, residual, y, y_offsets]
-    memory[: 8 * OPERANDS] = np.array(operands, np.int64).view(np.uint8)
+        content = array.reshape(-1).view(np.uint8)
+        assert np.shares_memory(content, array)
+        free += -free % 64
+        begin = array.ctypes.data
+        inside = (operands >= begin) & (operands < begin + content.nbytes)
+        places[inside] = operands[inside] - begin + BASE + free
+        held.append((content, slice(free, free + content.nbytes)))
+        memory[held[-1][1]] = content
+        free += content.nbytes
+    memory[:16] = np.array([len(operands), free]).view(np.uint8)
+    table = memory[FIRST : FIRST + CALL * len(operands)].reshape(-1, CALL)
+    numbers = operands.copy()
+    numbers[:, ADDRESSES] = places[:, ADDRESSES]
+    table[:, : 8 * NUMBERS] = numbers.view(np.uint8)
     for i, (value, kind) in enumerate(zip(scalars, SCALARS.values(), strict=True)):
+        at = 8 * NUMBERS + 4 * i
         number = np.array([value], np.float32 if kind == F32 else np.int32)
-        assert kind in (F32, I32)
-        at = 8 * OPERANDS + 4 * i
-        memory[at : at + 4] = number.view(np.uint8)
-    program = _program(kernel.name)
+        table[:, at : at + 4] = number.view(np.uint8)
+    result = _run(kernel, memory[:free])
+    for content, place in held:
+        content[...] = result[place]
+
+
+def _run(kernel: Microkernel, memory: Array) -> Array:
+    """Hand the program its memory, and return what it makes of it."""
     cpu = CPUS.get(kernel.isa.name, "max")
-    command = [TOOLS[0], "-cpu", cpu, str(program)]
-    with tempfile.TemporaryFile() as file:
+    command = [TOOLS[0], "-cpu", cpu, str(_program(kernel.name))]
+    with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as answer:
         file.write(memory)
         file.seek(0)
-        done = subprocess.run(command, stdin=file, capture_output=True, check=False)
-    assert done.returncode == 0, f"{kernel.name} ended with {done.returncode} on {cpu}"
-    after = np.frombuffer(done.stdout, np.uint8)
-    result = arrays[6]
-    assert result is not None
-    begin = y - BASE
-    result[...] = after[begin : begin + result.nbytes].view(result.dtype).reshape(result.shape)
+        done = subprocess.run(command, stdin=file, stdout=answer, check=False)
+        assert done.returncode == 0, f"{kernel.name} ended with {done.returncode} on {cpu}"
+        answer.seek(0)
+        return np.frombuffer(answer.read(), np.uint8)

@@ -46,7 +46,6 @@ M1: dict[str, int | str] = {
     "hw.perflevel0.cpusperl2": 4,
     "hw.l1dcachesize": 65536,  # of the slow cores
     "hw.l2cachesize": 4194304,
-    "hw.nperflevels": 2,
     "machdep.cpu.brand_string": "Apple M1",
     "hw.optional.arm.FEAT_DotProd": 1,
     "hw.optional.arm.FEAT_I8MM": 0,

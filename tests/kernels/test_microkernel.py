@@ -80,11 +80,13 @@ def run_tile(
     rows = np.arange(kernel.rows) * y.shape[1]
     y_offsets = (rows if places is None else places).astype(np.int32)
     arrays = [memory, x_offsets, packed, bias, m, residual, y, y_offsets]
+    at = [0 if array is None else array.ctypes.data for array in arrays]
     given = [scalars.get(name, 0) for name in SCALARS]
     if kernel.isa.family != FAMILY:
-        emulator.run_tile(kernel, arrays, packed.shape[1], given)
+        operands = [*at[:3], 1, packed.shape[1], 0, at[2], 0, *at[3:]]
+        held = [array for array in arrays if array is not None]
+        emulator.run_tiles(kernel, np.array([operands]), given, held)
         return y
-    at = [0 if array is None else array.ctypes.data for array in arrays]
     compiled(kernel.name)(*at[:3], packed.shape[1], *at[3:], *given)
     return y
 
