@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.parsers.rst import Directive
 from sphinx_gallery import gen_rst
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +96,46 @@ sphinx_gallery_conf = {
 }
 
 
+class Lab(Directive):
+    """A view of the lab inside a page: ``.. lab:: pixel``.
+
+    The view tells the page how high it is. Without JavaScript it shows its sentence and a picture.
+    """
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Make what stands in the page; html alone has it."""
+        up = "../" * self.state.document.settings.env.docname.count("/")
+        address = f"{up}lab/index.html?view={self.arguments[0]}&amp;embed=1"
+        html = f"""<iframe class="lab" src="{address}" loading="lazy"
+            title="The lab: one {self.arguments[0]}, in your browser"></iframe>
+            <p class="lab"><a href="{up}lab/index.html#{self.arguments[0]}">The whole lab</a></p>"""
+        return [nodes.raw("", html, format="html")]
+
+
+# Chapters that end with a view of the lab, and what a reader does there.
+LAB = {
+    "02_im2col": ("pixel", "Choose a pixel of a real layer: its taps are a row of the matrix."),
+    "05_eight_bits": ("range", "Take bits away from a real layer, and see what is left of it."),
+    "06_calibration": ("range", "Choose the range yourself, and see what becomes of the label."),
+    "07_requantization": ("pixel", "Follow a real sum back to eight bits."),
+    "09_one_pixel": ("pixel", "Do the same with any layer, any channel and any pixel."),
+    "12_one_instruction": ("instruction", "Step through the instruction with bytes of your own."),
+    "14_waterfall": ("machine", "Measure it on your own machine, as far as a browser lets you."),
+    "16_saturation": ("instruction", "Make 255 x 127 twice, and watch it saturate before VNNI."),
+}
+
+
+def add_view(app: Any, name: str, source: list[str]) -> None:
+    """Put a view of the lab at the end of a chapter, before what sphinx-gallery puts there."""
+    view, says = LAB.get(name.removeprefix("chapters/"), ("", ""))
+    if view:
+        text, mark, rest = source[0].partition("\n.. rst-class:: sphx-glr-timing")
+        heading = "In your browser\n---------------"
+        source[0] = f"{text}\n\n{heading}\n\n{says}\n\n.. lab:: {view}\n\n{mark}{rest}"
+
+
 def put_lab(app: Any, error: Exception | None) -> None:
     """Put the lab beside the pages, with the network that comes with minires."""
     if error is None and app.builder.format == "html":
@@ -102,4 +144,6 @@ def put_lab(app: Any, error: Exception | None) -> None:
 
 def setup(app: Any) -> None:
     """Be called by Sphinx."""
+    app.add_directive("lab", Lab)
+    app.connect("source-read", add_view)
     app.connect("build-finished", put_lab)

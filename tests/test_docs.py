@@ -1,5 +1,6 @@
 """The book is held to be true: its files, its links, its equations and its commands."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -112,3 +113,14 @@ def test_what_int8_costs_is_told_with_its_intervals() -> None:
         assert low <= difference <= high
         # Top-1 cannot differ on more photographs than the labels do.
         assert abs(difference) <= 100 - agreement + 0.1
+
+
+def test_chapters_end_with_views_that_the_lab_has() -> None:
+    source = (ROOT / "docs/conf.py").read_text(encoding="utf-8")
+    views = ast.literal_eval(re.findall(r"^LAB = (\{.*?^\})", source, re.S | re.M)[0])
+    assert set(views) < {path.stem for path in CHAPTERS}
+    page = (ROOT / "minires/lab/page/index.html").read_text(encoding="utf-8")
+    in_page = set(re.findall(r'<section class="view" id="(\w+)"', page))
+    named = {view for view, _ in views.values()}
+    named |= set(re.findall(r"\{lab\} (\w+)", TEXTS["index.md"]))
+    assert named == in_page

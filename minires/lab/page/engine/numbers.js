@@ -54,10 +54,11 @@ export function epilogueNumbers(network, step, qparams) {
 function rebias(network, step, x) {
   const {layer} = step, {bias, scale} = network.small[layer.name], old = network.qparams[layer.inputFrom];
   if (x.scale === old.scale && x.zeroPoint === old.zeroPoint) return bias;
-  step.sums ??= bias.map((_, n) => network.weights(step, n).reduce((sum, w) => sum + w, 0));
+  const moved = old.zeroPoint || x.zeroPoint; // else the weights' sums, which take long, do not count
+  if (moved) step.sums ??= bias.map((_, n) => network.weights(step, n).reduce((sum, w) => sum + w, 0));
   return bias.map((steps, n) => {
-    const real = (steps + old.zeroPoint * step.sums[n]) * (old.scale * scale[n]);
-    return rint(real / (x.scale * scale[n])) - x.zeroPoint * step.sums[n];
+    const sum = moved ? step.sums[n] : 0, real = (steps + old.zeroPoint * sum) * (old.scale * scale[n]);
+    return rint(real / (x.scale * scale[n])) - x.zeroPoint * sum;
   });
 }
 
