@@ -142,8 +142,7 @@ def resnet50(
     Raises
     ------
     MiniresError
-        For an unknown precision, backend or preset, and for categories that are not as many as
-        the classes.
+        For an unknown precision, backend or preset, and for too many or too few categories.
     WeightsError
         For weights that cannot be found, fetched or read, or that belong to another network.
 
@@ -151,9 +150,6 @@ def resnet50(
     --------
     >>> minires.resnet50("CIFAR10", "int8", backend="numpy")
     ResNet50(CIFAR10, int8, numpy, 10 classes, 64 x 64 pixels)
-    >>> names = [f"kind {number}" for number in range(10)]
-    >>> minires.resnet50("CIFAR10", categories=names, preset="CIFAR10").meta["categories"][:2]
-    ['kind 0', 'kind 1']
     """
     check_choice("precision", precision, OPERATORS)
     check_backend(ResNet50.backends, backend, precision)
@@ -162,12 +158,16 @@ def resnet50(
     weights = download.default_weights(progress) if weights is None else weights
     model = _load(*download.resolve(weights, progress), precision, wanted, progress)
     if names is not None:
-        classes = model.layers[-1].out_c
-        if len(names) != classes:
-            raise MiniresError(f"{len(names)} categories are given for {classes} classes")
-        model.meta["categories"] = names
+        _name_classes(model, names)
     model.precision, model.backend = precision, backend
     return model
+
+
+def _name_classes(model: ResNet50, names: list[str]) -> None:
+    classes = model.layers[-1].out_c
+    if len(names) != classes:
+        raise MiniresError(f"{len(names)} categories are given for {classes} classes")
+    model.meta["categories"] = names
 
 
 def _load(
