@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 import minires
-from minires.images import find_images
+from minires.sources import find_images
 
 PRECISIONS = ("int8", "fp16", "bf16", "tf32", "fp32")
 BATCHES = (1, 8, 32, 128, 256)

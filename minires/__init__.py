@@ -1,5 +1,6 @@
 """ResNet-50 inference from scratch: every operator in plain NumPy, and compiled by Numba."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from minires.api import Prediction, classify, predict, resnet50
@@ -12,6 +13,7 @@ from minires.preprocess import Preset, preprocess
 if TYPE_CHECKING:
     from minires.measure.profiler import profile
 
+__version__ = "0.1.0"
 __all__ = [
     "DownloadError",
     "ImageError",
@@ -30,11 +32,20 @@ __all__ = [
     "resnet50",
     "set_num_threads",
 ]
+ROOMS = ("measure", "quantize")  # packages with public functions of their own
 
 
 def __getattr__(name: str) -> Any:
-    if name == "profile":  # imported only when used, because it needs Numba
+    """Import what takes long, such as Numba, only when it is used."""
+    if name == "profile":
         from minires.measure.profiler import profile
 
         return profile
+    if name in ROOMS:
+        return importlib.import_module(f"minires.{name}")
     raise AttributeError(f"module 'minires' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List what is public, for a prompt that completes names."""
+    return [*__all__, *ROOMS, "__version__"]

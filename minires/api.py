@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib.util
-import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,25 +11,44 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires import checkpoint, download, html
-from minires.backends import Backend, Engine, check_backend
+from minires.backends import SAME_PARAMETERS, Backend, Engine, check_backend
 from minires.cache import noted_sha256
-from minires.errors import ImageError, MiniresError, WeightsError, check_choice, short
+from minires.categories import Categories, read_categories, told_categories
+from minires.errors import (
+    ImageError,
+    MiniresError,
+    WeightsError,
+    check_choice,
+    check_is,
+    check_whole,
+    short,
+)
 from minires.images import ImageSource
 from minires.layers import OPERATORS, Array, Layer
+from minires.layouts import NAMES, torchvision_names
 from minires.metadata import read_json, read_meta
-from minires.model import ResNet50, resnet50_layers
+from minires.model import ResNet50
 from minires.preprocess import IMAGENET_V1, Preset, preprocess
 from minires.quantize.calibrate import STORED_CALIBRATION
 from minires.quantize.default import default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
 from minires.reference import softmax_ref
 from minires.show import Meta
+from minires.sources import no_image_in, opened
 
+INT8 = SAME_PARAMETERS[1]
 FORMAT = "minires-float"  # marks .safetensors files that tell categories, preset and calibration
 
 
 class Prediction(NamedTuple):
-    """One label for an image."""
+    """One label for an image.
+
+    Examples
+    --------
+    >>> best = minires.classify("examples/images/cat.jpg", model=model)[0]
+    >>> best.label, best.index
+    ('cat', 3)
+    """
 
     label: str
     probability: float  # softmax of the logits, 0 to 1
@@ -85,6 +103,8 @@ def resnet50(
     precision: str = "fp32",
     backend: str = "numba",
     *,
+    categories: Categories | None = None,
+    preset: Preset | str | None = None,
     progress: bool = True,
 ) -> ResNet50:
     """Load a ResNet-50 that is ready to run.
@@ -102,6 +122,13 @@ def resnet50(
         come with the package, unless their file has a calibration of its own.
     backend : str
         "numba" runs compiled kernels; "cuda" an NVIDIA GPU's; "numpy" runs the definitions.
+    categories : sequence of str, mapping or path-like, optional
+        The names of the classes, for a network of your own: a list of them; ``class_to_idx``, as
+        torchvision's ImageFolder has it; a text file with a name on each line; or a folder with a
+        folder for each class. If you give none, those are used that the weights' file has.
+    preset : Preset or str, optional
+        How the network wants its images, or the name of weights that want them so, such as
+        "IMAGENET1K_V2". If you give none and nothing is known of the weights, IMAGENET1K_V1's.
     progress : bool
         Whether downloading and calibrating show a bar on stderr.
 
@@ -113,43 +140,83 @@ def resnet50(
     Raises
     ------
     MiniresError
-        For an unknown precision or backend.
+        For an unknown precision, backend or preset, and for categories that are not as many as
+        the classes.
     WeightsError
         For weights that cannot be found, fetched or read, or that belong to another network.
+
+    Examples
+    --------
+    >>> minires.resnet50("CIFAR10", "int8", backend="numpy")
+    ResNet50(CIFAR10, int8, numpy, 10 classes, 64 x 64 pixels)
+    >>> names = [f"kind {number}" for number in range(10)]
+    >>> minires.resnet50("CIFAR10", categories=names, preset="CIFAR10").meta["categories"][:2]
+    ['kind 0', 'kind 1']
     """
     check_choice("precision", precision, OPERATORS)
     check_backend(ResNet50.backends, backend, precision)
+    names = None if categories is None else read_categories(categories)
+    wanted = None if preset is None else _choose_preset(preset)
     weights = download.default_weights(progress) if weights is None else weights
-    path, entry = download.resolve(weights, progress)
-    load_fp32 = functools.partial(_load_fp32, path, entry)
-    if is_int8_file(path):
-        model = load_int8(path)
-        model.meta = Meta(_guess_meta(path, model.layers[-1].out_c) | model.meta)
-        if precision not in ("int8", "int8-simulated"):
-            raise WeightsError(
-                f"{path} holds INT8 weights, which cannot run in {precision}; "
-                "ask for precision int8 or int8-simulated"
-            )
-    elif precision not in ("int8", "int8-simulated"):
-        model = load_fp32()
-    else:
-        with checkpoint.naming(path):
-            key = entry.sha256 if entry else noted_sha256(path)
-        model = default_int8(load_fp32, key, progress)
+    model = _load(*download.resolve(weights, progress), precision, wanted, progress)
+    if names is not None:
+        classes = model.layers[-1].out_c
+        if len(names) != classes:
+            raise MiniresError(f"{len(names)} categories are given for {classes} classes")
+        model.meta["categories"] = names
     model.precision, model.backend = precision, backend
     return model
 
 
-def _load_fp32(path: Path, entry: download.Weights | None) -> ResNet50:
+def _load(
+    path: Path,
+    entry: download.Weights | None,
+    precision: str,
+    wanted: Preset | None,
+    progress: bool,
+) -> ResNet50:
+    """Load a network in fp32 or in INT8, whichever the precision needs the parameters of."""
+    load_fp32 = functools.partial(_load_fp32, path, entry, wanted)
+    if is_int8_file(path):
+        if precision not in INT8:
+            raise WeightsError(
+                f"{path} holds INT8 weights, which cannot run in {precision}; "
+                "ask for precision int8 or int8-simulated"
+            )
+        model = load_int8(path)
+        told = {"preset": wanted} if wanted else {}
+        model.meta = Meta(_guess_meta(path, model.layers[-1].out_c) | model.meta | told)
+        return model
+    if precision not in INT8:
+        return load_fp32()
+    with checkpoint.naming(path):
+        files = checkpoint.files_of(path)
+        sums = [entry.sha256] if entry else [noted_sha256(Path(file)) for file in files]
+    key = " ".join([*sums, repr(wanted)] if wanted else sums)  # it calibrates by the preset
+    return default_int8(load_fp32, key, progress)
+
+
+def _choose_preset(preset: object) -> Preset:
+    if isinstance(preset, Preset):
+        return preset
+    check_choice("preset", preset, download.available_weights())
+    return download.get_weights(str(preset)).preset
+
+
+def _load_fp32(path: Path, entry: download.Weights | None, wanted: Preset | None) -> ResNet50:
     if entry:
         download.check_at_rest(path, entry)
-    state = checkpoint.read_checkpoint(path)
-    classes = state["fc.bias"].shape[0] if state.get("fc.bias", np.array(0)).ndim == 1 else 1000
-    shapes = checkpoint.state_dict_shapes(resnet50_layers(classes))
+    tensors, beside = checkpoint.read_all(path)
     with checkpoint.naming(path):
-        state = checkpoint.check_state_dict(state, shapes)
-    meta = entry.meta if entry else _guess_meta(path, classes)
-    return ResNet50.from_state_dict(state, meta | _told_meta(path, classes))
+        model = ResNet50.from_state_dict(torchvision_names(tensors))
+    classes = model.layers[-1].out_c
+    meta = dict(entry.meta) if entry else _guess_meta(path, classes)
+    beside |= {k: v for k, v in checkpoint.read_metadata(path).items() if k in NAMES}
+    if not entry and (names := told_categories(beside, classes)):
+        meta["categories"] = names
+    meta |= _told_meta(path, classes)
+    model.meta.update({**meta, "preset": wanted} if wanted else meta)
+    return model
 
 
 def _guess_meta(path: Path, classes: int) -> dict[str, Any]:
@@ -197,10 +264,19 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[Predictions]:
     ------
     MiniresError
         For an invalid input or top, and for logits that are not finite.
+
+    Examples
+    --------
+    >>> [[best]] = minires.predict(model, x, top=1)
+    >>> f"{best.label} {best.probability:.0%}"
+    'cat 92%'
     """
-    if not hasattr(top, "__index__") or operator.index(top) < 1:
-        raise MiniresError(f"top is {top!r}; wanted a whole number of at least 1")
-    categories = model.meta["categories"]
+    top = check_whole("top", top)
+    check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
+    classes = model.layers[-1].out_c
+    categories = model.meta.get("categories", [f"class {i}" for i in range(classes)])
+    if len(categories) != classes:
+        raise MiniresError(f'model.meta["categories"] has {len(categories)} names for {classes}')
     answers = []
     logits = model(x)
     if not np.isfinite(logits).all():
@@ -212,7 +288,9 @@ def predict(model: ResNet50, x: Array, top: int = 5) -> list[Predictions]:
     return answers
 
 
-def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) -> Predictions:
+def classify(
+    image: ImageSource, top: int = 5, model: ResNet50 | str | os.PathLike[str] | None = None
+) -> Predictions:
     """Label a photograph.
 
     Parameters
@@ -221,8 +299,9 @@ def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) ->
         An image, in any form that `preprocess` takes.
     top : int
         How many labels.
-    model : ResNet50, optional
-        From `resnet50`. If you give none, the default model is loaded at the first call.
+    model : ResNet50, str or path-like, optional
+        From `resnet50`; or what `resnet50` takes as weights, such as "CIFAR10", which is loaded at
+        the first call. If you give none, that is the default model.
 
     Returns
     -------
@@ -233,10 +312,19 @@ def classify(image: ImageSource, top: int = 5, model: ResNet50 | None = None) ->
     ------
     ImageError
         For an image that cannot be used, or for several images.
+
+    Examples
+    --------
+    >>> for label, probability, index in minires.classify("examples/images/cat.jpg", 2, "CIFAR10"):
+    ...     print(f"{label} {probability:.0%}")
+    cat 92%
+    frog 1%
     """
     if isinstance(image, list | tuple):
         raise ImageError("classify takes one image; for several, preprocess and predict")
-    model = model or _default_model()
+    if model is None or isinstance(model, str | os.PathLike):
+        model = _loaded(None if model is None else os.fspath(model))
+    check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
     return predict(model, model.preprocess(image), top)[0]
 
 
@@ -260,12 +348,12 @@ def classify_files(
 def _preprocess_file(file: Path, preset: Preset) -> Array | ImageError:  # (1, 3, H, W)
     try:
         if os.path.isdir(file):
-            raise ImageError(f"{file}: no image lies in this folder")
-        return preprocess(file, preset)
+            raise no_image_in(file)
+        return preprocess(opened(file), preset)
     except ImageError as error:
         return error
 
 
-@functools.cache
-def _default_model() -> ResNet50:
-    return resnet50()
+@functools.lru_cache(maxsize=2)  # a network has 100 MB
+def _loaded(weights: str | None) -> ResNet50:
+    return resnet50(weights)

@@ -1,16 +1,16 @@
 """Read a file of weights without torch: PyTorch's two formats, and safetensors.
 
-PyTorch saves a pickle, and a pickle is a program: loading one calls whatever it names. So
-``minires/unpickle.py`` runs it on a machine that can make tensors and nothing else. No number in a
-file is believed: neither how long it is said to be nor where a tensor is said to lie.
+The first bytes tell the format: ``minires/torch_files.py`` reads PyTorch's, and this file
+safetensors. ``minires/layouts.py`` then finds the tensors in what was read. No number in a file is
+believed: neither how long it is said to be nor where a tensor is said to lie.
 """
 
 import io
 import json
 import os
 import pickle
+import re
 import stat
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,21 +18,25 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from minires.errors import MiniresError, WeightsError, short
+from minires.errors import MiniresError, WeightsError, check_is, short
 from minires.layers import Array, FloatParams, Layer, Shape
+from minires.layouts import recognize, unwrap
 from minires.reference import fold_batchnorm
-from minires.unpickle import MOST_BYTES, NO_BFLOAT16, unpickle
+from minires.torch_files import read_legacy, read_zip
+from minires.unpickle import widen
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in torch.save's older format
 MOST_FILE = 2**30  # bytes; a ResNet-50 in float64, with its optimizer's state, has 600 MB
 MOST_HEADER = 2**23  # bytes of a .safetensors file's header; a ResNet-50's has 30 KB
-MOST_DIRECTORY = 2**22  # bytes of a zip archive's list of members; a ResNet-50's has 25 KB
-SAFETENSORS_TYPES = (  # those that NumPy has
-    *("F64", "F32", "F16"),
+MOST_SHARDS = 64
+SHARD = re.compile(r"(.+)-\d{5}-of-(?!00001)\d{5}(\.\w+)")  # Hugging Face's names
+BF16 = "BF16"
+SAFETENSORS_TYPES = (
+    *("F64", "F32", "F16", BF16),
     *("I64", "I32", "I16", "I8"),
     *("U64", "U32", "U16", "U8", "BOOL"),
 )
 MOST_NAMED = 5  # of each kind of problem in one error
+FLOATS = (np.float32, np.float16, np.float64)
 BATCHNORM = ("weight", "bias", "running_mean", "running_var")  # gamma, beta, mean, var
 
 
@@ -42,22 +46,32 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
     Parameters
     ----------
     path : path-like
-        What ``torch.save`` wrote, in the zip format or the one before it, or a safetensors file.
-        The state_dict may be the entry "state_dict" or "model" of a dictionary.
+        What ``torch.save`` wrote, in the zip format or the one before it, a safetensors file, or
+        the index file of several. The state_dict may be an entry of a dictionary, such as
+        "state_dict" or "model"; or the file holds the whole model, made of torch's own layers, or
+        a TorchScript program.
 
     Returns
     -------
     dict of str to ndarray
-        Under the file's own names, with its shapes and types. Arrays may share memory, and may be
-        read-only.
+        Under the file's own names, with its shapes and types; bfloat16 has become float32. Arrays
+        may share memory, and may be read-only.
 
     Raises
     ------
     WeightsError
         For a file that is missing, damaged, of another kind, or that asks for code.
     """
+    return read_all(path)[0]
+
+
+def read_all(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read all tensors of a file as `read_checkpoint`, and what it says of its classes."""
     with naming(path), opened(path) as file:
-        return _tensors(_reader(file)(file))
+        if shard := SHARD.fullmatch(os.path.basename(path)):
+            index = f"{shard[1]}{shard[2]}.index.json"
+            raise WeightsError(f"one of several parts of a network; give their index, {index}")
+        return unwrap(_reader(file)(file))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -91,7 +105,7 @@ def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) ->
     Parameters
     ----------
     state : mapping of str to ndarray
-        As `read_checkpoint` returns it: float32 or float16. ``num_batches_tracked`` counts
+        As `read_checkpoint` returns it: float32, float16 or float64. ``num_batches_tracked`` counts
         training steps, and may be there or not.
     shapes : mapping of str to tuple of int
         What is needed.
@@ -107,9 +121,12 @@ def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) ->
         For tensors that are missing, unexpected, of a wrong shape or type, or not finite, and
         for a negative variance: naming the first few of each kind, and counting the others.
     """
+    check_is("the state_dict", state, Mapping, "tensors by their names")
+    for key, value in state.items():
+        check_is(f"the tensor {short(key)}", value, np.ndarray, "a NumPy array")
     found = {k: v for k, v in state.items() if not k.endswith(".num_batches_tracked")}
     common = {key: found[key] for key in shapes if key in found}
-    floats = {k: v for k, v in common.items() if v.dtype in (np.float32, np.float16)}
+    floats = {k: _to_float32(v) for k, v in common.items() if v.dtype in FLOATS}
     problems = {
         "missing": [key for key in shapes if key not in found],
         "unexpected": [key for key in found if key not in shapes],
@@ -118,7 +135,7 @@ def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) ->
             for key, value in common.items()
             if value.shape != shapes[key]
         ],
-        "neither float32 nor float16": [
+        "not of floats": [
             f"{key} {value.dtype}" for key, value in common.items() if key not in floats
         ],
         "holding NaN or infinity": [k for k, v in floats.items() if not np.isfinite(v).all()],
@@ -127,8 +144,21 @@ def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) ->
     }
     if any(problems.values()):
         told = (f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names)
-        raise WeightsError(f"not the weights of this network ({'; '.join(told)})")
-    return {k: np.ascontiguousarray(v, np.float32) for k, v in floats.items()}
+        why = recognize(found, shapes) or "; ".join(told)
+        raise WeightsError(f"not the weights of this network ({why})")
+    return {k: np.ascontiguousarray(v) for k, v in floats.items()}
+
+
+def _to_float32(values: Array) -> Array:
+    with np.errstate(over="ignore"):  # what overflows is infinite, and is told as such
+        return values.astype(np.float32, copy=False)
+
+
+def count_classes(state: Mapping[str, Array]) -> int:
+    """Tell how many classes a state_dict's network has: 1000 if nothing tells."""
+    check_is("the state_dict", state, Mapping, "tensors by their names")
+    bias = state.get("fc.bias")
+    return len(bias) if isinstance(bias, np.ndarray) and bias.ndim == 1 and len(bias) else 1000
 
 
 def state_dict_shapes(layers: Iterable[Layer]) -> dict[str, Shape]:
@@ -198,6 +228,8 @@ def _shorten(names: list[str]) -> str:
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Make whatever goes wrong with a file a WeightsError that begins with its name."""
+    if not isinstance(path, str | os.PathLike):  # a number would be an open file's, such as stdout
+        raise WeightsError(f"a file of weights is {short(path)}; wanted a path")
     try:
         yield
     except MiniresError as error:
@@ -228,9 +260,11 @@ def _reader(file: io.BufferedReader) -> Callable[[io.BufferedReader], object]:
             raise WeightsError(f"refused: its header has more than {MOST_HEADER} bytes")
         return _read_safetensors
     if start.startswith(b"PK\x03\x04"):
-        return _read_zip
+        return read_zip
     if start.startswith(pickle.PROTO):
-        return _read_legacy
+        return read_legacy
+    if start.startswith(b"{"):
+        return _read_index
     raise WeightsError(f"{'not' if start else 'empty, not'} a .pth or .safetensors file")
 
 
@@ -245,109 +279,55 @@ def read_header(file: io.BufferedReader) -> tuple[dict[str, Any], bytes]:
 
 
 def _read_safetensors(file: io.BufferedReader) -> dict[str, Array]:
-    header, _ = read_header(file)
+    header, text = read_header(file)
     header.pop("__metadata__", None)
+    start = len(text)
     for key, described in header.items():  # told here: to safetensors a newer type is damage
         dtype = described.get("dtype")
-        if dtype == "BF16":
-            raise WeightsError(NO_BFLOAT16)
         if dtype not in SAFETENSORS_TYPES:
             raise WeightsError(
                 f"{short(key)} has the type {short(dtype)}, which is not read; save it as F32"
             )
     with safe_open(file.name, "numpy") as checked:
-        return {key: checked.get_tensor(key) for key in header}
+        checked.keys()  # it has compared each tensor's place with the file's size
+        ours = {key for key in header if header[key]["dtype"] == BF16}
+        read = {key: checked.get_tensor(key) for key in header if key not in ours}
+    for key in ours:
+        first, end = header[key]["data_offsets"]
+        file.seek(start + first)
+        read[key] = widen(file.read(end - first)).reshape(header[key]["shape"])
+    return {key: read[key] for key in header}
 
 
-class _Directory(io.FileIO):
-    """An archive of which no more than its list of members can be read."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read a part, where it is small enough to be one of the list."""
-        if size is not None and size > MOST_DIRECTORY:
-            raise WeightsError(f"refused: its list of members has more than {MOST_DIRECTORY} bytes")
-        return super().read(-1 if size is None else size) or b""
-
-
-def _read_zip(file: io.BufferedReader) -> object:
-    """Read the format of PyTorch 1.6 and later: the pickle is a member, and so is each storage."""
-    with _Directory(file.name) as directory:
-        zipfile.ZipFile(directory).close()  # which makes an object for each member
-    with zipfile.ZipFile(file) as archive:
-        # All members lie in one folder, whose name is arbitrary.
-        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-        _check_members(members, os.fstat(file.fileno()).st_size)
-        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-            raise WeightsError("saved on a big-endian machine, which is not supported")
-        storages: dict[str, Array] = {}  # tensors may share one
-
-        def read_storage(dtype: str, key: str, count: int) -> Array:
-            if f"data/{key}" not in members:
-                raise WeightsError(f"damaged: storage {key!r:.80} is missing")
-            if key not in storages:
-                storages[key] = np.frombuffer(archive.read(members[f"data/{key}"]), dtype)
-            found = storages[key]
-            if found.size != count or found.dtype != dtype:
-                raise WeightsError(
-                    f"damaged: storage {key!r:.80} has {found.size} values of {found.dtype}, "
-                    f"not {count} of {np.dtype(dtype)}"
-                )
-            return found
-
-        return unpickle(io.BytesIO(archive.read(members["data.pkl"])), read_storage)
+def _read_index(file: io.BufferedReader) -> dict[str, Array]:
+    """Read the files that an index names, as Hugging Face's libraries cut large networks up."""
+    tensors: dict[str, Array] = {}
+    for path in _shards(file):
+        with naming(path), opened(path) as shard:
+            read = _reader(shard)
+            if read is _read_index:
+                raise WeightsError("refused: an index that an index names")
+            tensors |= unwrap(read(shard))[0]
+    return tensors
 
 
-def _check_members(members: Mapping[str, zipfile.ZipInfo], archive_size: int) -> None:
-    """Refuse an archive that is not PyTorch's, or would become larger than it is."""
-    if "constants.pkl" in members:
-        raise WeightsError("a TorchScript program; wanted what torch.save wrote of a state_dict")
-    if "data.pkl" not in members:
-        raise WeightsError("a zip archive, but not one of PyTorch's; wanted data.pkl in it")
-    if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
-        raise WeightsError("compressed, which PyTorch does not; a few bytes could fill memory")
-    if sum(info.file_size for info in members.values()) > archive_size:
-        raise WeightsError("damaged: its members overlap, and are larger than the whole")
-    if members["data.pkl"].file_size > MOST_BYTES:
-        raise WeightsError(f"refused: its pickle has more than {MOST_BYTES} bytes")
+def _shards(file: io.BufferedReader) -> list[str]:
+    """List the files that an index names; they lie beside it."""
+    index = json.loads(file.read(MOST_HEADER))
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
+        raise WeightsError("JSON, but not the index of a network's files; wanted a weight_map")
+    shards = sorted(set(names.values()))
+    if len(shards) > MOST_SHARDS or any(os.path.basename(name) != name for name in shards):
+        raise WeightsError("refused: its index names too many files, or files in other folders")
+    paths = [os.path.join(os.path.dirname(file.name), name) for name in shards]
+    if sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) > MOST_FILE:
+        raise WeightsError(f"refused: its files have more than {MOST_FILE} bytes")
+    return paths
 
 
-def _read_legacy(file: io.BufferedReader) -> object:
-    """Read the format before that: five pickles, then the storages that the fourth refers to."""
-    storages: dict[str, Array] = {}
-    room = os.fstat(file.fileno()).st_size  # for storages, in bytes
-
-    def make_storage(dtype: str, key: str, count: int) -> Array:
-        nonlocal room
-        if key not in storages:
-            room -= count * np.dtype(dtype).itemsize
-            if room < 0:
-                raise WeightsError(f"damaged: storage {key!r:.80} is said to have {count} values")
-            storages[key] = np.zeros(count, dtype)  # filled below
-        return storages[key]
-
-    if unpickle(file, make_storage) != LEGACY_MAGIC:
-        raise WeightsError("a pickle, but not one of PyTorch's; wanted what torch.save wrote")
-    _, machine, state, keys = [unpickle(file, make_storage) for _ in range(4)]
-    if not machine["little_endian"]:
-        raise WeightsError("saved on a big-endian machine, which is not supported")
-    # Text first: the hash of what is nested without end would end the process.
-    if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
-        raise WeightsError("damaged: its tensors and its storages do not belong together")
-    for key in keys:
-        count = int.from_bytes(file.read(8), "little")
-        values = storages[key].data
-        if count != len(values) or file.readinto(values) != values.nbytes:
-            raise WeightsError("incomplete: the file ends before its tensors do; fetch it again")
-    return state
-
-
-def _tensors(state: object) -> dict[str, Array]:
-    """Check that what was read is a dictionary of tensors, or holds one."""
-    if isinstance(state, dict):
-        state = next((state[k] for k in ("state_dict", "model") if k in state), state)
-    if not isinstance(state, dict):
-        raise WeightsError(f"holds a {type(state).__name__}; wanted a dictionary of tensors")
-    for key, value in state.items():
-        if not (isinstance(key, str) and isinstance(value, np.ndarray)):
-            raise WeightsError(f"its {key!r:.80} is a {type(value).__name__}; wanted tensors only")
-    return dict(state)
+def files_of(path: str | os.PathLike[str]) -> list[str]:
+    """List this file, and those that it names if it is an index."""
+    with naming(path), opened(path) as file:
+        more = _shards(file) if _reader(file) is _read_index else []
+    return [os.fspath(path), *more]

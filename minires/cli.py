@@ -22,14 +22,22 @@ from typing import Any
 from tqdm import tqdm
 
 from minires import api, download, options
+from minires import explain as explaining
 from minires.api import BACKENDS
 from minires.doctor import add_doctor, doctor
 from minires.errors import ImageError, MiniresError
-from minires.evaluate import choose_networks, evaluate_networks, format_evaluation, read_labels
-from minires.images import find_images
+from minires.evaluate import (
+    choose_networks,
+    evaluate_networks,
+    format_evaluation,
+    label_folders,
+    read_labels,
+)
+from minires.images import load_image
 from minires.lab.command import add_lab, lab
 from minires.layers import Array
 from minires.measure import commands as measuring
+from minires.measure.stopwatch import Stopwatch
 from minires.model import resnet50_layers
 from minires.notice import bar_hidden, tell
 from minires.options import Parser
@@ -38,7 +46,8 @@ from minires.quantize.default import OBSERVER, default_batches, stored_calibrati
 from minires.quantize.int8_file import int8_size
 from minires.quantize.photographs import ENOUGH, Photographs, choose_photographs
 from minires.quantize.report import format_report, report
-from minires.summary import format_summary, summarize
+from minires.sources import SHOWN, STDIN, find_images, opened, some
+from minires.summary import format_edges, format_summary, summarize
 from minires.writing import check_writable
 
 CTRL_C = 130  # 128 and the signal's number, as shells have it
@@ -54,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), offline:
             warnings.showwarning = lambda message, *_: tell(f"minires: {message}")
+            options.use_threads(arguments)
             status: int = arguments.run(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -89,39 +99,60 @@ def _complain(error: Exception, arguments: Namespace) -> None:
 
 def add_classify(parser: Parser) -> None:
     """Add the options of `classify`."""
-    text = "photographs, or folders of them"
+    text = "photographs, folders of them, patterns such as 'shots/*.jpg', or - for standard input"
     parser.add_argument("images", nargs="+", type=options.path, metavar="IMAGE|FOLDER", help=text)
+    text = "look into the folders of a folder, too"
+    parser.add_argument("-r", "--recursive", action="store_true", help=text)
     options.weights(parser)
+    options.own_network(parser)
     options.offline(parser)
     options.precision(parser)
     text = "compiled kernels, an NVIDIA GPU, or NumPy's definitions: %(default)s unless given"
     parser.add_argument("--backend", default="numba", choices=BACKENDS, help=text)
+    options.threads(parser)
     options.number(parser, "--top", 5, "how many labels an image gets", "K")
     options.number(parser, "--batch-size", 8, "how many images are computed, and held, at once")
-    options.json_answer(parser)
+    either = parser.add_mutually_exclusive_group()
+    options.json_answer(either)
+    text = "answer with one line of JSON for each image, as soon as it is computed"
+    either.add_argument("--jsonl", action="store_true", help=text)
+    parser.add_argument("--time", action="store_true", help="tell on stderr how long it took")
 
 
 def classify(arguments: Namespace) -> int:
     """Name what photographs show."""
-    files = find_images(arguments.images)
-    if not any(map(os.path.exists, files)):  # say so before 100 MB are downloaded in vain
-        raise ImageError(f"{', '.join(map(str, files))}: no such file or folder")
-    model = api.resnet50(arguments.weights, arguments.precision, arguments.backend)
+    files = find_images(arguments.images, arguments.recursive)
+    missing = [file for file in files if file != STDIN and not os.path.exists(file)]
+    if len(missing) == len(files):  # say so before 100 MB are downloaded in vain
+        raise ImageError(f"{some(missing)}: no such file or folder")
+    told_already: set[Path] = set()
+    if len(missing) > SHOWN:  # one line tells all of them
+        _complain(ImageError(f"{some(missing)}: no such file or folder"), arguments)
+        told_already.update(missing)
+    precision = options.chosen_precision(arguments)
+    own = options.own(arguments)
+    watch = Stopwatch()
+    model = api.resnet50(arguments.weights, precision, arguments.backend, **own)
     answers = api.classify_files(model, files, arguments.top, arguments.batch_size)
     told: list[dict[str, Any]] = []
+    if arguments.time:
+        watch.network(model)
     try:
         # There is no bar in a run of less than 2 seconds, or if stderr is not a terminal.
         with tqdm(total=len(files), delay=2, leave=False, disable=bar_hidden()) as bar:
             for file, answer in answers:
                 bar.clear()
+                if isinstance(answer, ImageError) and file not in told_already:
+                    _complain(answer, arguments)
                 told.append(_tell_answer(file, answer, arguments))
                 bar.update()
     finally:  # after Ctrl-C, the answers so far are still printed
         if arguments.json:
-            used = {"name": model.meta["name"]}
-            used["precision"] = arguments.precision
+            used = {"name": model.meta["name"], "precision": precision}
             used["backend"] = arguments.backend
             print(json.dumps({"model": used, "images": told}, indent=2))
+    if arguments.time:
+        tell(f"minires: {watch.tell(len(told))}")
     return int(any("error" in image for image in told))
 
 
@@ -130,17 +161,21 @@ def _tell_answer(
 ) -> dict[str, Any]:
     """Print one answer, and return it in the form for --json."""
     if isinstance(answer, ImageError):
-        _complain(answer, arguments)
-        return {"file": str(file), "error": str(answer)}
-    if not arguments.json:
-        lines = [f"  {p.probability:7.2%}  {p.label}" for p in answer]
-        print(file, *lines, sep="\n", flush=True)
-    return {"file": str(file), "predictions": [p._asdict() for p in answer]}
+        found: dict[str, Any] = {"file": str(file), "error": str(answer)}
+    else:
+        found = {"file": str(file), "predictions": [p._asdict() for p in answer]}
+        if not (arguments.json or arguments.jsonl):
+            lines = [f"  {p.probability:7.2%}  {p.label}" for p in answer]
+            print(file, *lines, sep="\n", flush=True)
+    if arguments.jsonl:
+        print(json.dumps(found), flush=True)
+    return found
 
 
 def add_quantize(parser: Parser) -> None:
     """Add the options of `quantize`."""
     options.weights(parser)
+    options.own_network(parser)
     options.offline(parser)
     text = "photographs like those to come; those of the weights or the package unless given"
     parser.add_argument("--calibrate", type=options.path, metavar="FOLDER", help=text)
@@ -167,7 +202,7 @@ def quantize(arguments: Namespace) -> int:
     path, _ = download.resolve(weights)
     if output.exists() and output.samefile(path):
         raise MiniresError(f"{output}: holds the weights to quantize; name another file")
-    fp32 = api.resnet50(weights)
+    fp32 = api.resnet50(weights, **options.own(arguments))
     check_writable(output, int8_size(fp32.layers))  # now, because calibration takes a while
     preset = fp32.meta["preset"]
     photographs = Photographs(files, preset, lambda error: _complain(error, arguments))
@@ -195,12 +230,15 @@ def quantize(arguments: Namespace) -> int:
 
 def add_evaluate(parser: Parser) -> None:
     """Add the options of `evaluate`."""
-    parser.add_argument("folder", type=options.path, help="where the photographs lie")
+    text = "where the photographs lie: in one folder for each class, unless --labels is given"
+    parser.add_argument("folder", type=options.path, help=text)
     text = "with the columns file and label, labels being class numbers"
-    parser.add_argument("--labels", type=options.path, required=True, metavar="CSV", help=text)
+    parser.add_argument("--labels", type=options.path, metavar="CSV", help=text)
     options.weights(parser)
+    options.own_network(parser)
     options.offline(parser)
     options.precision(parser)
+    options.threads(parser)
     text = "the precision to compare with: fp32 unless given, or none for a file that is in INT8"
     parser.add_argument("--against", choices=(*options.PRECISIONS, "none"), help=text)
     text = "those of --weights unless given"
@@ -210,12 +248,24 @@ def add_evaluate(parser: Parser) -> None:
 
 def evaluate(arguments: Namespace) -> int:
     """Measure accuracy on labelled photographs, and compare two precisions."""
-    rows = read_labels(arguments.labels)
+    rows = read_labels(arguments.labels) if arguments.labels else []
+    if arguments.against == "none" and arguments.against_weights:
+        raise MiniresError("--against-weights are compared with; leave out --against none")
     weights = options.chosen_weights(arguments)
     networks = choose_networks(
-        arguments.precision, weights, arguments.against, arguments.against_weights
+        options.chosen_precision(arguments),
+        weights,
+        arguments.against,
+        arguments.against_weights,
     )
-    models = [api.resnet50(of_model, precision) for precision, of_model in networks]
+    own = options.own(arguments)
+    models = [
+        api.resnet50(of_model, precision, **(own if of_model is weights else {}))
+        for precision, of_model in networks
+    ]
+    if not arguments.labels:
+        categories = models[0].meta["categories"]
+        rows = label_folders(arguments.folder, categories, lambda text: tell(f"minires: {text}"))
     result = evaluate_networks(
         models,
         arguments.folder,
@@ -225,6 +275,29 @@ def evaluate(arguments: Namespace) -> int:
     )
     print(json.dumps(result, indent=2) if arguments.json else format_evaluation(result))
     return int(result["unusable"] > 0)
+
+
+def add_explain(parser: Parser) -> None:
+    """Add the options of `explain`."""
+    parser.add_argument("layer", help="a layer's name, as minires summary lists them")
+    parser.add_argument("image", type=options.path, help="a photograph, or - for standard input")
+    text = "of the layer's output: the middle, and the channel that is largest there, unless given"
+    metavar = ("Y", "X", "CHANNEL")
+    parser.add_argument("--pixel", nargs=3, type=options.at_least(0), metavar=metavar, help=text)
+    options.weights(parser)
+    options.own_network(parser)
+    options.offline(parser)
+
+
+def explain(arguments: Namespace) -> int:
+    """Compute one output value of a layer by hand, in INT8 beside FP32."""
+    image = load_image(opened(arguments.image))
+    weights = options.chosen_weights(arguments)
+    own = options.own(arguments)
+    fp32, int8 = (api.resnet50(weights, precision, **own) for precision in ("fp32", "int8"))
+    pixel = tuple(arguments.pixel) if arguments.pixel else None
+    print(explaining.explain(fp32, int8, fp32.preprocess(image), arguments.layer, pixel))
+    return 0
 
 
 def add_summary(parser: Parser) -> None:
@@ -239,11 +312,16 @@ def add_summary(parser: Parser) -> None:
 
 def summary(arguments: Namespace) -> int:
     """Print the network's layers: shapes, parameters and multiply-adds."""
-    layers = resnet50_layers(arguments.classes)
-    if arguments.weights:
-        layers = list(api.resnet50(arguments.weights, arguments.precision).layers)
+    if arguments.precision and not arguments.weights:
+        raise MiniresError("--precision is that of weights; give --weights with it")
     height, width = arguments.size
-    print(format_summary(summarize(layers, height, width, arguments.batch)))
+    layers, edges = resnet50_layers(arguments.classes), ""
+    if arguments.weights:
+        model = api.resnet50(arguments.weights, options.chosen_precision(arguments))
+        layers = list(model.layers)
+        if model.precision.startswith("int8"):
+            edges = f"\n\n{format_edges(layers, model.meta.get('saturated', {}))}"
+    print(f"{format_summary(summarize(layers, height, width, arguments.batch))}{edges}")
     return 0
 
 
@@ -278,6 +356,7 @@ COMMANDS = [
     (quantize, add_quantize),
     (evaluate, add_evaluate),
     (summary, add_summary),
+    (explain, add_explain),
     (measuring.ladder, measuring.add_ladder),
     (measuring.profile, measuring.add_profile),
     (measuring.peak, measuring.add_peak),

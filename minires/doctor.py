@@ -75,7 +75,7 @@ def examine(quick: bool = False) -> tuple[str, bool]:
     }
     blocks = [_layout(title, _told(section)) for title, section in sections.items()]
     tested = kernels.get("available", [])
-    rows = [("instruction sets", failure)] if failure else []
+    rows = [("instruction sets", f"{FAILED}: {failure}")] if failure else []
     rows += [("MINIRES_ISA", f"{FAILED}: {why}") for why in kernels.get("refused", [])]
     rows += self_test(tested[:1] if quick else tested)
     held = not any(text.startswith(FAILED) for _, text in rows)
@@ -93,12 +93,14 @@ def _told(section: Callable[[], list[Row]]) -> list[Row]:
 
 def _layout(title: str, rows: Sequence[Row]) -> str:
     width = max((len(name) for name, _ in rows), default=0)
-    lines = [f"  {name.ljust(width)}  {' '.join(text.split())}".rstrip() for name, text in rows]
+    lines = [
+        f"  {name.ljust(width)}  {' '.join(str(text).split())}".rstrip() for name, text in rows
+    ]
     return "\n".join([title, *(lines or ["  none"])])
 
 
 def without_names(page: str) -> str:
-    """Write ~ for the home folder, and USER for the user's name where it is part of a path."""
+    """Write ~ for the home folder, and USER for a user's name where it is part of a path."""
     homes = {os.path.expanduser("~"), os.path.realpath(os.path.expanduser("~"))}
     for home in sorted(homes, key=len, reverse=True):
         if len(home) > 1:  # neither "~", where there is no home, nor "/", as in a container
@@ -106,7 +108,8 @@ def without_names(page: str) -> str:
                 page = re.sub(rf"(?i){re.escape(written)}(?![\w-])", "~", page)
     with contextlib.suppress(Exception):  # this user's number may have no name
         page = re.sub(rf"(?i)(?<=[/\\]){re.escape(getpass.getuser())}(?![\w-])", "USER", page)
-    return page
+    # And other names: Windows shortens a long one, as in C:\Users\ALEXAN~1.
+    return re.sub(r"(?i)([/\\](?:home|users)[/\\]+)[^/\\:;\s]+", r"\1USER", page)
 
 
 # What this process can find out by itself
@@ -149,25 +152,24 @@ def environment() -> list[Row]:
 
 def folders(code: str | None) -> list[Row]:
     """Tell of the folders that minires writes to, what is there, and whether it can write."""
-    places = {"cache": cache.cache_dir(), "temporary files": Path(tempfile.gettempdir())}
-    if code:
-        places["compiled code"] = Path(code)
-    return [(name, f"{path}: {_state(path, name)}") for name, path in places.items()]
+    rows = _told(lambda: [("cache", _state(cache.cache_dir()))])
+    rows += _told(lambda: [("compiled code", _state(Path(code)))]) if code else []
+    # What else lies there is not minires's.
+    return rows + _told(lambda: [("temporary files", _state(Path(tempfile.gettempdir()), False))])
 
 
-def _state(path: Path, name: str) -> str:
+def _state(path: Path, count: bool = True) -> str:
     above = next((p for p in (path, *path.parents) if os.path.exists(p)), path)
     try:
         with tempfile.TemporaryFile(dir=above):
             pass
     except OSError as error:
-        return f"CANNOT BE WRITTEN ({error.strerror or error})"
+        return f"{path}: CANNOT BE WRITTEN ({error.strerror or error})"
     if above != path:
-        return "not there yet, and can be made"
-    if name == "temporary files":  # the others' files say nothing
-        return "can be written"
-    files = [p.stat().st_size for p in path.rglob("*") if p.is_file()]
-    return f"can be written; {len(files)} files, {sum(files) / 1e6:.1f} MB"
+        return f"{path}: not there yet, and can be made"
+    told = f"{path}: can be written"
+    files = [p.stat().st_size for p in path.rglob("*") if p.is_file()] if count else []
+    return f"{told}; {len(files)} files, {sum(files) / 1e6:.1f} MB" if count else told
 
 
 def weights() -> list[Row]:
@@ -188,7 +190,7 @@ def gpu() -> list[Row]:
 def ask(job: str, given: Any = None, isa: str = "") -> tuple[list[Any], str]:
     """Run a job in a child, held to an instruction set if one is named.
 
-    You get its answers, as many as came, and why no more of them did, or "".
+    You get its answers, and why no more of them came, or "".
     """
     path = os.pathsep.join(filter(None, sys.path))  # the child finds what this process would
     changed = {"PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", "MINIRES_OFFLINE": "1"}
@@ -206,15 +208,15 @@ def ask(job: str, given: Any = None, isa: str = "") -> tuple[list[Any], str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return [], f"{FAILED}: it had not ended after {LONGEST} s"
+        return [], f"it had not ended after {LONGEST} s"
     except (OSError, ValueError) as error:
-        return [], f"{FAILED}: no process could be started ({error})"
+        return [], f"no process could be started ({error})"
     for line in child.stdout.splitlines():
         with contextlib.suppress(ValueError):  # a line cut off, or one of somebody else's
             answers.append(json.loads(line))
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["nothing was said"])[-1]
-        failure = f"{FAILED}: {_end(child.returncode)}: {last}"
+        failure = f"{_end(child.returncode)}: {last}"
     return answers, failure
 
 
@@ -231,19 +233,19 @@ def self_test(isas: Sequence[str]) -> Iterator[Row]:
     tell("minires: computing what the definitions say")
     expected, failure = ask("definitions")
     if failure:
-        yield "NumPy's definitions", failure
+        yield "NumPy's definitions", f"{FAILED}: {failure}"
     for number, isa in enumerate(isas, 1):
         tell(f"minires: testing {isa}, {number} of {len(isas)}; compiling may take a minute")
         rows, failure = ask("network", dict(expected), isa)
         yield from ((f"{isa}, {name}", text) for name, text in rows)
         if failure:
-            yield isa, failure
+            yield isa, f"{FAILED}: {failure}"
     if isas:
         tell("minires: measuring the multiplying instructions")
         rows, failure = ask("peak", isa=isas[0])
         yield from ((f"peak of {name}", text) for name, text in rows)
         if failure:
-            yield "peak", failure
+            yield "peak", f"{FAILED}: {failure}"
 
 
 def _kernels(_: Any) -> Iterator[Any]:
@@ -254,9 +256,10 @@ def _kernels(_: Any) -> Iterator[Any]:
     from minires.measure.machine import cpu_name
 
     yield "code folder", str(code_dir())
+    available = [isa.name for isa in available_isas()]
+    isas = [isa for isa in ISAS.values() if isa.family == FAMILY or isa.name in available]
     found = cpu_features()
-    sets = [isa for isa in ISAS.values() if isa.family == FAMILY]
-    asked = sorted(set().union(*(isa.features for isa in sets)))
+    asked = sorted(set().union(*(isa.features for isa in isas)))
     yield (
         "machine",
         [
@@ -265,14 +268,13 @@ def _kernels(_: Any) -> Iterator[Any]:
             ("", f"not found {' '.join(f for f in asked if f not in found) or 'none'}"),
         ],
     )
-    available = [isa.name for isa in available_isas()]
     chosen = ""
     try:
         chosen = choose_isa().name
     except MiniresError as error:
         yield "refused", [str(error)]
     rows = []
-    for isa in sets:
+    for isa in isas:
         lacking = " ".join(sorted(isa.features - found))
         reason = f"not here: the CPU lacks {lacking}"
         if not lacking:
@@ -342,9 +344,9 @@ def _peak(_: Any) -> Iterator[Row]:
         elif peak.arithmetic:
             yield instruction.name, f"{OK}: {told} of {peak.arithmetic:.1f} by arithmetic"
         else:
+            why = "; ".join(peak.doubts) or "no CPU is known to do so many"
             state = UNSURE if peak.doubts else FAILED
-            why = "; ".join(peak.doubts)
-            yield instruction.name, f"{state}: {told}, {peak.rate:.2g} a cycle; {why}"
+            yield instruction.name, f"{state}: {told}, {peak.rate:.2g} a cycle: {why}"
 
 
 JOBS: dict[str, Job] = {
@@ -356,5 +358,6 @@ JOBS: dict[str, Job] = {
 }
 
 if __name__ == "__main__":
+    stdout, sys.stdout = sys.stdout, sys.stderr  # where libraries may print what they like
     for answer in JOBS[sys.argv[1]](json.load(sys.stdin)):
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=stdout, flush=True)

@@ -23,7 +23,7 @@ from typing import Any
 
 from minires import cache
 from minires.cache import cache_dir
-from minires.errors import DownloadError, WeightsError
+from minires.errors import DownloadError, WeightsError, short
 from minires.notice import bar_hidden, tell
 from minires.preprocess import Preset, read_preset
 
@@ -136,6 +136,11 @@ def available_weights() -> list[str]:
     -------
     list of str
         Sorted.
+
+    Examples
+    --------
+    >>> minires.available_weights()
+    ['CIFAR10', 'IMAGENET1K_V1', 'IMAGENET1K_V2']
     """
     return sorted(_manifest())
 
@@ -157,13 +162,18 @@ def get_weights(name: str) -> Weights:
     ------
     WeightsError
         For an unknown name.
+
+    Examples
+    --------
+    >>> minires.get_weights("IMAGENET1K_V2").meta["accuracy"]
+    {'acc@1': 80.858, 'acc@5': 95.434}
     """
     manifest = _manifest()
     if not isinstance(name, str) or name not in manifest:
         close = difflib.get_close_matches(str(name).upper(), manifest, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         known = ", ".join(sorted(manifest))
-        raise WeightsError(f"no weights are called {name!r:.80}; known are {known}{hint}")
+        raise WeightsError(f"no weights are called {short(repr(name))}; known are {known}{hint}")
     meta = {"name": name, **manifest[name]}
     files = tuple(WeightsFile(**file) for file in meta.pop("files"))
     meta["categories"] = _categories(meta["categories"])
@@ -182,7 +192,7 @@ def resolve(
     if isinstance(weights, Weights):
         return _obtain(weights, progress), weights
     if not isinstance(weights, str | os.PathLike):
-        raise WeightsError(f"weights are a name or a path, not {weights!r:.80}")
+        raise WeightsError(f"weights are a name or a path, not {short(weights)}")
     known = weights in available_weights()
     if os.path.isfile(weights) or (os.path.exists(weights) and not known):
         return Path(weights), _recognize(Path(weights))

@@ -14,6 +14,7 @@ from minires.layers import Array
 from minires.model import ResNet50
 from minires.preprocess import preprocess
 from minires.quantize.int8_file import is_int8_file
+from minires.sources import find_images, some
 
 
 class Accuracy(NamedTuple):
@@ -53,6 +54,61 @@ def read_labels(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
         raise MiniresError(
             f"{path}: wanted a CSV with the columns file and label, labels being class indices"
         ) from error
+
+
+def label_folders(
+    folder: str | os.PathLike[str], categories: Sequence[str], tell: Callable[[str], None]
+) -> list[tuple[str, int]]:
+    """Label photographs that lie in folders of classes, one for each class, as ImageFolder's do.
+
+    A folder may be called as one of the network's categories. Otherwise there have to be as many
+    folders as categories, and the first by name is class 0, as torchvision's ImageFolder counts
+    them in training; `tell` gets a sentence that says so. You get files' names within `folder`,
+    and class indices; for other folders it raises `MiniresError`.
+    """
+    top = Path(folder)
+    try:
+        names = sorted(p.name for p in top.iterdir() if p.is_dir() and p.name[0] != ".")
+    except OSError as error:
+        raise MiniresError(f"{folder}: cannot be read ({error.strerror})") from error
+    if not names:
+        raise MiniresError(
+            f"{folder}: has no folders of classes in it; give --labels CSV, or one folder a class"
+        )
+    spoken = [_plain(name) for name in categories]
+    indices = [spoken.index(_plain(n)) if spoken.count(_plain(n)) == 1 else -1 for n in names]
+    if min(indices) < 0:
+        indices = _count_folders(top, names, categories)
+        first, last = (f"{n} is {categories[i]}" for n, i in ((names[0], 0), (names[-1], -1)))
+        tell(f"labels go by the folders' order, as in torchvision's ImageFolder: {first}, {last}")
+    return [
+        (os.fspath(file.relative_to(top)), index)
+        for name, index in zip(names, indices, strict=True)
+        for file in find_images([top / name], recursive=True)
+        if file != top / name  # a class without a photograph
+    ]
+
+
+def _plain(name: str) -> str:
+    """Write a class's name as people may write a folder's: tiger_cat is "tiger cat"."""
+    return name.replace("_", " ").replace("-", " ").casefold()
+
+
+def _count_folders(top: Path, names: list[str], categories: Sequence[str]) -> list[int]:
+    """Give folders numbers in the order of their names, unless another order may be meant."""
+    if len(names) != len(categories):
+        raise MiniresError(
+            f"{top}: has {len(names)} folders ({some(names)}), which are neither names of the "
+            f"network's {len(categories)} classes ({some(categories)}) nor as many; give --labels "
+            "CSV, or --categories FILE if there is one"
+        )
+    numbers = [int(name) for name in names if name.isdecimal()]
+    if len(numbers) == len(names) and numbers != sorted(numbers):
+        raise MiniresError(
+            f"{top}: ImageFolder takes the folders {some(names)} in that order, by name and not by "
+            "number; write 02 for 2, or give --labels CSV"
+        )
+    return list(range(len(names)))
 
 
 def logits_of(
@@ -143,7 +199,7 @@ def evaluate_networks(
         except ImageError as error:
             tell(error)
     if not labels:
-        raise MiniresError(f"the labels name no usable image in {folder}")
+        raise MiniresError(f"there is no usable image with a label in {folder}")
     truth = np.array(labels)
     answers = [np.concatenate(of_model) for of_model in zip(*logits, strict=True)]
     result: dict[str, Any] = {"images": len(labels), "unusable": len(rows) - len(labels)}

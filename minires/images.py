@@ -6,27 +6,27 @@ little of them as they need.
 """
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from minires.errors import ImageError
+from minires.errors import ImageError, MiniresError, short
 from minires.layers import Array
 
 ImageSource = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Array
-)
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Array | Any
+)  # Any: what has __array__, such as torch's tensors
 
 # The formats of photographs, by Pillow's name, with the suffixes of such files. No other one
 # is opened: for some Pillow starts a program, as Ghostscript for EPS, and hands it the file.
-# HEIF is opened where a plug-in such as pillow-heif is registered, AVIF where Pillow was built so.
+# HEIF is opened where the plug-in pillow-heif is installed, AVIF where Pillow was built so.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -41,9 +41,18 @@ FORMATS = {
     "ICO": (".ico",),
 }
 SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
-BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
-    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
-)  # of files in ISO's container: what follows "ftyp"
+# Files in ISO's container: the brands that follow "ftyp", by Pillow's name for the format.
+BRANDS = dict.fromkeys((b"avif", b"avis"), "AVIF") | dict.fromkeys(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"),
+    "HEIF",
+)
+# Plug-ins that read them where Pillow does not: by the format, the package, the module, and the
+# function of the module that makes it known to Pillow.
+PLUG_INS = {
+    "AVIF": ("pillow-avif-plugin", "pillow_avif", ""),  # importing it is enough
+    "HEIF": ("pillow-heif", "pillow_heif", "register_heif_opener"),
+}
+SPOKEN = {"AVIF": "AVIF", "HEIF": "HEIC"}  # as people call them
 
 # White in Pillow's deep modes, and up to which value: a product may overshoot a little.
 SCALES: dict[str, list[tuple[float, float]]] = {
@@ -77,27 +86,6 @@ STRIP = 2**19  # pixels: the arrays made of them take some 20 MB
 MAX_ASPECT_RATIO = 1000  # such an image takes 215 MB when its short side is resized to 232
 
 
-def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the files that are named, and in place of each folder its images, by name.
-
-    A folder without an image stays as it is, and so does a name that is not there: whoever opens it
-    says what is wrong. An empty name raises `ImageError`: it would be the current folder.
-    """
-    files = []
-    for given in sources:
-        if not os.fspath(given):
-            raise ImageError("a name is empty; wanted a file or a folder, . for the current one")
-        source = Path(given)
-        inside: list[Path] = []
-        with contextlib.suppress(OSError):  # it is a file, or may not be looked into
-            inside = sorted(source.iterdir())
-        # A name that begins with a dot is hidden: macOS leaves such files beside images.
-        visible = [path for path in inside if path.name[0] != "." and path.is_file()]
-        images = [path for path in visible if path.suffix.lower() in SUFFIXES]
-        files += images or [source]
-    return files
-
-
 def load_image(source: ImageSource) -> Image.Image:
     """Decode an image, turn it upright and make it RGB.
 
@@ -106,10 +94,11 @@ def load_image(source: ImageSource) -> Image.Image:
 
     Parameters
     ----------
-    source : path-like, bytes-like, binary file, PIL image or ndarray
-        An array is (H, W, 3) or (H, W) uint8. More than 8 bits are scaled to 8: white is 65535 in
-        16 bits, 255 or 65535 in 32, 1 or 255 in floats, and a little beyond that is white too.
-        Other values are stretched from the least to the greatest.
+    source : path-like, bytes-like, binary file, PIL image, ndarray or tensor
+        An array is (H, W, 3) or (H, W) uint8; a tensor, as torch's, may also be (3, H, W). More
+        than 8 bits are scaled to 8: white is 65535 in 16 bits, 255 or 65535 in 32, 1 or 255 in
+        floats, and a little beyond that is white too. Other values are stretched from the least to
+        the greatest.
 
     Returns
     -------
@@ -121,6 +110,11 @@ def load_image(source: ImageSource) -> Image.Image:
     ImageError
         For what cannot be opened, is no image, is incomplete, has more pixels than
         ``PIL.Image.MAX_IMAGE_PIXELS`` or is over 1000 times as long as it is wide.
+
+    Examples
+    --------
+    >>> minires.load_image("examples/images/cat.jpg").size
+    (451, 300)
     """
     with open_image(source) as decoded:
         image, row = Image.new("RGB", decoded.size), 0
@@ -176,8 +170,8 @@ def open_image(source: ImageSource) -> Iterator[Decoded]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _open(source) as opened:
                 yield _decode(opened, name)
-    except ImageError:
-        raise
+    except MiniresError as error:
+        raise ImageError(str(error)) from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: {_what_it_is(source)}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -203,43 +197,101 @@ def _name(source: ImageSource) -> str:
 def _open(source: ImageSource) -> contextlib.AbstractContextManager[Image.Image]:
     if isinstance(source, Image.Image):
         return contextlib.nullcontext(source)
-    if isinstance(source, np.ndarray):
+    if hasattr(source, "__array__"):
+        source = _as_image(source)
         if source.dtype != np.uint8 or not (source.ndim == 2 or source.shape[2:] == (3,)):
             raise ImageError(
                 f"an image given as an array is {source.dtype} of shape {source.shape}; "
                 "wanted uint8 and (H, W, 3) or (H, W)"
             )
-        return contextlib.nullcontext(Image.fromarray(source))
-    Image.init()  # finds Pillow's own plug-ins
-    formats = [name for name in FORMATS if name in Image.OPEN]
+        return contextlib.nullcontext(Image.fromarray(np.ascontiguousarray(source)))
     if isinstance(source, bytes | bytearray | memoryview):
-        return Image.open(io.BytesIO(source), formats=formats)
+        return _open_file(io.BytesIO(source))
     if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
-        return Image.open(source, formats=formats)
+        refuse_address(source)
+        return _open_file(source)
     raise ImageError(
         f"a {type(source).__name__} given as an image; "
         "wanted a path, bytes, a binary file, a PIL image or an array"
     )
 
 
-def _what_it_is(source: Any) -> str:
-    """Guess from its first bytes what kind of file it is that cannot be opened."""
+def refuse_address(source: object) -> None:
+    """Raise `ImageError` for an address on the web, because minires opens files only."""
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+    # A path has one slash where the address had two.
+    if isinstance(name, str) and (found := re.match(r"(https?|ftp):/+", name, re.IGNORECASE)):
+        address = f"{found[1]}://{name[found.end() :]}"
+        raise ImageError(
+            f"{address}: an address on the web, and minires reads files; download it first, as by "
+            f"curl -O {address}"
+        )
+
+
+def _open_file(file: Any) -> Image.Image:
+    """Open a path or a binary file, with a plug-in's help if Pillow needs it."""
+    Image.init()  # finds Pillow's own plug-ins
+    try:
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        kind = _brand(file)
+        _, module, register = PLUG_INS.get(kind, ("", "", ""))
+        if kind in Image.OPEN or not module or importlib.util.find_spec(module) is None:
+            raise
+        plug_in = importlib.import_module(module)
+        getattr(plug_in, register, lambda: None)()
+        return Image.open(file, formats=[kind])
+
+
+def as_array(given: Any) -> Array:
+    """Turn into NumPy's array whatever has ``__array__``, such as torch's tensors."""
+    try:
+        if hasattr(given, "detach"):  # torch's may need a gradient, or lie on a GPU
+            given = given.detach().cpu()
+        return np.asarray(given)
+    except Exception as error:  # of a library that we do not know
+        raise MiniresError(
+            f"NumPy can make no array of the {type(given).__name__} given ({short(str(error))})"
+        ) from error
+
+
+def _as_image(given: Any) -> Array:
+    """Turn what may be a tensor into (H, W, 3): torch has the channels first."""
+    array = as_array(given)
+    first = not isinstance(given, np.ndarray) and array.ndim == 3 and array.shape[2] != 3
+    return array.transpose(1, 2, 0) if first and array.shape[0] == 3 else array
+
+
+def _brand(source: Any) -> str:
+    """Look at a file's first bytes for a format of `BRANDS`; the answer is empty for others."""
     start = b""
     with contextlib.suppress(Exception):
         if isinstance(source, str | os.PathLike):
             with open(source, "rb") as file:
-                start = file.read(12)
+                start = file.read(64)
         elif hasattr(source, "read"):
             source.seek(0)
-            start = source.read(12)
+            start = source.read(64)
         else:
-            start = bytes(source[:12])
-    kind = BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None
-    if kind is None:
+            start = bytes(source[:64])
+    if start[4:8] != b"ftyp":
+        return ""
+    # The box tells its own length. The file's own brand comes first, then those it can be read as.
+    brands = start[8 : int.from_bytes(start[:4], "big")]
+    words = (brands[at : at + 4] for at in range(0, len(brands), 4))
+    return next((BRANDS[word] for word in words if word in BRANDS), "")
+
+
+def _what_it_is(source: Any) -> str:
+    """Say what kind of file it is that cannot be opened, and what to do."""
+    kind = _brand(source)
+    if not kind:
         return f"empty, or not an image of a kind that is read: {', '.join(FORMATS)}"
+    if kind in Image.OPEN:
+        return f"a photograph in {SPOKEN[kind]} that is damaged or incomplete"
     return (
-        f"a photograph in {kind}, which Pillow cannot read here by itself; save it as JPEG or PNG, "
-        "or, in Python, install pillow-heif and call pillow_heif.register_heif_opener() before"
+        f"a photograph in {SPOKEN[kind]}, which Pillow cannot read here by itself; pip install "
+        f"{PLUG_INS[kind][0]}, or save it as JPEG or PNG"
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minires import reference as ref
+from minires.hooks import HookHandle, put_on
 from minires.reference import QParams
 
 Array = npt.NDArray[Any]
@@ -30,6 +31,11 @@ class Layer:
 
     It cannot be changed, because compiled kernels are laid out for it: `dataclasses.replace` makes
     another one, without hooks. Hooks can be put on and taken off at any time.
+
+    Examples
+    --------
+    >>> model["layer2.0.conv2"].output_shape((1, 16, 16, 128))
+    (1, 8, 8, 128)
     """
 
     name: str  # torchvision's name of the convolution, pool or linear layer
@@ -43,7 +49,7 @@ class Layer:
     bn: str = ""  # torchvision's name of the BatchNorm fused into a convolution
     relu: bool = False  # whether negative outputs become zero
     qparams: QParams | None = None  # scale and zero point of an output in eight bits
-    hooks: list["HookHandle"] = field(default_factory=list, init=False, repr=False)
+    hooks: list[HookHandle] = field(default_factory=list, init=False, repr=False)
 
     def output_shape(self, x: Shape) -> Shape:
         """Return the output's shape for an input of shape `x`."""
@@ -64,32 +70,9 @@ class Layer:
         per_channel = self.kernel**2 * self.in_c + (2 if self.bn else 1)
         return self.out_c * per_channel if has_weights else 0
 
-    def register_forward_hook(self, hook: Hook) -> "HookHandle":
+    def register_forward_hook(self, hook: Hook) -> HookHandle:
         """Have ``hook(layer, inputs, output)`` called after each run, as `HookHandle` tells."""
-        self.hooks.append(HookHandle(self.hooks, hook))
-        return self.hooks[-1]
-
-
-@dataclass(eq=False)
-class HookHandle:
-    """A hook that is on, as in torch; `Layer.register_forward_hook` returns it.
-
-    Take it off by ``remove()``, or use it in a with statement, which does so at its end. An array
-    that the hook returns takes the output's place.
-    """
-
-    hooks: list["HookHandle"] = field(repr=False)  # those of the same layer
-    hook: Hook
-
-    def remove(self) -> None:
-        """Take the hook off; a second time does nothing."""
-        self.hooks[:] = [other for other in self.hooks if other is not self]
-
-    def __enter__(self) -> "HookHandle":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
+        return put_on(self.hooks, hook)
 
 
 class FloatParams(NamedTuple):

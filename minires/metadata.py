@@ -125,15 +125,16 @@ def _name(told: object) -> str:
     # What is not printable could move a terminal's cursor, and write over what stands there.
     if not isinstance(told, str) or not told.isprintable() or len(told) > LONGEST_NAME:
         raise WeightsError(
-            f"{short(told)} is a name in its metadata; wanted text, {LONGEST_NAME} characters at "
-            "most"
+            f"{short(told)} is given as a name; wanted printable text of at most {LONGEST_NAME} "
+            "characters"
         )
     return told
 
 
-def _categories(told: object) -> list[str]:
+def check_categories(told: object) -> list[str]:
+    """Check the names of classes."""
     if not isinstance(told, list):
-        raise WeightsError(f"its categories are {short(told)}; wanted a list of names")
+        raise WeightsError(f"the categories are {short(told)}; wanted a list of names")
     return [_name(name) for name in told]
 
 
@@ -153,7 +154,7 @@ def _recipe(told: object) -> dict[str, Any]:
 # What checks each value that minires uses, by its name in a network's meta.
 READERS: Mapping[str, Callable[[Any], Any]] = {
     "name": _name,
-    "categories": _categories,
+    "categories": check_categories,
     "preset": read_preset,
     "saturated": _shares,
     "calibration": _recipe,

@@ -10,16 +10,16 @@ from time import perf_counter
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
-from minires import preprocess, show
+from minires import checkpoint, preprocess, show
 from minires.backends import Backend, Engine, check_backend, check_parameters
-from minires.checkpoint import fp32_params, lock, read_only
-from minires.errors import MiniresError, check_choice
+from minires.errors import MiniresError, NoLayerError, check_choice, check_is, check_whole, short
 from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Record, Shape
 from minires.summary import enough_memory
 
 
 def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
     """List the layers in the order they run."""
+    num_classes = check_whole("num_classes", num_classes)
 
     def conv(
         name: str, inputs: tuple[str, ...], in_c: int, out_c: int, kernel: int, stride: int = 1
@@ -54,7 +54,13 @@ def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
 
 
 class Step(NamedTuple):
-    """One layer that has run, with its inputs and its output."""
+    """One layer that has run, with its inputs and its output.
+
+    Examples
+    --------
+    >>> next(model.steps(x))
+    Step(input, input: (1, 3, 64, 64) -> (1, 64, 64, 3), 0 MACs)
+    """
 
     layer: Layer
     inputs: tuple[Array, ...]
@@ -97,11 +103,11 @@ class ResNet50:
 
     Its layers and parameters are read-only: writing into a weight raises a ValueError, because
     compiled kernels run on a copy that the edit would not reach. To run other weights, build
-    another network: from a changed state_dict by `from_state_dict`, or from other params::
+    another network: from a changed state_dict by `from_state_dict`, or from other params:
 
-        params = dict(model.params)
-        params["fc"] = params["fc"]._replace(bias=params["fc"].bias + 1)
-        other = ResNet50(model.layers, params, model.precision, model.meta)
+    >>> params = dict(model.params)
+    >>> params["fc"] = params["fc"]._replace(bias=params["fc"].bias + 1)
+    >>> other = ResNet50(model.layers, params, model.precision, model.meta)
 
     A copy or a pickle has the layers, parameters, precision, backend and meta, but no hooks and no
     record. It lays its compiled kernels out anew at its first run.
@@ -131,8 +137,13 @@ class ResNet50:
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         check_choice("precision", precision, self.operators)
+        check_is("layers", layers, Iterable, "those of resnet50_layers")
+        check_is("params", params, Mapping, "each layer's parameters by its name")
+        check_is("meta", meta, Mapping | None, "facts by their names")
         self._layers = tuple(layers)
-        self._params = MappingProxyType({name: read_only(p) for name, p in params.items()})
+        self._params = MappingProxyType(
+            {name: checkpoint.read_only(p) for name, p in params.items()}
+        )
         self._precision = precision
         self._backend = "numpy"
         self._engines: dict[tuple[str, str], Engine] = {}  # by backend and precision
@@ -144,8 +155,9 @@ class ResNet50:
         cls, state: Mapping[str, Array], meta: Mapping[str, Any] | None = None
     ) -> "ResNet50":
         """Build the float32 network of a state_dict as torchvision's: OIHW, any classes."""
-        layers = resnet50_layers(num_classes=len(state["fc.bias"]))
-        return cls(layers, fp32_params(layers, state), meta=meta)
+        layers = resnet50_layers(checkpoint.count_classes(state))
+        state = checkpoint.check_state_dict(state, checkpoint.state_dict_shapes(layers))
+        return cls(layers, checkpoint.fp32_params(layers, state), meta=meta)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -192,7 +204,7 @@ class ResNet50:
         """
         if self.backend != "numpy" and not any(layer.hooks for layer in self.layers):
             started = perf_counter()
-            preprocess.check_input(x)
+            x = preprocess.check_input(x)
             return self._engine(x, self.record, started)
         for step in self.steps(x):
             output = step.output
@@ -200,7 +212,7 @@ class ResNet50:
 
     def steps(self, x: Array) -> Iterator[Step]:
         """Walk through the network, stopping after each layer; the last output is the logits."""
-        preprocess.check_input(x)
+        x = preprocess.check_input(x)
         last_reader = {name: layer for layer in self.layers for name in layer.inputs}
         outputs: dict[str, Array] = {}
         for layer in self.layers:
@@ -235,9 +247,9 @@ class ResNet50:
     def __getitem__(self, name: str) -> Layer:
         """Find a layer by its name, for example to hook it."""
         for layer in self.layers:
-            if layer.name == name:
+            if isinstance(name, str) and layer.name == name:
                 return layer
-        raise KeyError(f"no layer is called {name!r}; print(model) lists them")
+        raise NoLayerError(f"no layer is called {short(repr(name))}; print(model) lists them")
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
@@ -257,6 +269,6 @@ def _rebuild(
     cls: type[ResNet50], layers: Any, params: Any, precision: str, meta: Any, backend: str
 ) -> ResNet50:
     """Make a network of a copy's parts; pickle leaves their arrays writable, so lock them first."""
-    model = cls(layers, {name: lock(p) for name, p in params.items()}, precision, meta)
+    model = cls(layers, {name: checkpoint.lock(p) for name, p in params.items()}, precision, meta)
     model.backend = backend
     return model

@@ -13,7 +13,9 @@ from typing import Any
 
 from minires import download
 from minires.errors import MiniresError
+from minires.kernels.cpu import set_num_threads
 from minires.layers import OPERATORS
+from minires.quantize.int8_file import is_int8_file
 
 PRECISIONS = tuple(OPERATORS)
 # int8-simulated shows INT8's numbers, not its speed: it computes in float32.
@@ -86,6 +88,19 @@ def weights(parser: _ActionsContainer) -> None:
     parser.add_argument("--weights", metavar="NAME|PATH", help=text)
 
 
+def own_network(parser: Parser) -> None:
+    """Add --categories and --preset, for `own`."""
+    text = "names of a network of your own: a line each, or a folder with a folder for each class"
+    parser.add_argument("--categories", type=path, metavar="FILE|FOLDER", help=text)
+    text = "how it wants its images: as the weights of this name do, IMAGENET1K_V1 unless given"
+    parser.add_argument("--preset", metavar="NAME", help=text)
+
+
+def own(arguments: Namespace) -> dict[str, Any]:
+    """Hand to `minires.resnet50` what --categories and --preset say."""
+    return {"categories": arguments.categories, "preset": arguments.preset}
+
+
 def offline(parser: Parser) -> None:
     """Add --offline, which counts while the command runs."""
     text = (
@@ -96,15 +111,22 @@ def offline(parser: Parser) -> None:
 
 
 def precision(parser: Parser) -> None:
-    """Add --precision."""
-    text = "%(default)s unless given"
-    parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help=text)
+    """Add --precision, for `chosen_precision`."""
+    text = "fp32 unless given, or int8 for weights that are in INT8"
+    parser.add_argument("--precision", choices=PRECISIONS, help=text)
 
 
-def precisions(parser: Parser, *default: str) -> None:
+def precisions(parser: Parser, *default: str, others: str = "") -> None:
     """Add --precisions, for commands that measure several of them."""
-    text = f"{', '.join(default)} unless given"
-    parser.add_argument("--precisions", nargs="+", default=default, choices=MEASURED, help=text)
+    text = f"{', '.join(default)} unless given{others}"
+    parser.set_defaults(usual_precisions=default)
+    parser.add_argument("--precisions", nargs="+", choices=MEASURED, help=text)
+
+
+def threads(parser: Parser) -> None:
+    """Add --threads, for `use_threads`."""
+    text = "how many threads compute: OMP_NUM_THREADS, or one a core, unless given"
+    parser.add_argument("--threads", type=at_least(1), metavar="N", help=text)
 
 
 def number(
@@ -129,11 +151,12 @@ def input_size(parser: Parser) -> None:
 
 
 def plot(parser: Parser) -> None:
-    """Add --plot."""
+    """Add --plot and --dark."""
     parser.add_argument("--plot", metavar="FILE", help="draw it too: a .png, .svg or .pdf file")
+    parser.add_argument("--dark", action="store_true", help="draw on black")
 
 
-def json_answer(parser: Parser) -> None:
+def json_answer(parser: _ActionsContainer) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", help="answer with one JSON document")
 
@@ -142,6 +165,35 @@ def chosen_weights(arguments: Namespace) -> str | download.Weights:
     """Choose the weights once, if several networks are to be made of them."""
     given: str | None = arguments.weights
     return download.default_weights() if given is None else given
+
+
+def chosen_precision(arguments: Namespace) -> str:
+    """Choose the precision: the one asked for, or that of the weights."""
+    given: str | None = arguments.precision
+    return given or ("int8" if _in_int8(arguments) else "fp32")
+
+
+def chosen_precisions(arguments: Namespace) -> list[str]:
+    """Choose the precisions to measure: as asked, or those usual that the weights have."""
+    usual = ["int8"] if _in_int8(arguments) else arguments.usual_precisions
+    return list(dict.fromkeys(arguments.precisions or usual))
+
+
+def _in_int8(arguments: Namespace) -> bool:
+    given = getattr(arguments, "weights", None)
+    return given is not None and os.path.isfile(given) and is_int8_file(Path(given))
+
+
+def use_threads(arguments: Namespace) -> None:
+    """Let as many threads compute as --threads says, where they are the CPU's kernels'."""
+    count = getattr(arguments, "threads", None)
+    backend = getattr(arguments, "backend", "numba")
+    if count and backend != "numba":
+        raise MiniresError(
+            f"--threads is of the CPU's kernels; leave it out with --backend {backend}"
+        )
+    if count:
+        set_num_threads(count)
 
 
 def check_folder(path: Path) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from minires.errors import ImageError, MiniresError, short
-from minires.images import Decoded, ImageSource, open_image
+from minires.errors import ImageError, MiniresError, check_whole, short
+from minires.images import Decoded, ImageSource, as_array, open_image
 from minires.layers import Array
+
+LARGEST_SIDE = 1024  # pixels of a preset; the largest in use are 512 or so
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Preset:
         on the scale 0 to 1.
     enlarge : int, optional
         The side to which the square is enlarged at the end.
+
+    Examples
+    --------
+    >>> preset = minires.Preset(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    >>> minires.preprocess("examples/images/cat.jpg", preset).shape
+    (1, 3, 224, 224)
     """
 
     resize: int
@@ -40,13 +48,29 @@ class Preset:
     std: tuple[float, float, float]
     enlarge: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("resize", "crop", "enlarge"):
+            given = getattr(self, name)
+            if name != "enlarge" or given is not None:
+                side = check_whole(f"a preset's {name}", given)
+                if side > LARGEST_SIDE:
+                    raise MiniresError(f"a preset's {name} is {side}; at most {LARGEST_SIDE}")
+                object.__setattr__(self, name, side)
+        for name, least in ("mean", -np.inf), ("std", 0.0):
+            given = getattr(self, name)
+            try:
+                red, green, blue = map(float, given)
+            except (TypeError, ValueError):
+                red, green, blue = np.nan, np.nan, np.nan
+            if not all(least < value < np.inf for value in (red, green, blue)):
+                above = ", above 0" if name == "std" else ""
+                raise MiniresError(f"a preset's {name} is {short(given)}; wanted 3 numbers{above}")
+            object.__setattr__(self, name, (red, green, blue))
+
     @property
     def side(self) -> int:
         """The side of the square that the network gets."""
         return self.enlarge or self.crop
-
-
-LARGEST_SIDE = 1024  # pixels of a preset; the largest in use are 512 or so
 
 
 def read_preset(values: object) -> Preset:
@@ -102,9 +126,17 @@ def preprocess(images: ImageSource | Sequence[ImageSource], preset: Preset) -> A
     ------
     ImageError
         For an empty list, or for the first image that cannot be used.
+
+    Examples
+    --------
+    >>> two = ["examples/images/cat.jpg", np.zeros((480, 640, 3), np.uint8)]
+    >>> minires.preprocess(two, model.meta["preset"]).shape
+    (2, 3, 64, 64)
     """
     if not isinstance(preset, Preset):
-        raise MiniresError(f"preset is {preset!r}; wanted a Preset, such as model.meta['preset']")
+        raise MiniresError(
+            f"preset is {short(preset)}; wanted a Preset, such as model.meta['preset']"
+        )
     sources: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
     if not sources:
         raise ImageError("the list of images is empty; wanted at least one")
@@ -156,8 +188,9 @@ def normalize(crop_u8: Array, preset: Preset) -> Array:
     return y
 
 
-def check_input(x: Array) -> None:
-    """Raise `MiniresError` unless `x` is a batch that the network can take."""
+def check_input(x: Any) -> Array:
+    """Return NumPy's array of a batch that the network can take; else raise `MiniresError`."""
+    x = as_array(x) if hasattr(x, "__array__") else x
     if not isinstance(x, np.ndarray) or x.dtype != np.float32:
         kind = f"a {x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
         raise MiniresError(f"x is {kind}; wanted a float32 array, as minires.preprocess makes it")
@@ -170,3 +203,4 @@ def check_input(x: Array) -> None:
             f"x holds values up to {largest:g}; wanted normalized pixels (about -3 to 3), "
             "as minires.preprocess makes them"
         )
+    return x

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from minires import reference as ref
 from minires.backends import Backend
-from minires.checkpoint import check_state_dict, fp32_params, state_dict_shapes
+from minires.checkpoint import check_state_dict, count_classes, fp32_params, state_dict_shapes
 from minires.layers import OPERATORS, Array, Layer, Operator
 from minires.model import ResNet50, resnet50_layers
 
@@ -34,9 +34,16 @@ def unfuse(state: Mapping[str, Array], meta: Mapping[str, Any] | None = None) ->
     ------
     WeightsError
         For tensors that do not belong to a ResNet-50.
+
+    Examples
+    --------
+    >>> from minires.unfuse import unfuse
+    >>> state = minires.checkpoint.read_checkpoint("weights/resnet50_cifar10.safetensors")
+    >>> apart = unfuse(state)
+    >>> [step.name for step in apart.steps(x)][1:4]
+    ['conv1', 'bn1', 'relu1']
     """
-    classes = len(state["fc.bias"]) if "fc.bias" in state else 1000
-    layers = resnet50_layers(classes)
+    layers = resnet50_layers(count_classes(state))
     state = check_state_dict(state, state_dict_shapes(layers))
     parts = unfused_layers(layers)
     return UnfusedResNet50(parts, fp32_params(parts, state), meta=meta)

@@ -28,12 +28,45 @@ STORAGES = {
     "ByteStorage": "|u1",
     "BoolStorage": "|b1",
 }
-NO_BFLOAT16 = "holds bfloat16, which NumPy lacks; save it as float32"
+BFLOAT16 = "bfloat16"  # which NumPy lacks: it is widened to float32 where it is read
+STORAGES["BFloat16Storage"] = BFLOAT16
 MOST_BYTES = 2**24  # of a pickle: a ResNet-50's has 50 KB, with its optimizer's state 200 KB
 MOST_STEPS = 500_000  # of which a ResNet-50's takes 12,000
 MOST_DIMENSIONS = 32  # as in NumPy before 2.0
 
 MakeStorage = Callable[[str, str, int], Array]  # type, key and number of values, to (values,)
+
+# Classes and functions that checkpoints name beside tensors: the parts of a ResNet that was saved
+# whole, and what training scripts keep. None of them is called. `Fields` stand for what they make.
+INERT = {
+    "torchvision.models.resnet": {"ResNet", "Bottleneck", "BasicBlock"},
+    "torch.nn.modules.conv": {"Conv2d"},
+    "torch.nn.modules.batchnorm": {"BatchNorm2d"},
+    "torch.nn.modules.activation": {"ReLU"},
+    "torch.nn.modules.pooling": {"MaxPool2d", "AdaptiveAvgPool2d"},
+    "torch.nn.modules.linear": {"Linear", "Identity"},
+    "torch.nn.modules.dropout": {"Dropout"},
+    "torch.nn.modules.flatten": {"Flatten"},
+    "torch.nn.modules.container": {"Sequential"},
+    "torch.nn.parallel.data_parallel": {"DataParallel"},
+    "torch": {"device", "Size", "float32", "float16", "bfloat16"},
+    "argparse": {"Namespace"},
+    "collections": {"Counter", "defaultdict"},
+    "numpy": {"dtype"},
+    "numpy.core.multiarray": {"scalar"},
+    "numpy._core.multiarray": {"scalar"},
+    "_codecs": {"encode"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "__builtin__": {"set"},
+    "builtins": {"set"},
+    "torch.jit._pickle": {
+        "build_intlist",
+        "build_doublelist",
+        "build_boollist",
+        "build_tensorlist",
+    },
+}
+TORCHSCRIPT = "__torch__."  # begins the names of a TorchScript program's own classes
 
 # Instructions that put on the stack what stands in the pickle, and those that put a constant there.
 ARGUMENTS = {
@@ -49,6 +82,20 @@ ARGUMENTS = {
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def in_memory(dtype: str) -> "np.dtype[Any]":
+    """Tell the type that a storage of this type is read to."""
+    return np.dtype("<f4" if dtype == BFLOAT16 else dtype)
+
+
+def widen(bfloat16: bytes) -> Array:
+    """Make float32 of bfloat16, which is its upper half."""
+    return (np.frombuffer(bfloat16, "<u2").astype("<u4") << 16).view("<f4")
+
+
+class Fields(dict[Any, Any]):
+    """What stands for an object: its fields, and nothing that it could do."""
 
 
 def unpickle(file: BinaryIO, make_storage: MakeStorage) -> Any:
@@ -104,6 +151,7 @@ class _Machine:
         self.make_storage = make_storage
         self.stack: list[Any] = []
         self.marks: list[int] = []
+        self.copied = 0  # values
         self.memo: dict[int, Any] = {}  # no list, which a pickle could make as long as it likes
 
     def step(self, name: str, argument: Any) -> None:
@@ -147,8 +195,10 @@ class _Machine:
                     stack.append(self.storage(stack.pop()))
                 case "REDUCE":
                     self.call(*self.pop(2))
+                case "NEWOBJ" if stack[-2:-1] == [_make_fields]:
+                    self.call(*self.pop(2))
                 case "BUILD":
-                    self.drop_state()
+                    self.set_state()
                 case "PROTO" | "FRAME":
                     pass  # the version, and the length of what follows
                 case _:
@@ -185,16 +235,27 @@ class _Machine:
         """Call one of the functions below: nothing else on the stack can be called."""
         if not (callable(function) and isinstance(arguments, tuple)):
             raise WeightsError("damaged: its pickle calls what is no function")
+        for argument in arguments:
+            self.count(argument)
         self.stack.append(function(*arguments))
 
-    def drop_state(self) -> None:
-        """Pass over the further state of an OrderedDict, torch's ``_metadata``.
+    def count(self, copied: Any) -> None:
+        """Bound what is copied: one instruction may copy what thousands have made."""
+        self.copied += len(copied) if isinstance(copied, list | tuple | dict) else 0
+        if self.copied > MOST_STEPS:
+            raise WeightsError(f"refused: its pickle copies more than {MOST_STEPS} values")
+
+    def set_state(self) -> None:
+        """Keep an object's fields; pass over an OrderedDict's further state, torch's ``_metadata``.
 
         State of anything else would be written into it: into a function for as long as we run.
         """
-        self.stack.pop()
+        state = self.stack.pop()
         if not isinstance(self.stack[-1], dict):
             raise WeightsError("refused, because loading it would change what is no dictionary")
+        if isinstance(self.stack[-1], Fields) and isinstance(state, dict):
+            self.count(state)
+            _update(self.stack[-1], state.items())
 
     def storage(self, pid: Any) -> Array:
         """Return the storage that the pickle refers to; a view is None, in the older format."""
@@ -214,12 +275,15 @@ def _known(module: Any, name: Any) -> Any:
             return _rebuild_tensor
         case "torch._utils", "_rebuild_parameter":
             return _rebuild_parameter
-        case "torch", "BFloat16Storage":
-            raise WeightsError(NO_BFLOAT16)
         case "torch", str() if name in STORAGES:
             return STORAGES[name]
+        case str(), str() if name in INERT.get(module, ()) or module.startswith(TORCHSCRIPT):
+            return _make_fields
     asked = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "a value"
-    raise WeightsError(f"refused, because loading it would call {asked!r:.80}; wanted tensors")
+    raise WeightsError(
+        f"refused, because loading it would call {asked!r:.80}; save its tensors alone, "
+        'where its code is: torch.save(model.state_dict(), "weights.pth")'
+    )
 
 
 def _update(dictionary: dict[Any, Any], items: Iterable[Any]) -> None:
@@ -236,6 +300,11 @@ def _make_dictionary(items: Iterable[Any] = ()) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
     _update(made, items)
     return made
+
+
+def _make_fields(*_: object) -> Fields:
+    """Make what stands for an object, whatever it is made of."""
+    return Fields()
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Array:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from minires.errors import MiniresError
+from minires.errors import MiniresError, short
 
 try:
     import fcntl
@@ -51,7 +51,10 @@ def _partial(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, Path]]:
     A process that is killed leaves the file behind. So the file is locked while it is in use, and
     the next process that writes into the same folder removes such files that nobody has locked.
     """
-    target = Path(os.path.realpath(path))
+    try:
+        target = Path(os.path.realpath(path))
+    except (TypeError, ValueError) as error:  # no path, or one that the system cannot have
+        raise MiniresError(f"{short(path)} is no path; wanted that of a file to write") from error
     try:
         if not target.parent.is_dir():
             raise MiniresError(f"{path}: its folder is not there; make it first")

@@ -1,10 +1,11 @@
 """Files are made by hand here, opcode by opcode: torch is not needed, and any lie can be told."""
 
+import json
 import os
 import pickle
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from minires.checkpoint import (
-    LEGACY_MAGIC,
     MOST_FILE,
     check_state_dict,
+    files_of,
     read_checkpoint,
     read_metadata,
 )
 from minires.errors import WeightsError
+from minires.torch_files import LEGACY_MAGIC
 from tests.seeded_weights import torchvision_shapes
 
 Array = npt.NDArray[Any]
@@ -244,6 +246,36 @@ def test_a_state_dict_may_be_wrapped(wrapper: str, write: Callable[..., None], f
     assert_same(read_checkpoint(file), {"a": SIX["0"]})
 
 
+# 1, -2, the largest, infinity, and the least above 0, as the upper halves of float32
+BFLOAT16 = np.array([0x3F80, 0xC000, 0x7F7F, 0x7F80, 0x0001, 0x8000], np.uint16)
+WIDENED = np.array([1, -2, 3.3895313892515355e38, np.inf, 2.0**-133, -0.0], np.float32)
+
+
+@in_any_format
+def test_bfloat16_becomes_float32(format_name: str, file: Path) -> None:
+    if format_name == "safetensors":
+        safetensors_of("BF16", BFLOAT16.nbytes, [2, 3], BFLOAT16.tobytes())(file)
+    else:
+        state = {"a": tensor(0, (2, 3), (3, 1), kind="BFloat16Storage")}
+        WRITERS[format_name](file, state, {"0": BFLOAT16})
+    assert_same(read_checkpoint(file), {"a": WIDENED.reshape(2, 3)})
+    assert np.signbit(read_checkpoint(file)["a"][1, 2])
+
+
+def test_an_index_names_the_files(file: Path) -> None:
+    save_file({"a": np.ones(2)}, file.parent / "a-00001-of-00002.safetensors")
+    write_zip(file.parent / "b.bin", *tensors({"b": np.zeros(3)}))
+    index_of("a-00001-of-00002.safetensors", "b.bin", "b.bin")(file)
+    assert_same(read_checkpoint(file), {"a": np.ones(2), "b": np.zeros(3)})
+    assert read_metadata(file) == {}
+    names = ["weights.any", "a-00001-of-00002.safetensors", "b.bin"]
+    assert [Path(path).name for path in files_of(file)] == names
+    assert files_of(file.parent / "b.bin") == [str(file.parent / "b.bin")]
+    refusal(file.parent / names[1], "one of several parts", "index, a.safetensors.index.json")
+    whole = (file.parent / names[1]).rename(file.parent / "a-00001-of-00001.safetensors")
+    assert list(read_checkpoint(whole)) == ["a"]
+
+
 @by_pytorch
 def test_metadata_of_a_state_dict_is_dropped(write: Callable[..., None], file: Path) -> None:
     lies = {"_metadata": {"": {"version": 1}}, "items": 1, "__class__": 2}
@@ -428,17 +460,20 @@ def compressed_zip(path: Path) -> None:
         archive.writestr("any/data.pkl", pickled({}))
 
 
-def torchscript(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("any/data.pkl", pickled({}))
-        archive.writestr("any/constants.pkl", pickled(()))
-        archive.writestr("any/code/a.py", "pass", zipfile.ZIP_DEFLATED)
+def index_of(*names: str) -> Callable[[Path], object]:
+    """Return what writes an index that names these files."""
+    told = {"weight_map": dict(zip(map(str, range(len(names))), names, strict=True))}
+    return lambda path: path.write_text(json.dumps(told))
 
 
-def safetensors_of(dtype: str, size: int) -> Callable[[Path], object]:
-    """Return what writes eight values of a type that NumPy may not have."""
-    header = f'{{"a":{{"dtype":"{dtype}","shape":[8],"data_offsets":[0,{size}]}}}}'.encode()
-    return lambda path: path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+def safetensors_of(
+    dtype: str, size: int, shape: Sequence[int] = (8,), values: bytes = b""
+) -> Callable[[Path], object]:
+    """Return what writes a tensor of a type that NumPy may not have."""
+    sides = list(shape)
+    header = f'{{"a":{{"dtype":"{dtype}","shape":{sides},"data_offsets":[0,{size}]}}}}'.encode()
+    start = len(header).to_bytes(8, "little") + header
+    return lambda path: path.write_bytes(start + values.ljust(size, b"\0"))
 
 
 def safetensors_header(header: bytes) -> Callable[[Path], object]:
@@ -459,17 +494,15 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "list": (lambda path: write_zip(path, (1, 2), {}), "holds a tuple"),
     "numbers": (lambda path: write_zip(path, {"epoch": 3}, {}), "'epoch' is a int"),
     "numbered": (lambda path: write_zip(path, {7: tensor(0, (6,), (1,))}, SIX), "its 7 is"),
-    "bfloat16": (
-        lambda path: write_zip(path, {"a": tensor(0, (2,), (1,), kind="BFloat16Storage")}, SIX),
-        "bfloat16",
-    ),
-    "bfloat16, safetensors": (
-        lambda path: path.write_bytes(
-            (60).to_bytes(8, "little")
-            + b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'.ljust(60)
-            + b"ab"
-        ),
-        "bfloat16",
+    "JSON": (lambda path: path.write_text("{}"), "JSON, but not the index"),
+    "an index of folders": (index_of("../a"), "files in other folders"),
+    "an index of a folder": (index_of(".."), "cannot be read"),
+    "an index of too many": (index_of(*map(str, range(65))), "too many files"),
+    "an index of itself": (index_of("weights.any"), "an index that an index names"),
+    "an index of what is missing": (index_of("b.safetensors"), "b.safetensors: cannot be read"),
+    "bfloat16 of another size": (
+        lambda path: write_zip(path, {"a": tensor(0, (6,), (1,), kind="BFloat16Storage")}, SIX),
+        "has 12 values of float32, not 6",
     ),
     "float8": (safetensors_of("F8_E4M3", 8), "a has the type F8_E4M3"),
     "float4": (safetensors_of("F4", 4), "a has the type F4, which is not read; save it as F32"),
@@ -491,7 +524,6 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "complex": (safetensors_of("C64", 64), "a has the type C64"),
     "a type that nobody knows": (safetensors_of("F7", 7), "F7"),
-    "TorchScript": (torchscript, "a TorchScript program"),
     "large header": (
         lambda path: path.write_bytes((2**24).to_bytes(8, "little") + b"{" + bytes(2**24)),
         "its header has more than 8388608 bytes",
@@ -546,7 +578,7 @@ def fitting(dtype: npt.DTypeLike = np.float32) -> dict[str, Array]:
     return {key: values.standard_normal(shape).astype(dtype) for key, shape in SHAPES.items()}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
 def test_a_fitting_state_dict_passes(dtype: npt.DTypeLike) -> None:
     state = fitting(dtype)
     state["fc.weight"] = np.asfortranarray(state["fc.weight"])
@@ -568,8 +600,8 @@ def test_float32_is_not_copied() -> None:
         ("bn.bias", None, r"\(missing: bn\.bias\)"),
         ("bn.running_var", np.ones(2, np.float32), r"\(unexpected: bn\.running_var\)"),
         ("bn.bias", np.ones((2, 1), np.float32), r"wrong shape: bn\.bias \(2, 1\), .*\(2,\)\)"),
-        ("bn.bias", np.ones(2), r"\(neither float32 nor float16: bn\.bias float64\)"),
-        ("bn.bias", np.ones(2, np.int8), r"\(neither float32 nor float16: bn\.bias int8\)"),
+        ("bn.bias", np.array([1, 1e39]), r"\(holding NaN or infinity: bn\.bias\)"),
+        ("bn.bias", np.ones(2, np.int8), r"\(not of floats: bn\.bias int8\)"),
         ("bn.bias", np.array([1, np.nan], np.float32), r"\(holding NaN or infinity: bn\.bias\)"),
         ("bn.bias", np.array([-np.inf, 1], np.float16), r"\(holding NaN or infinity: bn\.bias\)"),
     ],
@@ -596,7 +628,7 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
     assert str(caught.value) == (
         "not the weights of this network (missing: missing; unexpected: more; "
         "of a wrong shape: shape (3,), wanted (2,), shape_and_nan (3,), wanted (2,); "
-        "neither float32 nor float16: type int64; holding NaN or infinity: nan, shape_and_nan)"
+        "not of floats: type int64; holding NaN or infinity: nan, shape_and_nan)"
     )
 
 

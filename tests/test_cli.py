@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from minires import api
 from minires.cli import build_parser, main
+from minires.kernels.cpu import get_num_threads
 from minires.measure import latency, machine, trust
 from minires.preprocess import Preset
 from minires.quantize import calibrate, quantize_model, save_int8
@@ -40,7 +41,7 @@ def model(seeded_file: Path) -> api.ResNet50:
 @pytest.fixture
 def loaded(model: api.ResNet50, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the tests that are not about weights the reading of 100 MB each."""
-    monkeypatch.setattr(api, "resnet50", lambda *_: model)
+    monkeypatch.setattr(api, "resnet50", lambda *_, **__: model)
 
 
 @pytest.fixture
@@ -165,6 +166,84 @@ def test_an_empty_name_is_not_the_current_folder(words: str, capsys: Capture) ->
     assert caught.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith("a name is empty; . is the current folder")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_jsonl_is_a_line_for_each_image_as_soon_as_it_is_there(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (photographs / "broken.png").write_bytes(b"")
+    asked: list[str] = []  # what stood on stdout when a batch was computed
+    real = api.predict
+
+    def predict(*arguments: Any) -> list[list[api.Prediction]]:
+        asked.append(capsys.readouterr().out)
+        return real(*arguments)
+
+    monkeypatch.setattr(api, "predict", predict)
+    words = ["classify", str(photographs), "--jsonl", "--top", "2", "--batch-size", "2"]
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in (*asked[1].splitlines(), *out.splitlines())]
+    assert [Path(line["file"]).name for line in lines] == ["a.JPG", "b.png", "broken.png", "c.bmp"]
+    assert [len(line.get("predictions", [])) for line in lines] == [2, 2, 0, 2]
+    assert "not an image" in lines[2]["error"]
+    assert asked[1].count("\n") == 2
+    assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("loaded")
+def test_many_missing_files_are_one_line(photographs: Path, capsys: Capture) -> None:
+    missing = [f"{i}.png" for i in range(480)]
+    assert main(["classify", *missing]) == 1
+    assert (
+        complaint(capsys) == "minires: 0.png, 1.png, 2.png and 477 more: no such file or folder\n"
+    )
+    assert main(["classify", "--json", *missing, str(photographs / "b.png")]) == 1
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert sum("error" in image for image in json.loads(out)["images"]) == 480
+
+
+@pytest.mark.usefixtures("loaded")
+def test_photographs_come_from_standard_input_and_from_folders_of_folders(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    data = (photographs / "b.png").read_bytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    assert main(["classify", "-", str(photographs / "b.png"), "--json"]) == 0
+    piped, named = json.loads(capsys.readouterr().out)["images"]
+    assert (piped["file"], piped["predictions"]) == ("-", named["predictions"])
+    (photographs / "outer").mkdir()
+    for file in photographs.glob("*.*"):
+        file.rename(photographs / "outer" / file.name)
+    assert main(["classify", str(photographs)]) == 1
+    assert "in its folders outer; --recursive" in complaint(capsys)
+    assert main(["classify", "--recursive", str(photographs), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["images"]) == 3
+
+
+@pytest.mark.usefixtures("loaded")
+def test_the_time_is_told_on_stderr(photographs: Path, capsys: Capture) -> None:
+    assert main(["classify", str(photographs), "--time"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("%") == 15
+    whole, network, rest = (float(s) for s in re.findall(r"([\d.]+) s[,;:]?", err)[:3])
+    assert err.startswith("minires: 3 images in ")
+    assert network > 0
+    assert whole == pytest.approx(network + rest, abs=0.02)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_threads_are_those_asked_for(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("minires.kernels.cpu._chosen", None)
+    assert main(["classify", str(photographs), "--threads", "1"]) == 0
+    assert get_num_threads() == 1
+    capsys.readouterr()
+    assert main(["classify", str(photographs), "--threads", "1", "--backend", "numpy"]) == 1
+    assert "leave it out with --backend numpy" in complaint(capsys)
 
 
 def no_space(*_: object) -> None:
@@ -662,6 +741,21 @@ def test_evaluate_counts_what_it_can(photographs: Path, capsys: Capture) -> None
         assert word in err.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("loaded")
+def test_folders_of_classes_need_no_labels(
+    photographs: Path, model: api.ResNet50, capsys: Capture
+) -> None:
+    (photographs / model.meta["categories"][7]).mkdir()
+    save_photograph(photographs / model.meta["categories"][7] / "a.png", 0)
+    words = ["--weights", "seeded.safetensors"]
+    assert main(["evaluate", str(photographs), *words]) == 0
+    assert capsys.readouterr().out.startswith("1 images\n")
+    assert main(["evaluate", str(photographs / model.meta["categories"][7]), *words]) == 1
+    assert "no folders of classes" in complaint(capsys)
+    assert main(["evaluate", str(photographs), "--against", "none", "--against-weights", "x"]) == 1
+    assert "leave out --against none" in complaint(capsys)
+
+
 def test_int8_weights_are_not_asked_for_fp32(
     photographs: Path, tmp_path: Path, seeded_file: Path, capsys: Capture
 ) -> None:
@@ -669,8 +763,13 @@ def test_int8_weights_are_not_asked_for_fp32(
     output = tmp_path / "int8.safetensors"
     x = np.random.RandomState(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
     save_int8(quantize_model(model, calibrate(model, [x])), output)
-    assert main(["classify", str(photographs), "--weights", str(output)]) == 1
+    words = ["classify", str(photographs), "--weights", str(output)]
+    assert main([*words, "--precision", "fp32"]) == 1
     assert "ask for precision int8" in complaint(capsys)
+    assert main([*words, "--json"]) == 0  # unless one asks, the weights' own precision
+    assert json.loads(capsys.readouterr().out)["model"]["precision"] == "int8"
+    assert main(["summary", "--weights", str(output)]) == 0
+    assert "zero point" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("loaded")
@@ -817,6 +916,17 @@ finally:
         assert all(text in process.stdout for text in choices)
 
 
+def test_a_pixel_is_explained(tmp_path: Path, capsys: Capture) -> None:
+    save_photograph(tmp_path / "a.png", 0)
+    words = ["explain", "conv1", str(tmp_path / "a.png"), "--weights", "CIFAR10"]
+    assert main([*words, "--pixel", "1", "2", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "row 1, column 2, channel 3 of its output" in out
+    assert "the network has the same" in out
+    assert main(["explain", "conv1", str(tmp_path / "none.png")]) == 1
+    assert "none.png: cannot be opened" in complaint(capsys)
+
+
 # What is measured: that it is told, not how fast it is
 
 
@@ -899,3 +1009,5 @@ def test_a_profile_of_a_gpu_wants_the_gpu(capsys: pytest.CaptureFixture[str]) ->
     if importlib.util.find_spec("numba_cuda") is None:
         assert main([*base, "--backend", "cuda"]) == 1
         assert 'pip install "numba-cuda' in capsys.readouterr().err
+        assert main(["roofline", "--weights", "CIFAR10", "--backend", "cuda"]) == 1
+        assert "no NVIDIA GPU can be used here" in capsys.readouterr().err

@@ -88,6 +88,14 @@ def test_reading_times_are_of_files_as_long_as_it_says() -> None:
         assert length == pytest.approx(int(lines), abs=5)
 
 
+def test_the_tables_on_processes_are_those_that_the_benchmark_prints() -> None:
+    benchmark = (ROOT / "benchmarks" / "processes.py").read_text(encoding="utf-8")
+    heads = re.findall(r'HEAD = "(.+)"', benchmark)
+    assert len(heads) == 4
+    for head in heads:
+        assert f"\n{head}\n" in TEXTS["processes.md"]
+
+
 def test_as_many_chapters_are_promised_as_there_are() -> None:
     (promised,) = re.findall(r"(\d+) short chapters", (ROOT / "README.md").read_text("utf-8"))
     assert int(promised) == len(CHAPTERS)

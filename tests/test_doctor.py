@@ -1,6 +1,7 @@
 """`minires doctor` on machines that are well and on machines that are ill."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 
 from minires import doctor, download
 from minires.cli import main
-from minires.kernels.ir import FAMILY
 from minires.kernels.isa import ISAS, available_isas, choose_isa
 from minires.measure import peak
 
@@ -73,12 +73,12 @@ def test_quick_tests_what_is_in_use(
 
 
 ILL: dict[str, tuple[str, Answer]] = {
-    "Numba ends the process": ("kernels", ([], "FAILED: ended by SIGSEGV: Fatal Python error")),
+    "Numba ends the process": ("kernels", ([], "ended by SIGSEGV: Fatal Python error")),
     "MINIRES_ISA is wrong": ("kernels", ([*WELL["kernels"], ["refused", ["no such set"]]], "")),
-    "an instruction is missing": ("network", ([], "FAILED: ended by SIGILL: nothing was said")),
+    "an instruction is missing": ("network", ([], "ended by SIGILL: nothing was said")),
     "other bits": ("network", ([["int8", "FAILED: not the bits of NumPy's"]], "")),
-    "ended between two precisions": ("network", (WELL["network"], "FAILED: ended by SIGBUS: x")),
-    "no weights": ("definitions", ([], "FAILED: exit status 1: it comes with minires")),
+    "ended between two precisions": ("network", (WELL["network"], "ended by SIGBUS: x")),
+    "no weights": ("definitions", ([], "exit status 1: it comes with minires")),
     "a rate that no CPU has": ("peak", ([["fma", "FAILED: 100.0 GOP/s"]], "")),
 }
 
@@ -96,6 +96,10 @@ def test_an_illness_is_told_and_is_the_status(
     assert "numpy" in page, "the rest is told all the same"
 
 
+def nowhere() -> str:
+    raise FileNotFoundError(2, "no usable temporary directory")
+
+
 @pytest.mark.usefixtures("children")
 def test_what_cannot_be_found_out_is_told_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -104,10 +108,11 @@ def test_what_cannot_be_found_out_is_told_in_its_place(
     monkeypatch.setenv("MINIRES_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(download, "weights_dir", lambda: tmp_path / "gone")
     monkeypatch.setattr(doctor, "OPTIONAL", ("no-such-package",))
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", nowhere)
     page, held = doctor.examine()
     assert held
     assert "CANNOT BE WRITTEN" in page
-    assert "cannot be told: FileNotFoundError" in page
+    assert page.count("cannot be told: FileNotFoundError") == 2, "the weights, and a folder"
     assert "no-such-package  not installed" in page
 
 
@@ -119,10 +124,11 @@ def test_nobodys_name_is_on_the_page(home: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor.getpass, "getuser", lambda: "alice")
     monkeypatch.setenv("MINIRES_CACHE", "/data/alice/cache")
     monkeypatch.setenv("NUMBA_CACHE_DIR", "C:\\Users\\alice\\numba")
-    monkeypatch.setenv("MINIRES_PLACES", "/home/alice:/home/alice2 c:\\\\users\\\\ALICE\\\\x")
+    monkeypatch.setenv(
+        "MINIRES_PLACES", "/home/alice:/home/bob c:\\\\users\\\\ALICE\\\\x C:\\Users\\ALEXAN~1"
+    )
     page, _ = doctor.examine()
-    assert "alice" not in page.lower().replace("alice2", "")
-    assert "alice2" in page, "another one's, of which nobody knows"
+    assert not {"alice", "bob", "alexan"} & set(re.findall("[a-z]+", page.lower()))
     assert "/data/USER/cache" in page
 
 
@@ -155,7 +161,7 @@ def test_what_a_child_found_before_it_was_killed_is_kept(script: Callable[[str],
     script('echo \'["int8", "ok"]\'; echo \'["fp\'; echo a reason >&2; kill -ILL $$')
     answers, failure = doctor.ask("network")
     assert answers == [["int8", "ok"]]
-    assert failure == "FAILED: ended by SIGILL: a reason"
+    assert failure == "ended by SIGILL: a reason"
 
 
 @posix
@@ -164,14 +170,14 @@ def test_a_child_that_hangs_is_left(
 ) -> None:
     monkeypatch.setattr(doctor, "LONGEST", 0.1)
     script("exec sleep 60")
-    assert doctor.ask("network") == ([], "FAILED: it had not ended after 0.1 s")
+    assert doctor.ask("network") == ([], "it had not ended after 0.1 s")
 
 
 def test_no_child_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
     answers, failure = doctor.ask("gpu")
     assert answers == []
-    assert failure.startswith("FAILED: no process could be started")
+    assert failure.startswith("no process could be started")
 
 
 def test_the_end_of_a_child_on_windows_has_its_usual_name() -> None:
@@ -202,7 +208,8 @@ def test_sets_are_told_with_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINIRES_ISA", raising=False)
     told = kernels()
     sets = dict(told["sets"])
-    assert sets.keys() == {isa.name for isa in ISAS.values() if isa.family == FAMILY}
+    assert sets.keys() <= ISAS.keys()
+    assert not {"neon", "avx2"} <= sets.keys(), "of another family of CPUs"
     assert sets[choose_isa().name] == "chosen"
     available = {isa.name for isa in available_isas()}
     assert set(told["available"]) == available

@@ -13,6 +13,7 @@ from minires.evaluate import (
     compare,
     evaluate_networks,
     format_evaluation,
+    label_folders,
     logits_of,
     read_labels,
 )
@@ -89,6 +90,74 @@ def test_labels_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_bytes(b"\xef\xbb\xbffile,label\r\na.jpg,3\r\n")
     assert read_labels(path) == [("a.jpg", 3)]
+
+
+# Folders of classes
+
+
+def folders(tmp_path: Path, *names: str) -> Path:
+    """Make folders, each with a photograph unless its name ends in empty."""
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        if not name.endswith("empty"):
+            (tmp_path / name / "a.jpg").write_bytes(b"")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "readme.txt").write_text("no folder")
+    return tmp_path
+
+
+CLASSES = ["tabby", "tiger cat", "crane", "crane"]
+
+
+def labelled(folder: Path, categories: list[str]) -> tuple[list[tuple[str, int]], list[str]]:
+    told: list[str] = []
+    return label_folders(folder, categories, told.append), told
+
+
+def test_folders_called_as_classes_are_these(tmp_path: Path) -> None:
+    rows, told = labelled(folders(tmp_path, "Tiger_cat", "tabby/indoors"), CLASSES)
+    assert [(Path(name).as_posix(), i) for name, i in rows] == [
+        ("Tiger_cat/a.jpg", 1),
+        ("tabby/indoors/a.jpg", 0),
+    ]
+    assert told == []
+
+
+def test_as_many_folders_as_classes_count_by_name(tmp_path: Path) -> None:
+    """One of them is empty, and counts: torchvision's ImageFolder would refuse it."""
+    folder = folders(tmp_path, "n02", "n01", "n03 empty", "n04")
+    rows, told = labelled(folder, CLASSES)
+    assert [i for _, i in rows] == [0, 1, 3]
+    assert told[0].endswith("ImageFolder: n01 is tabby, n04 is crane")
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (
+            ["tabby", "lion"],
+            r"2 folders \(lion, tabby\).*4 classes \(tabby, tiger",
+        ),
+        (["crane"], "neither names"),  # there are two of that name
+        ([], "has no folders of classes"),
+        (["8", "9", "10", "11"], "in that order, by name and not by number; write 02 for 2"),
+    ],
+)
+def test_folders_that_tell_no_class_are_refused(
+    tmp_path: Path, names: list[str], reason: str
+) -> None:
+    with pytest.raises(MiniresError, match=reason):
+        labelled(folders(tmp_path, *names), CLASSES)
+
+
+def test_numbers_that_sort_as_names_are_classes(tmp_path: Path) -> None:
+    rows, _ = labelled(folders(tmp_path, "0", "1", "2", "3"), CLASSES)
+    assert [i for _, i in rows] == [0, 1, 2, 3]
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MiniresError, match=r"none: cannot be read \(No such"):
+        labelled(tmp_path / "none", CLASSES)
 
 
 # Accuracy
@@ -335,7 +404,7 @@ def test_two_networks_are_measured_and_compared(models: list[ResNet50], folder: 
 
 def test_what_cannot_be_evaluated_is_told(models: list[ResNet50], folder: Path) -> None:
     told: list[ImageError] = []
-    with pytest.raises(MiniresError, match="no usable image"):
+    with pytest.raises(MiniresError, match="there is no usable image"):
         evaluate_networks(models, folder, [("gone.png", 0)], told.append)
     with pytest.raises(MiniresError, match=r"a\.png has the label 10, but small knows only 0 to 9"):
         evaluate_networks(models, folder, [("a.png", 10)], told.append)

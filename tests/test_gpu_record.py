@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -91,3 +92,55 @@ def test_the_ratios_in_the_text_are_those_of_the_tables(record: Any) -> None:
     of_halves = ms["minires", "fp16", 128] / ms["minires", "int8", 128]
     questions = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
     assert f"INT8 keeps {of_halves:.2f} of the 2" in questions
+
+
+def test_the_waterfalls_are_of_the_record(record: Any) -> None:
+    """The later run's times, cause by cause, and the ratio of what was added up so far."""
+    later = record["later"]
+    assert later["head"].startswith(record["card"])
+    ms = {tuple(row[:3]): row[4] for row in record["times"]}
+    for batch, fall in later["waterfall"].items():
+        names, sums = fall["precisions"], np.zeros(len(fall["precisions"]))
+        assert f"| milliseconds, batch {batch} | {' | '.join(names)} | fp32/int8 so far |" in PAGE
+        *causes, (whole, *totals, last) = fall["causes"]
+        for cause, *times, ratio in fall["causes"]:
+            cells = [cause, *(f"{time:.3f}" for time in times), f"{ratio:.2f}x"]
+            assert f"| {' | '.join(cells)} |" in PAGE
+        for _, *times, ratio in causes:
+            sums += times
+            rounded = 0.001 / sums[-1]  # the record has three digits
+            assert ratio == pytest.approx(sums[0] / sums[-1], rel=0.005 + rounded)
+        assert (whole, ratio) == ("whole", last)
+        np.testing.assert_allclose(sums, totals, atol=0.004)
+        wanted = [ms["minires", precision, int(batch)] for precision in names]
+        np.testing.assert_allclose(totals, wanted, rtol=0.05)
+
+
+def test_the_layers_of_the_page_are_of_the_record(record: Any) -> None:
+    peak = next(tops for name, _, tops in record["peaks"] if name == "mma-u8s8")
+    for layer, intensity, tops, _ in record["later"]["layers"]:
+        allowed = f"{intensity * record['memory_gbs'] / 1000:,.0f}"
+        row = (
+            rf"^\| {layer}, .* \| {intensity:,} \| {tops:.0f} \| ([\d,]+) \| {tops / peak:.0%} \|$"
+        )
+        found = re.search(row, PAGE, re.MULTILINE)
+        assert found, row
+        told, computed = (int(number.replace(",", "")) for number in (found[1], allowed))
+        assert told == pytest.approx(computed, rel=0.005)
+
+
+def test_what_pytorch_had_tuned_is_of_the_record(record: Any) -> None:
+    """A shape: its first layer, how many have it, PyTorch's ms for one, and minires's for all."""
+    tuned = record["later"]["tuned"]
+    shapes = tuned["shapes"]
+    theirs, ours = sum(n * ms for _, n, ms, _ in shapes), sum(ms for *_, ms in shapes)
+    text = " ".join(PAGE.split())
+    assert f"{len(shapes)} of its 24 shapes tuned" in text
+    assert f"after {tuned['seconds']} seconds" in text
+    assert f"multiply in {theirs:.2f} ms what takes minires's fp16 {ours:.2f} ms" in text
+    one = next(ms for layer, _, ms, _ in shapes if layer == "layer2.1.conv2")
+    tops = 2 * 128 * 28 * 28 * 9 * 128 * 128 / one / 1e9
+    assert f"layer2.1.conv2 reaches {tops:.0f} TOP/s" in text
+    assert not [row for row in record["times"] if "compile" in row[0]]
+    for ratio in ("fp16 to PyTorch's best of fp16, batch 128: 2.04x", "batch 128: 3.22x"):
+        assert ratio in PAGE

@@ -1,8 +1,10 @@
 """Files, bytes and arrays to upright RGB: every mode, every way to be damaged, in little memory."""
 
+import importlib.machinery
 import io
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from PIL import Image, ImageFile
 
 from minires import images
 from minires.errors import ImageError
-from minires.images import find_images, load_image
+from minires.images import load_image
 from minires.preprocess import IMAGENET_V2, preprocess
 from tests.comparing import Array, assert_same
 from tests.making_files import BAD_IMAGES, make_png, random_image, save_photograph
@@ -355,7 +357,40 @@ def test_a_format_without_its_plugin_is_named(
     with open(path, "rb") as file:
         for source in (path, path.read_bytes(), file):
             assert f"a photograph in {kind}" in complaint(source)
-    assert find_images([tmp_path]) == [path]  # so that it is named, not passed over
+
+
+def test_a_brand_may_stand_behind_one_that_nobody_knows() -> None:
+    """As in files whose own brand is new: they tell what else they can be read as."""
+    assert "a photograph in HEIC" in complaint(b"\0\0\0\x18ftypnew1\0\0\0\0heic" + bytes(60))
+    # What lies behind the box is no brand any more.
+    assert "not an image" in complaint(b"\0\0\0\x10ftypnew1\0\0\0\0heic" + bytes(60))
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_an_installed_plug_in_is_found_without_being_asked_for(
+    as_file: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A made-up one, which turns any such file into one red pixel."""
+    plug_in = types.ModuleType("pillow_heif")
+    plug_in.__spec__ = importlib.machinery.ModuleSpec("pillow_heif", None)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+
+    def register() -> None:
+        Image.OPEN["HEIF"] = (lambda *_: Image.new("RGB", (1, 1), "red"), None)
+
+    plug_in.register_heif_opener = register  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pillow_heif", plug_in)
+    heic = b"\0\0\0\x18ftypheic" + bytes(60)
+    assert load_image(io.BytesIO(heic) if as_file else heic).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["http://a.org/b.jpg", "HTTPS://a.org/b.jpg", "ftp://a/b.jpg"])
+def test_an_address_is_refused_as_what_it_is(name: str) -> None:
+    told = complaint(name)
+    assert told.startswith(f"{name}: an address on the web")
+    assert f"curl -O {name}" in told
+    assert complaint(Path(name)) == told, "though a path has lost a slash"
 
 
 # Errors
@@ -450,19 +485,3 @@ def test_a_transparent_grey_of_16_bits_becomes_white(tmp_path: Path) -> None:
     Image.fromarray(grey).save(tmp_path / "grey.png", transparency=1000)
     red = np.asarray(load_image(tmp_path / "grey.png"))[..., 0]
     assert red.tolist() == [[0, 255], [round(40_000 / 257), 255]]
-
-
-def test_a_folder_is_its_images_and_all_else_stays(tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    full = tmp_path / "full.png"  # a folder for all that
-    for folder in (empty, full, full / "folder.jpg"):
-        folder.mkdir()
-    for name in ("b.png", "a.JPG", ".hidden.png", "notes.txt"):
-        (full / name).write_bytes(b"")
-    (full / "vector.eps").write_bytes(b"")
-    missing = tmp_path / "missing.png"
-    found = find_images([missing, full, str(empty)])
-    assert found == [missing, full / "a.JPG", full / "b.png", empty]
-    with pytest.raises(ImageError, match="a name is empty"):
-        find_images([full, ""])
-    assert find_images([Path()]) == [Path()]

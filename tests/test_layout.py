@@ -149,14 +149,14 @@ ROOMS = {
     "kernels/isa/arm.py": 190,
     "kernels/isa/wasm.py": 90,
     "lab/": 500,
-    "ladder/": 1_600,
+    "ladder/": 1_700,
     "measure/gpu": 430,
 }
 
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 10_400
+    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 12_050
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -165,7 +165,7 @@ def test_a_room_has_a_budget_of_its_own(room: str) -> None:
     assert 0.8 * ROOMS[room] < found <= ROOMS[room]
 
 
-NO_RUNGS = {"__init__.py", "climb.py", "product.py", "convolution.py", "words.py"}
+NO_RUNGS = {"__init__.py", "climb.py", "product.py", "convolution.py", "words.py", "show.py"}
 RUNGS = sorted(
     name for name, path in FILES.items() if name.startswith("ladder/") and path.name not in NO_RUNGS
 )

@@ -4,6 +4,7 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
+import minires
 from minires import cli, download
 
 ROOT = Path(__file__).parents[1]
@@ -14,6 +15,10 @@ TRAINING = {"train_cifar10.py", "train_log.jsonl", "train_curve.png"}  # in the 
 
 def test_the_command_is_the_module() -> None:
     assert PROJECT["scripts"] == {"minires": f"{cli.main.__module__}:{cli.main.__name__}"}
+
+
+def test_the_version_is_told_in_two_places_alike() -> None:
+    assert minires.__version__ == PROJECT["version"]
 
 
 def test_type_checkers_see_the_hints() -> None:

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minires.checkpoint import LEGACY_MAGIC, read_checkpoint
-from minires.unpickle import unpickle
+from minires.checkpoint import read_checkpoint
+from minires.torch_files import LEGACY_MAGIC
+from minires.unpickle import INERT, Fields, unpickle
 
 with_limits = pytest.mark.skipif(
     importlib.util.find_spec("resource") is None, reason="there are no limits for a process here"
@@ -76,6 +77,10 @@ COLLIDING = b"".join(
     for number in range(1, 60_000)
 )
 ORDERED_DICT = call("collections", "OrderedDict", b"")
+
+FIELDS = call("argparse", "Namespace", b"")
+LONG_LIST = b"(" + 5_000 * b"N" + b"t"
+LONG_FIELDS = b"}(" + b"".join(text(str(number)) + b"N" for number in range(5_000)) + b"u"
 
 # Each with what the sentence says.
 PICKLES: dict[str, tuple[bytes, str]] = {
@@ -139,6 +144,33 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "an instance": (b"(icollections\nOrderedDict\n", "instruction INST"),
     "a doubled top": (b"N2", "instruction DUP"),
     "a state of a function": (b"ctorch._utils\n_rebuild_tensor_v2\n}b", "no dictionary"),
+    "a list that is copied": (
+        LONG_LIST + b"q\x01" + 101 * call("argparse", "Namespace", b"h\x01"),
+        "copies more than 500000",
+    ),
+    "fields that are copied": (LONG_FIELDS + b"q\x01" + 101 * (FIELDS + b"h\x01b"), "copies more"),
+    "a dictionary that is copied": (
+        b"]("
+        + 5_000 * (text("a") + b"N\x86")
+        + b"eq\x01"
+        + 101 * call("collections", "OrderedDict", b"h\x01"),
+        "copies more",
+    ),
+    "a model that holds itself": (
+        FIELDS + b"q\x01}(" + text("a") + b"h\x01" + text("b") + b"h\x01ub",
+        "more parts",
+    ),
+    "a model of itself": (FIELDS + b"q\x01}" + text("_modules") + b"h\x01sb", "more parts"),
+    "a part of a long name": (
+        FIELDS + b"}" + text("a" * 1_000_000) + FIELDS + b"sb",
+        "more parts",
+    ),
+    "an attribute of a class": (b"ctorch.nn.modules.conv\nConv2d\n}b", "no dictionary"),
+    "an object of a function": (b"ctorch._utils\n_rebuild_tensor_v2\n)\x81", "instruction NEWOBJ"),
+    "an object of a storage": (b"ctorch\nFloatStorage\n)\x81", "instruction NEWOBJ"),
+    "a neighbour of what is known": (b"ctorch.nn.modules.conv\n_ConvNd\n", "would call"),
+    "a module that is known": (b"ctorch\nload\n", "would call"),
+    "what looks like TorchScript": (b"ctorch\n__torch__.a\n", "would call"),
     "an unknown instruction": (b"\xff", "damaged"),
     "no end": (b"N" * 10, "damaged"),
 }
@@ -287,6 +319,42 @@ def test_hostile_names_of_storages(name: str, sentences: dict[str, str]) -> None
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_an_archive_that_lies(name: str, sentences: dict[str, str]) -> None:
     check(sentences[name], ARCHIVES[name][1])
+
+
+# What is known but not made
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        call("argparse", "Namespace", b"K\x01"),
+        b"cargparse\nNamespace\n)\x81",
+        call("numpy._core.multiarray", "scalar", call("numpy", "dtype", text("f8"))),
+        call("builtins", "set", b"](K\x01K\x02e"),
+        b"c__torch__.torchvision.models.resnet\nBottleneck\n)\x81",
+    ],
+)
+def test_an_object_is_its_fields(made: bytes) -> None:
+    def nothing(*_: Any) -> Any:
+        raise AssertionError("there is no storage")
+
+    whole = b"\x80\x02" + made + b"}(" + text("a") + b"K\x07" + text("update") + b"K\x08ub."
+    found = unpickle(io.BytesIO(whole), nothing)
+    assert type(found) is Fields
+    assert found == {"a": 7, "update": 8}
+    assert callable(found.update)
+    assert not vars(found)
+
+
+def test_whatever_is_known_makes_fields_alone() -> None:
+    names = {(module, name) for module in INERT for name in INERT[module]}
+    assert len(names) > 25
+    dangerous = {"eval", "exec", "open", "getattr", "system", "load", "partial", "_reconstructor"}
+    assert not dangerous & {name for _, name in names}
+    for module, name in names:
+        pickle_of_it = io.BytesIO(b"\x80\x02" + call(module, name, b"") + b".")
+        made = unpickle(pickle_of_it, lambda *_: np.zeros(0))
+        assert type(made) is Fields
 
 
 # What Python's pickle writes, as torch.save has it

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minires.errors import MiniresError
+from minires.errors import MiniresError, short
 
 _chosen: int | None = None
 
@@ -180,6 +180,12 @@ def set_num_threads(count: int) -> None:
     ------
     MiniresError
         For any other number.
+
+    Examples
+    --------
+    >>> minires.set_num_threads(1)
+    >>> minires.get_num_threads()
+    1
     """
     global _chosen
     try:
@@ -188,7 +194,7 @@ def set_num_threads(count: int) -> None:
         wanted = 0
     if not 1 <= wanted <= _most():
         raise MiniresError(
-            f"{count!r} threads cannot be had; wanted 1 to {_most()}, and NUMBA_NUM_THREADS "
+            f"{short(count)} threads cannot be had; wanted 1 to {_most()}, and NUMBA_NUM_THREADS "
             "allows more"
         )
     _chosen = wanted
@@ -203,6 +209,11 @@ def get_num_threads() -> int:
         The number that `set_num_threads` was last given. If it was not called, OMP_NUM_THREADS,
         but at most the number of cores or NUMBA_NUM_THREADS. If none of these is set, at most as
         many as a container's quota of CPU time can keep busy.
+
+    Examples
+    --------
+    >>> minires.get_num_threads() >= 1
+    True
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     default = max(1, int(wanted)) if wanted.isdecimal() else _default()

@@ -5,10 +5,11 @@ The tests, the command line and the README's table all use this list.
 """
 
 import functools
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from minires.ladder import blocks, fused, implicit, loops, ordered, panels, tile
 from minires.ladder import threads as of_threads
 from minires.ladder.product import Product, from_memory, in_memory, product_of
 from minires.layers import OPERATORS, Array, FloatParams, Int8Params, Layer
-from minires.measure import plots
+from minires.measure import plots, session
+from minires.measure.machine import describe_measurement
 from minires.measure.peak import OPERANDS, best_instruction, measure_peak
 from minires.measure.trust import (
     doubt_pair,
@@ -35,6 +37,9 @@ from minires.measure.trust import (
     verdict,
 )
 from minires.reference import QParams, im2col_ref, requantize_ref, round_bf16_ref
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Conv = Callable[[Array], Array]
 Prepare = Callable[[Product], Callable[[Array], Array]]
@@ -254,12 +259,13 @@ def climb(precision: str, rounds: int = 9) -> Iterator[Result]:
     """
     layer, p, x = problem(precision)
     expected = OPERATORS[precision]["conv"](layer, p, x)
+    session.say(f"{precision}: compiling the rungs, and comparing each with the definition")
     found = [(rung, rung.prepare(layer, p)) for rung in rungs(precision)]
     for _, run in found:
         check(run(x), expected, layer, precision)
     operations = 2 * layer.macs(expected.shape)
     results, _ = measure_until_steady(
-        lambda: _time_all(precision, found, x, operations, rounds),
+        lambda: _time_all(precision, found, x, operations, session.rounds(rounds, 3)),
         lambda results: [doubt for result in results for doubt in result.doubts],
         tries=2,  # because it takes long
     )
@@ -272,10 +278,13 @@ def _time_all(
     """Time all rungs in turns, and the peak before and after."""
     before = measure_peak(best_instruction(precision), choose_isa(), threads=1)
     times: list[list[float]] = [[] for _ in found]
+    session.say(f"{precision}: {rounds} rounds of all rungs")
     for i in range(rounds):
-        for of_rung, (_, run) in zip(times, found, strict=True):
+        for of_rung, (rung, run) in zip(times, found, strict=True):
             if i < 3 or sum(of_rung) < 0.5:
                 of_rung += _times_in_turn(run, x)
+                if i == 0:
+                    session.say(f"{precision} {rung.name}: {1e3 * min(of_rung):.3f} ms at first")
     after = measure_peak(best_instruction(precision), choose_isa(), threads=1)
     best = max(before.gops, after.gops)
     doubts = doubt_pair("the peak", before.gops, after.gops)
@@ -295,7 +304,7 @@ def doubts_about(results: Iterable[Result]) -> list[str]:
     return list(dict.fromkeys(doubt for result in results for doubt in result.doubts))
 
 
-def format_table(results: dict[str, list[Result]]) -> str:
+def format_table(results: Mapping[str, list[Result]]) -> str:
     """Lay out the results of `climb`, by precision, as a Markdown table, and what is in doubt."""
     lines = ["| precision | rung | its idea | ms | GOP/s | of peak |", "| --- " * 6 + "|"]
     for precision, climbed in results.items():
@@ -306,7 +315,8 @@ def format_table(results: dict[str, list[Result]]) -> str:
                 f"{percent(r.share, r.doubts)} |"
             )
     doubts = doubts_about(r for climbed in results.values() for r in climbed)
-    return "\n".join([*lines, "", verdict(doubts)] if doubts else lines)
+    told = f"{describe_problem()}, on {describe_measurement()}."
+    return "\n".join([*lines, "", told, *([verdict(doubts)] if doubts else [])])
 
 
 def describe_problem(shape: tuple[int, ...] = SHAPE) -> str:
@@ -315,23 +325,43 @@ def describe_problem(shape: tuple[int, ...] = SHAPE) -> str:
 
 
 def plot(
-    results: dict[str, list[Result]],
-    path: str,
-    title: str = describe_problem(),
+    results: Mapping[str, list[Result]],
+    path: str | os.PathLike[str] | None = None,
+    title: str = "",
     limit: str = "the peak of as many cores as it uses",
-) -> None:
-    """Draw each ladder as shares of the peak, where its axis ends; needs matplotlib."""
-    with plots.figure(
-        path,
-        title,
-        height=1.2 + 0.3 * max(map(len, results.values())),
-        columns=len(results),
-    ) as drawn:
-        for axes, (precision, climbed) in zip(np.atleast_1d(drawn), results.items(), strict=True):
+    dark: bool = False,
+) -> "Figure":
+    """Draw each ladder as shares of the peak, which is a line; needs matplotlib."""
+    title = title or f"{describe_problem()}, on {describe_measurement()}"
+    height = 1.4 + 0.3 * max(map(len, results.values()))
+    with plots.drawing(path, title, 10, height, len(results), dark) as (drawn, of_all):
+        for axes, (precision, climbed) in zip(np.atleast_1d(of_all), results.items(), strict=True):
             names = [r.rung.name for r in climbed]
             bars = axes.barh(names, [100 * r.share for r in climbed], color=plots.COLORS[precision])
             axes.bar_label(bars, [f"{r.gops:,.0f}" for r in climbed], padding=2, fontsize=8)
+            axes.axvline(100, color=plots.GREY, linewidth=1)
             axes.set(title=f"{precision}, 10⁹ operations a second")
-            axes.set(xlabel=f"% of {limit}", xlim=(0, 100))
+            axes.set(xlabel=f"% of {limit}", xlim=(0, 120), xticks=range(0, 101, 20))
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)
+    return drawn
+
+
+class Ladder(dict[str, list[Result]]):
+    """The results of `climb` by precision, which show themselves."""
+
+    @classmethod
+    def climb(cls, *precisions: str, rounds: int = 9) -> "Ladder":
+        """Climb one precision after another."""
+        return cls({precision: list(climb(precision, rounds)) for precision in precisions})
+
+    def __str__(self) -> str:
+        return format_table(self)
+
+    def plot(self, path: str | os.PathLike[str] | None = None, dark: bool = False) -> "Figure":
+        """Draw the ladders side by side, as the function `plot` does."""
+        return plot(self, path, dark=dark)
+
+    def _repr_html_(self) -> str:
+        """Show the ladders in a notebook: the picture, and the table to unfold."""
+        return plots.page(self.plot, str(self))

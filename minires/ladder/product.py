@@ -4,8 +4,9 @@ A convolution is c = a * b, where a is the im2col matrix, (M, K), and b the weig
 have in common is here, so that a rung's file has its idea and nothing else.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ SCALARS = types.Tuple(
     [types.float32, types.int32, types.float32, types.float32, types.int32, types.float32]
 )
 _compiled: dict[str, Callable[..., None]] = {}  # by name, so that nothing is compiled twice
+_watched: list[list[tuple[Path, Any]]] = []  # of each `watching`
 
 
 class Product(NamedTuple):
@@ -121,6 +123,16 @@ def fill_up(matrix: Array, rows: int, columns: int) -> Array:
     return np.pad(matrix, missing) if any(map(any, missing)) else np.ascontiguousarray(matrix)
 
 
+@contextlib.contextmanager
+def watching() -> Iterator[list[tuple[Path, Any]]]:
+    """List what `compile_rung` compiles during the with statement: a file, and its function."""
+    _watched.append([])
+    try:
+        yield _watched[-1]
+    finally:
+        _watched.pop()
+
+
 def compile_rung(
     product: Product, function: Callable[..., None], signature: Any, what: str = ""
 ) -> Callable[..., None]:
@@ -132,6 +144,10 @@ def compile_rung(
     file = Path(function.__code__.co_filename)
     text = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     what = f"{file.stem}/{product.precision}/{what}/{text}"
+    if _watched:  # not kept on the disk, because the assembly of code from there cannot be shown
+        compiled = compile_for(product.isa, function, signature, f"{what}/shown", keep=False)
+        _watched[-1].append((file, compiled))
+        return compiled
     key = f"{what}/{product.isa.name}"
     if key not in _compiled:
         _compiled[key] = compile_for(product.isa, function, signature, what)

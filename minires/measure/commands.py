@@ -14,8 +14,10 @@ from minires import api, options
 from minires.backends import check_backend
 from minires.errors import MiniresError
 from minires.images import load_image
+from minires.layers import Array
 from minires.measure import plots
 from minires.measure.groups import GROUPS, SORTS
+from minires.measure.session import rounds, session
 from minires.model import ResNet50
 from minires.notice import tell
 from minires.options import Parser
@@ -29,25 +31,30 @@ def add_ladder(parser: Parser) -> None:
     """Add the options of `ladder`."""
     options.precisions(parser, "fp32", "int8")
     _backend(parser)
+    options.threads(parser)
+    _quick(parser)
     options.plot(parser)
     text = (
         "put the table between two marks in a Markdown file: <!-- ladder --> and <!-- /ladder -->"
     )
     text += ", with ladder-cuda in place of ladder for backend cuda"
     parser.add_argument("--update", type=options.path, metavar="FILE", help=text)
+    text = "measure nothing: print a rung's source, and the loop that LLVM made of it"
+    parser.add_argument("--show", metavar="RUNG", help=text)
 
 
 def ladder(arguments: Namespace) -> int:
     """Climb from a convolution's definition to the engine: check each rung, then time it."""
     from minires.measure.text import around
 
-    _check_precisions(arguments)
+    _check(arguments)
+    if arguments.show:
+        return _show_rung(arguments)
     mark, climb = LADDERS[arguments.backend]
-    if arguments.plot:
-        plots.check(arguments.plot)
     if arguments.update:  # a bad file should be told before measuring, which takes a minute
         around(arguments.update, mark)
-    table = climb(arguments)
+    with session(arguments.quick):
+        table = climb(arguments)
     if arguments.update:
         before, after = around(arguments.update, mark)  # it may have been edited meanwhile
         arguments.update.write_text(f"{before}\n{table}\n\n{after}", encoding="utf-8")
@@ -55,13 +62,24 @@ def ladder(arguments: Namespace) -> int:
     return 0
 
 
-def _climb_cpu(arguments: Namespace) -> str:
-    from minires.ladder import climb
+def _show_rung(arguments: Namespace) -> int:
+    if arguments.backend != "numba":
+        raise MiniresError("--show is of the CPU's ladder; leave --backend out")
+    if arguments.plot or arguments.update or arguments.quick:
+        raise MiniresError("--show measures nothing; leave --plot, --update and --quick out")
+    from minires.ladder.show import show
 
-    results = {precision: list(climb.climb(precision)) for precision in arguments.precisions}
+    print("\n\n".join(show(arguments.show, precision) for precision in arguments.precisions))
+    return 0
+
+
+def _climb_cpu(arguments: Namespace) -> str:
+    from minires.ladder.climb import Ladder
+
+    found = Ladder.climb(*arguments.precisions)
     if arguments.plot:
-        climb.plot(results, arguments.plot)
-    return climb.format_table(results)
+        found.plot(arguments.plot, arguments.dark)
+    return str(found)
 
 
 def _climb_gpu(arguments: Namespace) -> str:
@@ -74,7 +92,7 @@ def _climb_gpu(arguments: Namespace) -> str:
         climb.rungs(precision)
     results = {precision: climb.climb(precision) for precision in arguments.precisions}
     if arguments.plot:
-        climb.plot(results, arguments.plot, gpu)
+        climb.plot(results, gpu, arguments.plot, arguments.dark)
     return climb.format_table(results, gpu)
 
 
@@ -82,9 +100,21 @@ def _climb_gpu(arguments: Namespace) -> str:
 LADDERS = {"numba": ("ladder", _climb_cpu), "cuda": ("ladder-cuda", _climb_gpu)}
 
 
-def _check_precisions(arguments: Namespace) -> None:
+def _check(arguments: Namespace) -> None:
+    """Refuse what could not be done or shown, before anything is measured."""
+    arguments.precisions = options.chosen_precisions(arguments)
     for precision in arguments.precisions:
-        check_backend(ResNet50.backends, arguments.backend, precision)
+        check_backend(ResNet50.backends, getattr(arguments, "backend", "numba"), precision)
+    if arguments.plot:
+        plots.check(arguments.plot)
+    elif arguments.dark:
+        raise MiniresError("--dark is of a plot; give --plot FILE with it")
+
+
+def _quick(parser: Parser) -> None:
+    """Add --quick."""
+    text = "measure in fewer rounds, and once even where they differ: sooner, and less certain"
+    parser.add_argument("--quick", action="store_true", help=text)
 
 
 def _backend(parser: Parser) -> None:
@@ -101,11 +131,13 @@ def add_profile(parser: Parser) -> None:
     options.precisions(parser, "fp32", "bf16", "int8")
     _backend(parser)
     options.number(parser, "--batch", 1, "how many copies of the image go together")
-    text = "what makes a row: %(default)s unless given"
-    parser.add_argument("--group", choices=tuple(GROUPS), default="stage", help=text)
-    text = "%(default)s, that of running, unless given"
-    parser.add_argument("--sort", choices=tuple(SORTS), default="order", help=text)
-    text = "how many runs are measured: 30, or 200 images with --latency, unless given"
+    text = "what makes a row: stage unless given"
+    parser.add_argument("--group", choices=tuple(GROUPS), help=text)
+    text = "order, that of running, unless given"
+    parser.add_argument("--sort", choices=tuple(SORTS), help=text)
+    options.threads(parser)
+    _quick(parser)
+    text = "how many runs are measured: 30 (5 with --quick), or 200 images (20) with --latency"
     parser.add_argument("--runs", type=options.at_least(1), metavar="N", help=text)
     text = "time the whole way instead, from a file's bytes to the label, and throughput by batch"
     parser.add_argument("--latency", action="store_true", help=text)
@@ -117,8 +149,7 @@ def add_profile(parser: Parser) -> None:
 
 def profile(arguments: Namespace) -> int:
     """Tell where an image's time goes, and where the 4x of INT8 goes."""
-    if arguments.plot:
-        plots.check(arguments.plot)
+    _check(arguments)
     if arguments.trace:
         options.check_folder(arguments.trace)
     if arguments.latency and arguments.trace:
@@ -127,15 +158,19 @@ def profile(arguments: Namespace) -> int:
         raise MiniresError("--latency is of the CPU's kernels; leave --backend out")
     if arguments.latency and arguments.batch > 1:
         raise MiniresError("--latency has batches of its own; leave --batch out")
-    _check_precisions(arguments)
+    if arguments.latency and (arguments.group or arguments.sort):
+        raise MiniresError("--group and --sort are of steps; leave them out with --latency")
+    if arguments.json and arguments.sort:
+        raise MiniresError("--sort is of the table, and --json has phases in their order")
     load_image(arguments.image)  # a bad image should be told before weights are downloaded
     data = arguments.image.read_bytes()
     weights = options.chosen_weights(arguments)
     models = {p: api.resnet50(weights, p, arguments.backend) for p in arguments.precisions}
-    if arguments.latency:
-        _tell_latency(models, data, arguments)
-    else:
-        _tell_profiles(models, data, arguments)
+    with session(arguments.quick):
+        if arguments.latency:
+            _tell_latency(models, data, arguments)
+        else:
+            _tell_profiles(models, data, arguments)
     return 0
 
 
@@ -144,51 +179,56 @@ def _tell_latency(models: dict[str, ResNet50], data: bytes, arguments: Namespace
     from minires.measure.peak import peak
     from minires.measure.text import to_json
 
-    found = latency.measure_latency(models, data, arguments.runs or 200)
+    found = latency.measure_latency(models, data, arguments.runs or rounds(200, 20))
     _warn([peak(precision) for precision in models])
     if arguments.json:
         print(to_json(found))
     else:
         print("\n\n".join(latency.format_latency(of_model) for of_model in found))
     if arguments.plot:
-        latency.plot_latency(found, arguments.plot)
+        latency.plot_latency(found, arguments.plot, arguments.dark)
 
 
 def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespace) -> None:
     from minires.measure import machine, profiler, waterfall
     from minires.measure.text import to_json
+    from minires.measure.trace import write_chrome_trace
 
-    runs, on_gpu = arguments.runs or 30, arguments.backend == "cuda"
+    runs, on_gpu = arguments.runs or rounds(30, 5), arguments.backend == "cuda"
+    group = arguments.group or "stage"
     first = next(iter(models.values()))
     x = preprocess(data, first.meta["preset"])  # (1, 3, H, W)
     x = np.repeat(x, arguments.batch, axis=0)
-    profiles = profiler.profile_in_turns(models, x, runs)
     measure_roofs = machine.measure_roofs
     if on_gpu:
+        first(x)  # tells what is missing, before modules that need it are imported
+        from minires.measure import gpu_waterfall
         from minires.measure.gpu import measure_roofs
+
+        if len(models) > 1:
+            gpu_waterfall.check_images(x)  # before all the measuring
+    profiles = profiler.profile_in_turns(models, x, runs)
     roofs = {precision: measure_roofs(precision) for precision in models}
     _warn([])  # only of a quota, because doubts stand beneath the tables
     fall: Any = None
     told = ""
     if on_gpu and len(models) > 1:
-        from minires.measure import gpu_waterfall
-
         fall = gpu_waterfall.measure_waterfall(models, profiles, roofs, x, runs)
         told = gpu_waterfall.format_waterfall(fall)
     elif {"fp32", "int8"} <= models.keys() and len(x) == 1:
-        fall = waterfall.measure_waterfall(models, data, arguments.group, runs)
+        fall = waterfall.measure_waterfall(models, data, group, runs)
         told = waterfall.format_waterfall(fall)
     if arguments.trace:
-        profiler.write_chrome_trace(arguments.trace, list(profiles.values()))
+        write_chrome_trace(arguments.trace, list(profiles.values()))
     if arguments.plot and fall and not on_gpu:
-        waterfall.plot_waterfall(fall, arguments.plot)
+        fall.plot(arguments.plot, arguments.dark)
     elif arguments.plot:
-        next(iter(profiles.values())).plot(arguments.plot, arguments.group)
+        next(iter(profiles.values())).plot(arguments.plot, group, arguments.dark)
     if arguments.json:
         rows = [json.loads(prof.to_json(roofs[p])) for p, prof in profiles.items()]
         print(to_json({"profiles": rows, "waterfall": fall}))
     else:
-        by = arguments.group, arguments.sort
+        by = group, arguments.sort or "order"
         tables = [prof.table(*by, roofs[p]) for p, prof in profiles.items()]
         print("\n\n".join([*tables, told] if told else tables))
 
@@ -196,6 +236,8 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
 def add_peak(parser: Parser) -> None:
     """Add the options of `peak`."""
     _backend(parser)
+    options.threads(parser)
+    _quick(parser)
     options.json_answer(parser)
 
 
@@ -203,8 +245,9 @@ def peak(arguments: Namespace) -> int:
     """Measure this machine: each multiplying instruction, one core and all, and the memory."""
     from minires.measure.text import to_json
 
-    answer, table = PEAKS[arguments.backend]()
-    print(to_json(answer) if arguments.json else table())
+    with session(arguments.quick):
+        answer, table = PEAKS[arguments.backend]()
+        print(to_json(answer) if arguments.json else table())
     return 0
 
 
@@ -239,37 +282,47 @@ def add_roofline(parser: Parser) -> None:
     options.precisions(parser, "fp32", "int8")
     _backend(parser)
     options.input_size(parser)
+    options.threads(parser)
+    _quick(parser)
     options.plot(parser)
 
 
 def roofline(arguments: Namespace) -> int:
     """Put every layer on the CPU's roofline, or on a GPU's."""
-    from minires.measure import roofline as roofs
-
-    _check_precisions(arguments)
-    if arguments.plot:
-        plots.check(arguments.plot)
+    _check(arguments)
     shape = (arguments.batch, 3, *arguments.size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)  # fine for measuring speed
     weights = options.chosen_weights(arguments)
     models = {p: api.resnet50(weights, p, arguments.backend) for p in arguments.precisions}
+    name = next(iter(models.values())).meta["name"]
+    with session(arguments.quick):
+        _tell_roofline(models, x, f"{name}, {' x '.join(map(str, shape))}", arguments)
+    return 0
+
+
+def _tell_roofline(
+    models: dict[str, ResNet50], x: Array, network: str, arguments: Namespace
+) -> None:
+    from minires.measure import roofline as roofs
+    from minires.measure.machine import describe_measurement
+
+    measure_roofs, machine = None, ""  # the CPU's
     if arguments.backend == "cuda":
         from minires.kernels.cuda.driver import open_gpu
-        from minires.measure.gpu import describe_gpu, measure_roofs
 
-        layers, machine = roofs.measure_layers(models, x, measure_roofs), describe_gpu(open_gpu())
-    else:
-        from minires.measure.machine import describe_machine
+        opened = open_gpu()  # before what needs its compiler
+        from minires.measure import gpu
+
+        measure_roofs, machine = gpu.measure_roofs, gpu.describe_gpu(opened)
+    layers = roofs.measure_layers(models, x, measure_roofs, rounds(10, 3))
+    if arguments.backend == "numba":
         from minires.measure.peak import peak
 
-        layers, machine = roofs.measure_layers(models, x), describe_machine()
         _warn([peak(precision) for precision in models])
-    name = next(iter(models.values())).meta["name"]
-    title = f"{name}, {' x '.join(map(str, shape))}, on {machine}"
+    title = f"{network}, on {describe_measurement(machine)}"
     print(roofs.format_layers(layers, title))
     if arguments.plot:
-        roofs.plot_layers(layers, arguments.plot, title)
-    return 0
+        roofs.plot_layers(layers, arguments.plot, title, arguments.dark)
 
 
 def _warn(peaks: "list[Peak]") -> None:

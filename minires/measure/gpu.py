@@ -19,7 +19,8 @@ from minires.kernels.cuda.driver import Gpu, open_gpu
 from minires.kernels.cuda.instructions import FMA, INSTRUCTIONS, Instruction, choose_instruction
 from minires.kernels.cuda.operators import FORMATS
 from minires.kernels.ir import F32, I32, Builder, Value, loop
-from minires.measure.machine import Roofs
+from minires.measure import session
+from minires.measure.machine import Roofs, describe_measurement
 from minires.measure.peak import Bandwidth
 from minires.measure.text import format_columns
 from minires.measure.trust import doubt_spread, mark, measure_until_steady, spread_of, verdict
@@ -175,6 +176,7 @@ def measure_peak(instruction: Instruction, gpu: Gpu) -> Peak:
         return Peak(name, mnemonic, products, tops, spread_of(times))
 
     found, _ = measure_until_steady(measure, lambda peak: peak.doubts)
+    session.say(f"the peak of {found.name}: {found.tops:.1f} TOP/s")
     return found
 
 
@@ -237,7 +239,8 @@ def format_gpu(gpu: Gpu, peaks: list[Peak], copying: Copying) -> str:
     head = ["instruction", "in PTX", "products a lane", "TOP/s", "of fp32", "spread"]
     of_memory = _doubt_copying(copying)
     doubts = [*(doubt for p in peaks for doubt in p.doubts), *of_memory]
-    title = f"{describe_gpu(gpu)}: registers only, no loads; the median of {ROUNDS} rounds"
+    title = f"{describe_measurement(describe_gpu(gpu))}: registers only, no loads; the median of "
+    title += f"{ROUNDS} rounds"
     memory = (
         f"memory: {mark(f'{copying.gbs:.0f}', of_memory)} GB/s, read and written, "
         f"by copying {copying.size >> 20} MiB; spread {copying.spread:.1%}"

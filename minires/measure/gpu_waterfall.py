@@ -62,6 +62,16 @@ class _Times(NamedTuple):
         return doubt_spread("the network", spread_of(self.whole))
 
 
+def check_images(x: Array) -> None:
+    """Refuse more images than go through together: their time is that of several graphs."""
+    most = most_images(*x.shape[2:])
+    if len(x) > most:
+        raise MiniresError(
+            f"{len(x)} images of this size go through the GPU in parts, and several precisions are "
+            f"compared in one; take at most {most} images, or one precision"
+        )
+
+
 def measure_waterfall(
     models: Mapping[str, ResNet50],
     profiles: Mapping[str, Profile],
@@ -73,11 +83,6 @@ def measure_waterfall(
 
     The profiles, of runs on x, tell what each step computes and moves.
     """
-    if len(x) > most_images(*x.shape[2:]):
-        raise MiniresError(
-            f"{len(x)} images of this size do not go through together, and a waterfall is of those "
-            f"that do; take at most {most_images(*x.shape[2:])}"
-        )
     causes: dict[str, dict[str, float]] = {}
     doubts: list[str] = []
     for precision, model in models.items():

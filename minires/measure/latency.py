@@ -1,21 +1,25 @@
 """Latency from a file's bytes to a label, and throughput by batch."""
 
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from minires.images import load_image
 from minires.layers import Array
-from minires.measure import plots
-from minires.measure.machine import describe_machine
+from minires.measure import plots, session
+from minires.measure.machine import describe_measurement
 from minires.measure.text import format_columns
 from minires.measure.trust import doubt_spread, mark, measure_until_steady, spread_of, verdict
 from minires.model import ResNet50
 from minires.preprocess import Preset, normalize, resize_and_crop
 from minires.reference import softmax_ref
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "maximum": 100}
 PREPROCESSING = ("decode", "resize", "normalize")
@@ -67,7 +71,8 @@ def measure_latency(
     """
     rows: dict[str, list[list[float]]] = {precision: [] for precision in models}
     turn = max(1, runs // 10)
-    while len(next(iter(rows.values()))) < runs:
+    while (done := len(next(iter(rows.values())))) < runs:
+        session.say(f"{min(done + turn, runs)} of {runs} images in each of {', '.join(models)}")
         for precision, model in models.items():
             _one_image(model, data)  # so that its weights are in the cache again
             left = min(turn, runs - len(rows[precision]))
@@ -78,7 +83,9 @@ def measure_latency(
         seconds = dict(zip(names, np.array(rows[precision]).T, strict=True))
         x, _ = time_preprocessing(data, model.meta["preset"])
         name = f"{model.meta.get('name', 'ResNet-50')}, {precision}, {model.backend}"
-        title = f"{name}, {' x '.join(map(str, x.shape))}, {runs} images, on {describe_machine()}"
+        of_images = f"{' x '.join(map(str, x.shape))}, {runs} images"
+        title = f"{name}, {of_images}, on {describe_measurement()}"
+        session.say(f"batches of {', '.join(map(str, batches))} in {precision}")
         throughput = [(batch, *_throughput(model, x, batch)) for batch in batches]
         found.append(Latency(title, precision, seconds, throughput))
     return found
@@ -140,22 +147,28 @@ def format_latency(latency: Latency) -> str:
     return f"{title}\n{table}\n\nthe network alone\n{batches}"
 
 
-def plot_latency(latencies: Sequence[Latency], path: str | os.PathLike[str]) -> None:
+def plot_latency(
+    latencies: Sequence[Latency], path: str | os.PathLike[str] | None = None, dark: bool = False
+) -> "Figure":
     """Draw how long images take, and the throughput by batch; needs matplotlib."""
-    title = "\n".join(latency.title for latency in latencies)
-    with plots.figure(path, title, height=3.9, columns=2) as (left, right):
-        for latency in latencies:
+    # The precisions are in the legends, so titles that differ in nothing else are one.
+    titles = [latency.title.replace(f", {latency.precision},", ",", 1) for latency in latencies]
+    title = "\n".join(dict.fromkeys(titles))
+    with plots.drawing(path, title, 10, 4.2, 2, dark) as (drawn, (left, right)):
+        for latency, marker in zip(latencies, itertools.cycle("os^Dv")):
             precision = latency.precision
-            color = plots.COLORS.get(precision, "tab:gray")
+            color = plots.COLORS.get(precision, plots.GREY)
             for part, style in [("whole", "-"), ("inference", "--")]:
                 ordered = np.sort(1e3 * latency.seconds[part])
                 shares = np.arange(1, len(ordered) + 1) / len(ordered)
                 left.step(ordered, shares, style, color=color, label=f"{precision}, {part}")
             batches, rates, _ = zip(*latency.throughput, strict=True)
-            right.plot(range(len(batches)), rates, "o-", color=color, label=precision)
+            line = f"{marker}-"
+            right.plot(range(len(batches)), rates, line, color=color, label=precision)
             right.set_xticks(range(len(batches)), batches)
         left.set(xlabel="milliseconds from bytes to label", ylabel="share of images done by then")
         left.set(ylim=(0, 1.02), xlim=(0, None))
-        left.legend(loc="lower right")
         right.set(xlabel="batch", ylabel="images a second, the network alone", ylim=(0, None))
-        right.legend(loc="lower right")
+        for axes in (left, right):  # above, where no line is
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    return drawn

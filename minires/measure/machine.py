@@ -1,10 +1,12 @@
 """The machine that a measurement was made on: its name, its roofs, and reasons to doubt them."""
 
 import contextlib
+import datetime
 import json
 import os
 import platform
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,9 @@ from minires.kernels.ir import ARM, FAMILY, X86
 from minires.kernels.isa import INSTRUCTIONS, ISAS, choose_isa
 from minires.kernels.microkernel import Microkernel, assembly
 from minires.kernels.operators import FORMATS
+from minires.measure import session
 from minires.measure.peak import (
+    FEWEST,
     PRECISIONS,
     ROUNDS,
     Bandwidth,
@@ -94,7 +98,7 @@ def measure_roofs(precision: str) -> Roofs:
     found, memory = peak(precision), bandwidths()
     doubts = (*found.doubts, *doubts_about(memory))
     roofs = Roofs(found.all_gops, memory, doubts=doubts)
-    if not doubts:
+    if not (doubts or session.in_a_hurry()):
         _keep(precision, roofs)
     return roofs
 
@@ -150,6 +154,20 @@ def cpu_name() -> str:
     return name
 
 
+def describe_measurement(machine: str = "") -> str:
+    """Describe where and when something is measured: the machine, the date, the version.
+
+    The machine is this one unless given.
+    """
+    try:
+        version = metadata.version("minires")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed has none
+        version = "not installed"
+    today = datetime.datetime.now(datetime.UTC).date()
+    pace = ", measured quickly" if session.in_a_hurry() else ""
+    return f"{machine or describe_machine()}, {today}, minires {version}{pace}"
+
+
 def warnings_about(peaks: list[Peak]) -> list[str]:
     """List the reasons to doubt this machine's figures, given the peaks measured just now."""
     doubts = [doubt for p in peaks for doubt in p.doubts]
@@ -187,7 +205,8 @@ def format_machine(peaks: list[Peak], memory: list[Bandwidth]) -> str:
     of_all = f"{peaks[0].threads} threads"
     of_memory = doubts_about(memory)
     doubts = [*(doubt for p in peaks for doubt in p.doubts), *of_memory]
-    title = f"{describe_machine()}: registers only, no loads; the best of {ROUNDS} rounds"
+    title = f"{describe_measurement()}: registers only, no loads; the best of "
+    title += f"{session.rounds(ROUNDS, FEWEST)} rounds"
     head = ["instruction", "precision", "GOP/s", "of fp32", "arithmetic", "reached", "spread"]
     arithmetic = ["arithmetic = lanes x products x 2 x rate x clock, of one core:"]
     arithmetic += [_arithmetic(p) for p in peaks]

@@ -20,6 +20,7 @@ from minires.kernels.compile import compile_for
 from minires.kernels.cpu import caches, get_num_threads
 from minires.kernels.isa import ISA, ISAS, Instruction, available_isas, choose_isa
 from minires.kernels.threads import WORKERS
+from minires.measure import session
 from minires.measure.spin import CHAIN, CLOCK, spin
 from minires.measure.trust import HIGHEST, doubt_others, doubt_spread, measure_until_steady
 
@@ -29,7 +30,7 @@ from minires.measure.trust import HIGHEST, doubt_others, doubt_spread, measure_u
 SECONDS = 0.002  # of one core
 LONGER = 4  # times as long for all threads
 LONGEST = 1.0  # seconds for all rounds on a busy machine, unless 6 rounds take longer
-ROUNDS = 20
+ROUNDS, FEWEST = 20, 6
 FITS = 0.12  # how far a measured rate may lie from one that CPUs have, as a share of that
 PRECISIONS = {"f32": "fp32", "bf16": "bf16", "u8s8": "int8"}  # by the operands
 OPERANDS = {"fp32": "f32", "int8-simulated": "f32", "bf16": "bf16", "int8": "u8s8"}
@@ -139,7 +140,9 @@ def _shortest(rounds: int, run: Callable[..., Any], *arguments: Any) -> float:
 def _rounds(one_round: Callable[[], tuple[float, ...]]) -> list[Any]:
     started = time.perf_counter()
     found: list[Any] = []
-    while len(found) < 6 or (len(found) < ROUNDS and time.perf_counter() < started + LONGEST):
+    while len(found) < 6 or (
+        len(found) < session.rounds(ROUNDS, 6) and time.perf_counter() < started + LONGEST
+    ):
         found.append(one_round())
     return found
 
@@ -218,6 +221,8 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
         )
 
     found, _ = measure_until_steady(measure, lambda peak: peak.doubts)
+    each = f"{found.gops:.1f} GOP/s on one core, {found.all_gops:.1f} on {threads}"
+    session.say(f"the peak of {instruction.name}: {each}")
     return found
 
 
@@ -274,13 +279,20 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
         if line.endswith(":"):
             labels[line[:-1].strip()] = i
         elif words and words[-1] in labels and words[0] != "bl":  # a jump back, and no call
-            loops.append(lines[labels[words[-1]] : i + 1])
+            loops.append(range(labels[words[-1]], i + 1))
+    # A loop around another one has its instructions, too, and is not meant.
+    innermost = [
+        lines[loop.start : loop.stop]
+        for loop in loops
+        if not any(
+            other != loop and loop.start <= other.start < other.stop <= loop.stop for other in loops
+        )
+    ]
 
     def most_then_shortest(loop: list[str]) -> tuple[int, int]:
-        # A loop around another one has the same instructions, but is longer.
         return len(re.findall(mnemonic, "\n".join(loop))), -len(loop)
 
-    best = max(loops, key=most_then_shortest, default=[])
+    best = max(innermost, key=most_then_shortest, default=[])
     kept = (line for line in best if line.strip() and not line.startswith((" .", "        .")))
     return "\n".join(kept)
 
@@ -343,6 +355,7 @@ def _read_level(level: str, size: int, threads: int, runs: dict[str, list[Any]])
     best, spread = _best(seconds)
     rates = 1 / best / 1e9
     one, every = float(rates[0]), float(rates[1])
+    session.say(f"reading {level}: {one:.1f} GB/s by one core, {every:.1f} by {threads}")
     return Bandwidth(level, size, one, every, threads, spread, cores.others)
 
 

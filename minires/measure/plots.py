@@ -1,14 +1,39 @@
-"""One style for all plots. matplotlib is imported only when one is drawn."""
+"""One style for all plots. matplotlib is imported only when one is drawn.
 
+The colours are Okabe and Ito's (2008), which people tell apart with any kind of colour vision.
+"""
+
+import base64
 import contextlib
+import functools
+import html
 import importlib.util
+import io
 import os
-from collections.abc import Iterator
-from typing import Any
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from minires.errors import MiniresError
+from minires.html import Html, fold, lines
 
-COLORS = {"fp32": "tab:blue", "bf16": "tab:purple", "int8": "tab:orange"}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Path = str | os.PathLike[str]
+BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+SKY, PURPLE, YELLOW, GREY = "#56b4e9", "#cc79a7", "#f0e442", "#888888"
+COLORS = {"fp32": SKY, "bf16": PURPLE, "int8": ORANGE, "fp16": GREEN, "tf32": RED}
+SEVERAL = (
+    SKY,
+    ORANGE,
+    GREEN,
+    BLUE,
+    PURPLE,
+    RED,
+    GREY,
+    YELLOW,
+)  # without a meaning
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -21,33 +46,87 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 120,
     "svg.hashsalt": "minires",
 }
+PAPER, INK = "#16181d", "#d7dae0"
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+DARK: dict[Any, Any] = {
+    **STYLE,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "grid.color": "#30343c",
+    **dict.fromkeys(INKED, INK),
+}
 
 
-def check(path: str | os.PathLike[str]) -> None:
+def check(path: Path | None) -> None:
     """Raise `MiniresError` unless a plot can be drawn there: call it before you measure."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MiniresError('plots need matplotlib: pip install "minires[plot]"')
+    if path is None:  # it is shown, not written
+        return
     if os.path.splitext(path)[1].lower() not in (".png", ".svg", ".pdf"):
         raise MiniresError(f"{path}: a plot's name ends in .png, .svg or .pdf")
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
         raise MiniresError(f"{path}: its folder is not there; make it first")
 
 
-@contextlib.contextmanager
-def figure(
-    path: str | os.PathLike[str], title: str, width: float = 10, height: float = 5, columns: int = 1
-) -> Iterator[Any]:
-    """Open a figure to draw on; the file is written when the with statement ends.
+@functools.cache
+def _figure_class() -> type["Figure"]:
+    from matplotlib.figure import Figure
 
-    The path's suffix chooses the format. Width and height are in inches. You get axes, or an array
-    of axes if there are several columns.
+    class Picture(Figure):
+        """A figure without pyplot, and so without a display, that a notebook shows by itself."""
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png", dpi=120)
+            return file.getvalue()
+
+    return Picture
+
+
+@contextlib.contextmanager
+def drawing(
+    path: Path | None,
+    title: str,
+    width: float = 10,
+    height: float = 5,
+    columns: int = 1,
+    dark: bool = False,
+) -> Iterator[tuple["Figure", Any]]:
+    """Open a figure to draw on; if there is a path, it is written when the with statement ends.
+
+    The path's suffix chooses the format. Width and height are in inches. You get the figure, and
+    axes, or an array of axes if there are several columns.
     """
     check(path)
     import matplotlib
-    from matplotlib.figure import Figure  # without pyplot, so without a display
 
-    with matplotlib.rc_context(STYLE):
-        drawn = Figure(figsize=(width, height), layout="constrained")
-        drawn.suptitle(title, fontsize=9, x=0.01, ha="left")
-        yield drawn.subplots(1, columns)
-        drawn.savefig(path)
+    with matplotlib.rc_context(DARK if dark else STYLE):
+        drawn = _figure_class()(figsize=(width, height), layout="constrained")
+        # A letter of this size is a sixteenth of an inch wide.
+        filled = [textwrap.fill(line, int(16 * width)) for line in title.splitlines()]
+        drawn.suptitle("\n".join(filled), fontsize=9, x=0.01, ha="left")
+        yield drawn, drawn.subplots(1, columns)
+        if path is not None:
+            drawn.savefig(path)
+
+
+def explain(drawn: "Figure", colors: Iterable[tuple[str, str]]) -> None:
+    """Say beneath a figure what its colours mean: pairs of a text and a colour."""
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=color, label=text) for text, color in colors]
+    drawn.legend(handles=patches, loc="outside lower left", ncols=len(patches))
+
+
+def page(draw: Callable[[], "Figure"], text: str) -> Html:
+    """Make what a notebook shows: a picture where matplotlib is installed, and a text to unfold."""
+    figures = Html(f"<pre>{html.escape(text)}</pre>")
+    if importlib.util.find_spec("matplotlib") is None:
+        return figures
+    file = io.BytesIO()
+    draw().savefig(file, format="png", dpi=120)
+    data = base64.b64encode(file.getvalue()).decode()
+    image = Html(f'<img style="max-width:100%" alt="a plot" src="data:image/png;base64,{data}">')
+    return lines(image, fold("the figures", figures))

@@ -1,18 +1,18 @@
 """Where a network's time goes: step by step, and phase by phase if a step has phases."""
 
-import json
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minires.errors import MiniresError
+from minires.errors import MiniresError, check_is
 from minires.layers import Array, Layer, PhaseTime, Record, Shape
-from minires.measure import plots
+from minires.measure import plots, session
 from minires.measure.groups import GROUPS, SORTS, kind_of
-from minires.measure.machine import Roofs, describe_machine, known_roofs
+from minires.measure.machine import Roofs, describe_machine, describe_measurement, known_roofs
 from minires.measure.text import format_columns, to_json
+from minires.measure.trace import write_chrome_trace
 from minires.measure.trust import (
     doubt_share,
     doubt_spread,
@@ -24,6 +24,9 @@ from minires.measure.trust import (
 )
 from minires.model import ResNet50
 from minires.summary import ACTIVATION_BYTES, summarize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHORT = 20e-6  # seconds: a call that is shorter shows its time, but no speed
 FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's only phase; a NumPy step's last phase
@@ -38,6 +41,7 @@ class Event(NamedTuple):
     started: float  # seconds, as time.perf_counter counts them
     ended: float
     phases: tuple[PhaseTime, ...]  # empty for a compiled step
+    thread: str  # the name of Python's thread that called the network
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -134,10 +138,12 @@ class Profile:
     """A profile, made by `profile`. It records while its with statement lasts."""
 
     def __init__(self, model: ResNet50, callback: Callable[[Event], None] | None = None) -> None:
+        check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
         self.model, self.callback = model, callback
         self.precision, self.backend = model.precision, model.backend
         self._events: list[Event] = []
         self._told: list[tuple[Any, ...]] = []  # records that are not turned into events yet
+        self._counted: dict[tuple[Layer, Shape], Work] = {}
         self._before: Record | None = None
         self._on = False
 
@@ -162,7 +168,8 @@ class Profile:
     ) -> None:
         if self._before:
             self._before(layers, shape, call, times, phases)
-        self._told.append((layers, shape, call, times, tuple(phases)))
+        thread = threading.current_thread().name
+        self._told.append((layers, shape, call, times, tuple(phases), thread))
         if self.callback:
             for event in self.events[-len(layers) :]:
                 self.callback(event)
@@ -170,9 +177,9 @@ class Profile:
     @property
     def events(self) -> list[Event]:
         """All steps, in the order they ran. They are made when you ask, not during a run."""
-        for layers, shape, call, times, phases in self._told:
+        for layers, shape, call, times, phases, thread in self._told:
             for layer, (started, ended) in zip(layers, times, strict=True):
-                step = Event(layer, shape, call, float(started), float(ended), phases)
+                step = Event(layer, shape, call, float(started), float(ended), phases, thread)
                 self._events.append(step)
         self._told.clear()
         return self._events
@@ -230,9 +237,8 @@ class Profile:
             roofs = roofs or known_roofs(self.precision)
         roofs = roofs._replace(weights=weights) if roofs else None
         found: dict[str, Row] = {}
-        work: dict[tuple[Layer, Shape], Work] = {}
         for event in self.events:
-            done = work.get(event[:2]) or work.setdefault(event[:2], self._work(*event[:2]))
+            done = self._work(event)
             for i, (phase, seconds) in enumerate(event.seconds.items()):
                 name, kind = GROUPS[group](event.layer, phase), kind_of(event.layer)
                 row = found.get(name, Row(name, kind, 0, 0.0, 0, 0, 0, roofs))
@@ -247,8 +253,12 @@ class Profile:
                 )
         return sorted(found.values(), key=SORTS[sort])
 
-    def _work(self, layer: Layer, shape: Shape) -> Work:
+    def _work(self, event: Event) -> Work:
         """Count a step's multiplications, and the bytes that each phase reads and writes."""
+        layer, shape = event.layer, event.shape
+        key = layer, shape
+        if key in self._counted:
+            return self._counted[key]
         rows = summarize(self.model.layers, shape[2], shape[3], shape[0])
         shapes = {row.name: row.output_shape for row in rows}
         size = ACTIVATION_BYTES[self.precision]
@@ -270,7 +280,8 @@ class Profile:
             "quantize": acc + size * y,
             layer.op: x_size * x + size * residual + y_size * y,
         }
-        return Work(macs, moved, size * w if macs else 0)
+        self._counted[key] = Work(macs, moved, size * w if macs else 0)
+        return self._counted[key]
 
     def table(self, group: str = "step", sort: str = "order", roofs: Roofs | None = None) -> str:
         """Lay the rows out as text, with their sum at the end; all figures are means of one run.
@@ -330,7 +341,7 @@ class Profile:
         batch = sum(shape[0] for shape in shapes) // (self.runs or 1)
         size = " x ".join(map(str, [batch, *shapes[0][1:]])) if shapes else "nothing"
         network = f"{self.model.meta.get('name', 'ResNet-50')}, {self.precision}, {self.backend}"
-        return f"{network}, input {size}, on {self._machine}"
+        return f"{network}, input {size}, on {describe_measurement(self._machine)}"
 
     @property
     def _machine(self) -> str:
@@ -367,7 +378,10 @@ class Profile:
         return to_json(document | {"rows": found})
 
     def export_chrome_trace(self, path: str | os.PathLike[str]) -> None:
-        """Write a file that Perfetto and chrome://tracing open: see `write_chrome_trace`.
+        """Write a file that https://ui.perfetto.dev and chrome://tracing open.
+
+        In it each thread that called the network has a row, with spans for runs, stages, steps and
+        phases.
 
         Parameters
         ----------
@@ -376,27 +390,51 @@ class Profile:
         """
         write_chrome_trace(path, [self])
 
-    def plot(self, path: str | os.PathLike[str], group: str = "step") -> None:
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        group: str = "step",
+        dark: bool = False,
+    ) -> "Figure":
         """Draw the rows' times as bars; needs matplotlib.
 
         Parameters
         ----------
-        path : path-like
-            The picture's file, whose suffix chooses the format.
+        path : path-like, optional
+            The picture's file, whose suffix chooses the format: .png, .svg or .pdf. If you give
+            none, nothing is written.
         group : str
             As for `rows`.
+        dark : bool
+            Whether to draw on black, for a dark page.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The drawing. A notebook shows it.
         """
         rows, runs = self.rows(group), self.runs or 1
         places = {row.name: place for place, row in enumerate(rows)}
-        with plots.figure(path, self.title, height=1 + 0.18 * len(rows)) as axes:
+        height = 1.4 + 0.18 * len(rows)
+        with plots.drawing(path, self.title, 10, height, dark=dark) as (drawn, axes):
+            colors: dict[str, str] = {}  # of a kind, whatever its stride; a stride has stripes
             for kind in dict.fromkeys(row.kind or "several" for row in rows):
+                base, stride, _ = kind.partition("/")
+                color = colors.setdefault(base, plots.SEVERAL[len(colors) % len(plots.SEVERAL)])
                 mine = [row for row in rows if (row.kind or "several") == kind]
                 times = [1e3 * row.seconds / runs for row in mine]
-                axes.barh([places[row.name] for row in mine], times, label=kind)
+                bars = {"color": color, "hatch": "////" if stride else "", "label": kind}
+                axes.barh([places[row.name] for row in mine], times, **bars)
             axes.set_yticks(range(len(rows)), list(places))
             axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.grid(axis="y", visible=False)
             axes.set_xlabel("milliseconds a run")
-            axes.legend(loc="lower right")
+            drawn.legend(loc="outside right upper")
+        return drawn
+
+    def _repr_html_(self) -> str:
+        """Show the profile in a notebook: stages as bars, and the table of steps to unfold."""
+        return plots.page(lambda: self.plot(group="stage"), self.table())
 
 
 def _shares(row: Row, doubts: Sequence[str]) -> list[str]:
@@ -424,6 +462,13 @@ def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) ->
     -------
     Profile
         Its table, to_json, export_chrome_trace and plot tell where the time went.
+
+    Examples
+    --------
+    >>> with minires.profile(model) as prof:
+    ...     logits = model(x)
+    >>> len(prof.rows())
+    57
     """
     return Profile(model, callback)
 
@@ -438,6 +483,7 @@ def profile_in_turns(
     """
     for model in models.values():
         model(x)
+    session.say(f"profiling {', '.join(models)}: {runs} runs of each")
 
     def measure() -> dict[str, Profile]:
         profiles = {precision: profile(model) for precision, model in models.items()}
@@ -452,26 +498,3 @@ def profile_in_turns(
         measure, lambda profiles: [doubt for prof in profiles.values() for doubt in prof.doubts]
     )
     return found
-
-
-def write_chrome_trace(path: str | os.PathLike[str], profiles: Sequence[Profile]) -> None:
-    """Write when each step ran as JSON in the Trace Event Format, which Perfetto opens.
-
-    Each profile is a process there, with its steps and, if they have any, their phases beneath.
-    """
-    spans: list[dict[str, Any]] = []
-    start = min((prof.events[0].started for prof in profiles if prof.events), default=0.0)
-    for pid, prof in enumerate(profiles, start=1):
-        spans.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": prof.title}})
-        counted: dict[tuple[Layer, Shape], Work] = {}
-        for event in prof.events:
-            key = event[:2]
-            work = counted.get(key) or counted.setdefault(key, prof._work(*key))
-            moved = sum(work.bytes[phase] for phase in event.seconds)
-            step = (event.layer.name, event.started, event.ended)
-            for name, started, ended in [step, *event.phases]:
-                span = {"name": name, "cat": kind_of(event.layer), "ph": "X", "pid": pid, "tid": 1}
-                span |= {"ts": 1e6 * (started - start), "dur": 1e6 * (ended - started)}
-                spans.append(span)
-            spans[-1 - len(event.phases)]["args"] = {"macs": work.macs, "bytes": moved}
-    Path(path).write_text(json.dumps({"traceEvents": spans, "displayTimeUnit": "ms"}), "utf-8")

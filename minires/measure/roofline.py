@@ -4,13 +4,15 @@ Williams, Waterman and Patterson, "Roofline: an insightful visual performance mo
 architectures" (2009), doi:10.1145/1498765.1498785: attainable = min(peak, intensity * bandwidth).
 """
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minires.layers import Array
-from minires.measure import plots
+from minires.measure import plots, session
 from minires.measure.machine import Roofs, measure_roofs
 from minires.measure.profiler import Profile, Row, profile_in_turns
 from minires.measure.text import format_columns
@@ -23,6 +25,11 @@ from minires.measure.trust import (
     verdict,
 )
 from minires.model import ResNet50
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLES = ("-", "--", ":", "-.")  # of the lines of the memory's levels
 
 
 def measure_layers(
@@ -38,6 +45,7 @@ def measure_layers(
     given.
     """
     found: dict[str, list[Row]] = {}
+    session.say(f"timing the steps of {', '.join(models)}: {runs} runs of each")
     profiles, doubts = _profiles(models, x, runs)
     for precision in models:
         roofs = (roofs_of or measure_roofs)(precision)
@@ -60,7 +68,8 @@ def _profiles(
     """Profile each run by itself, and all of them again if they differ too much."""
 
     def measure() -> list[dict[str, Profile]]:
-        return [profile_in_turns(models, x, 1) for _ in range(runs)]
+        with session.session(aloud=False):  # each of the runs is no news
+            return [profile_in_turns(models, x, 1) for _ in range(runs)]
 
     def doubts_about(profiles: list[dict[str, Profile]]) -> list[str]:
         found: list[str] = []
@@ -90,36 +99,41 @@ def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:
     return f"{table}\n{verdict(doubts)}" if doubts else table
 
 
-def plot_layers(layers: Mapping[str, list[Row]], path: str | os.PathLike[str], title: str) -> None:
+def plot_layers(
+    layers: Mapping[str, list[Row]],
+    path: str | os.PathLike[str] | None,
+    title: str,
+    dark: bool = False,
+) -> "Figure":
     """Draw this machine's roofline, each layer a point on it; needs matplotlib."""
     every = [row for rows in layers.values() for row in rows]
-    with plots.figure(path, title, width=9, height=5.5) as axes:
+    with plots.drawing(path, title, 10, 5.5, dark=dark) as (drawn, axes):
+        # All names are in the legend, because peaks and levels may lie close to each other.
         widest = max(1024, *(row.intensity for row in every))
         intensity = np.geomspace(0.25, widest, 200)
         tallest, lowest = 0.0, min(row.gops for row in every)
-        for precision, rows in layers.items():
-            color, roofs = plots.COLORS.get(precision), rows[0].roofs
+        for (precision, rows), marker in zip(layers.items(), itertools.cycle("os^Dv")):
+            color, roofs = plots.COLORS.get(precision, plots.GREY), rows[0].roofs
             assert roofs, "measure_layers gives each row its roofs"
             tallest = max(tallest, roofs.peak)
-            axes.axhline(roofs.peak, color=color, linewidth=1.5)
             name = f"{precision} peak, {roofs.peak:.0f} GOP/s"
-            axes.annotate(name, (widest, roofs.peak * 1.06), color=color, ha="right")
-            places = [r.intensity for r in rows], [r.gops for r in rows]
+            axes.axhline(roofs.peak, color=color, linewidth=1.5, label=name)
+            points = [r.intensity for r in rows], [r.gops for r in rows]
             label = f"{precision}, {len(rows)} layers"
-            axes.scatter(*places, s=18, color=color, label=label, alpha=0.8, linewidths=0)
+            dots = {"s": 18, "color": color, "marker": marker, "alpha": 0.8, "linewidths": 0}
+            axes.scatter(*points, label=label, zorder=4, **dots)
         assert roofs
-        for level in roofs.memory[1:] or roofs.memory:  # a GPU's has one level
+        levels = roofs.memory[1:] or roofs.memory  # a GPU's has one level
+        for level, style in zip(levels, itertools.cycle(STYLES)):
             reach = level.all * intensity
             inside = reach <= tallest
-            if not inside.any():
-                continue
-            axes.plot(intensity[inside], reach[inside], color="0.6", linewidth=1)
-            name = f"{level.level}, {level.all:.0f} GB/s"
-            left_end = intensity[inside][0], reach[inside][0]
-            beside = {"xytext": (8, -6), "textcoords": "offset points"}
-            axes.annotate(name, left_end, color="0.4", **beside)
+            if inside.any():
+                name = f"{level.level}, {level.all:.0f} GB/s"
+                line = {"color": plots.GREY, "linewidth": 1, "linestyle": style, "label": name}
+                axes.plot(intensity[inside], reach[inside], **line)
         axes.set(xscale="log", xlim=(0.2, 1.5 * widest))
         axes.set(yscale="log", ylim=(min(1, lowest), 2 * tallest))
         axes.set_xlabel("operations a byte (each operand read once, each result written once)")
         axes.set_ylabel("10⁹ operations a second")
-        axes.legend(loc="lower right")
+        drawn.legend(loc="outside right upper")
+    return drawn

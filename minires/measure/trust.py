@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from minires.measure import session
+
 WIDE = 0.15  # how far apart runs or two measures of one thing may lie, as a share of their median
 HIGHEST = 1.05  # the largest possible share: 100%, and a little more because a clock may drift
 TRIES = 3
@@ -62,14 +64,15 @@ def measure_until_steady(
 ) -> tuple[Found, list[str]]:
     """Measure, and measure again while something is in doubt.
 
-    It measures at most `TRIES` times, unless you say how often. You get the measurement with the
-    fewest doubts, or the last of several such, and its doubts.
+    It measures at most `TRIES` times, unless you say how often; once in a hurry. You get the
+    measurement with the fewest doubts, or the last of several such, and its doubts.
     """
     found = measure()
     doubts = doubts_about(found)
-    for _ in range((tries or TRIES) - 1):
+    for _ in range(session.rounds(tries or TRIES, 1) - 1):
         if not doubts:
             break
+        session.say(f"once more, because {doubts[0]}")
         again = measure()
         more = doubts_about(again)
         if len(more) <= len(doubts):

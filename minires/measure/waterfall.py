@@ -10,7 +10,7 @@ convolutions exceed their quarter: it times the same layers again without one ca
 import os
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,9 +18,9 @@ from minires.errors import MiniresError
 from minires.kernels.engine import Engine
 from minires.kernels.operators import compile_network
 from minires.layers import Array
-from minires.measure import plots
+from minires.measure import plots, session
 from minires.measure.latency import PREPROCESSING, time_preprocessing
-from minires.measure.machine import describe_machine
+from minires.measure.machine import describe_measurement
 from minires.measure.peak import peak_of
 from minires.measure.profiler import SHORT, Profile, profile
 from minires.measure.text import format_columns
@@ -34,6 +34,9 @@ from minires.measure.trust import (
 )
 from minires.model import ResNet50
 from minires.summary import summarize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REST = "rest, unexplained"  # the whole's time less the sum of its parts
 
@@ -64,6 +67,14 @@ class Waterfall(NamedTuple):
     others: dict[str, float]  # seconds of the whole in other precisions
     doubts: list[str]  # reasons to doubt these figures; see `minires.measure.trust`
 
+    def plot(self, path: str | os.PathLike[str] | None = None, dark: bool = False) -> "Figure":
+        """Draw it, as `plot_waterfall` does."""
+        return plot_waterfall(self, path, dark)
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: the picture, and the figures behind a fold."""
+        return plots.page(self.plot, format_waterfall(self))
+
 
 class _Times(NamedTuple):
     """One measurement of the networks, run by run, in seconds."""
@@ -93,6 +104,7 @@ def measure_waterfall(
     `group` tells what makes a part, as for a profile. All figures are medians.
     """
     x, _ = time_preprocessing(data, models["fp32"].meta["preset"])
+    session.say(f"the waterfall: {rounds} runs of the whole and of its parts")
     times, doubts = measure_until_steady(
         lambda: _measure_times(models, data, x, group, rounds), lambda times: times.doubts
     )
@@ -109,7 +121,7 @@ def measure_waterfall(
     for operands in ("f32", "u8s8"):
         doubts = [*doubts, *peak_of(operands).doubts]
     return Waterfall(
-        f"{shape}, {models['int8'].meta['name']}, on {describe_machine()}",
+        f"{shape}, {models['int8'].meta['name']}, on {describe_measurement()}",
         Part("whole", middle["fp32"], middle["int8"]),
         Part("spread", wide["fp32"], wide["int8"]),
         [*found, Part(REST, *rest)],
@@ -157,6 +169,7 @@ def ablate(
         raise MiniresError(f"an ablation is of one image, not of {len(x)}")
     convs, epilogue, edges = {}, {}, {}
     for precision in ("fp32", "int8"):
+        session.say(f"the waterfall's causes: {precision} without its epilogue, without edges")
         engine = Engine(list(models[precision].layers), models[precision].params, precision)
         steps = [i for i, layer in enumerate(engine.layers) if layer.op == "conv"]
         shapes = [row.output_shape for row in summarize(engine.layers, *x.shape[2:])]
@@ -240,16 +253,28 @@ def format_waterfall(fall: Waterfall) -> str:
     return "\n".join(lines)
 
 
-def plot_waterfall(fall: Waterfall, path: str | os.PathLike[str]) -> None:
+COLORS = {
+    "the whole network": plots.BLUE,
+    "beyond a quarter": plots.ORANGE,
+    "unexplained": plots.GREY,
+    "before the network, in any precision": plots.GREEN,
+    "a cause, left out": plots.RED,
+}
+WHOLE, EXCESS, UNKNOWN, BEFORE, CAUSE = COLORS
+
+
+def plot_waterfall(
+    fall: Waterfall, path: str | os.PathLike[str] | None = None, dark: bool = False
+) -> "Figure":
     """Draw the waterfall, and the causes behind it; needs matplotlib."""
     whole, quarter = fall.whole, fall.whole.fp32 / 4
-    steps = [("fp32 / 4", quarter, "tab:blue")]
-    steps += [(part.name, part.excess, "tab:orange") for part in fall.parts[:-1]]
-    steps += [(REST, fall.parts[-1].excess, "0.6"), ("int8", whole.int8, "tab:blue")]
-    steps += [(name, seconds, "tab:green") for name, seconds in fall.preprocessing.items()]
-    convs = [(n, s, "0.6" if n == "unexplained" else "tab:red") for n, s in fall.ablation]
+    steps = [("fp32 / 4", quarter, WHOLE)]
+    steps += [(part.name, part.excess, EXCESS) for part in fall.parts[:-1]]
+    steps += [(REST, fall.parts[-1].excess, UNKNOWN), ("int8", whole.int8, WHOLE)]
+    steps += [(name, seconds, BEFORE) for name, seconds in fall.preprocessing.items()]
+    convs = [(n, s, UNKNOWN if n == "unexplained" else CAUSE) for n, s in fall.ablation]
     title = f"Where the 4x goes: {fall.title}"
-    with plots.figure(path, title, width=11, height=4.6, columns=2) as (left, right):
+    with plots.drawing(path, title, 11, 5, 2, dark) as (drawn, (left, right)):
         _draw(left, steps, totals=("fp32 / 4", "int8"))
         left.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
         # A second scale of the same axis shows ratios: FP32's time over the time at that place. It
@@ -265,16 +290,18 @@ def plot_waterfall(fall: Waterfall, path: str | os.PathLike[str]) -> None:
         ratios.set_xlabel("FP32's time over this")
         _draw(right, convs, totals=())
         right.set_xlabel("milliseconds of the convolutions' excess, by ablation")
+        plots.explain(drawn, COLORS.items())
+    return drawn
 
 
 def _draw(axes: Any, steps: list[tuple[str, float, str]], totals: tuple[str, ...]) -> None:
     """Draw bars that each begin at the end of the bar before; totals begin at zero."""
     beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
     at = 0.0
-    for i, (name, seconds, color) in enumerate(steps):
+    for i, (name, seconds, meaning) in enumerate(steps):
         start = 0.0 if name in totals else at
         end = start + seconds
-        axes.barh(i, 1e3 * seconds, left=1e3 * start, color=color)
+        axes.barh(i, 1e3 * seconds, left=1e3 * start, color=COLORS[meaning])
         text = f"{1e3 * seconds:.2f}" if name in totals else f"{1e3 * seconds:+.2f}"
         axes.annotate(text, (1e3 * max(start, end), i), **beside)
         at = end

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from minires.errors import MiniresError
+from minires.errors import MiniresError, check_choice, check_is
 from minires.layers import Array, Layer
 from minires.model import ResNet50
 from minires.quantize.observers import OBSERVERS
@@ -51,18 +51,24 @@ def calibrate(model: ResNet50, batches: Iterable[Array], observer: str = "mse") 
     MiniresError
         For a network that is quantized already, an unknown observer, no images, or NaN or infinity
         on an edge.
+
+    Examples
+    --------
+    >>> minires.quantize.calibrate(model, [x], "minmax").ranges["conv1"][0]
+    0.0
     """
+    check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
+    check_is("batches", batches, Iterable, "several inputs of the network, in a list or one by one")
     if model.precision != "fp32":
         raise MiniresError(f"calibration wants a network in fp32; this one is {model.precision}")
-    if observer not in OBSERVERS:
-        raise MiniresError(f"there is no observer {observer!r}; there are {', '.join(OBSERVERS)}")
+    check_choice("observer", observer, OBSERVERS)
     edges = {name: OBSERVERS[observer]() for name in quantized_edges(model.layers)}
     images = 0
     for x in batches:
-        images += len(x)
         for step in model.steps(x):
             if step.name in edges:
                 edges[step.name].observe(step.output)
+        images += len(x)
     if not images:
         raise MiniresError("calibration got no images; at least one is needed")
     return Calibration(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from minires.checkpoint import lock
+from minires.errors import check_is
 from minires.layers import Array, FloatParams, Int8Params
 from minires.model import ResNet50
 from minires.quantize.calibrate import STORED_CALIBRATION, Calibration
@@ -36,6 +37,13 @@ def quantize_weights(p: FloatParams, x_qparams: QParams) -> tuple[Array, Array, 
         (N,) int32. The input's zero point adds the same to every sum of a channel, so it is taken
         off here, once: the sum of (x - x_zero_point) * w is the sum of x * w, less x_zero_point
         times the sum of w (equation 5.4).
+
+    Examples
+    --------
+    >>> image = minires.reference.QParams(np.float32(0.02), 128)
+    >>> w_s8, w_scale, bias_s32 = minires.quantize.quantize_weights(model.params["conv1"], image)
+    >>> w_s8.dtype, int(abs(w_s8).max())
+    (dtype('int8'), 127)
     """
     x_scale, x_zero_point = x_qparams
     for_weights = np.abs(p.weight).max(axis=1) / np.float32(127)
@@ -61,7 +69,15 @@ def quantize_model(model: ResNet50, calibration: Calibration) -> ResNet50:
     -------
     ResNet50
         With precision "int8"; its layers know their outputs' scale and zero point.
+
+    Examples
+    --------
+    >>> calibration = minires.quantize.calibrate(model, [x])
+    >>> minires.quantize.quantize_model(model, calibration).precision
+    'int8'
     """
+    check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
+    check_is("calibration", calibration, Calibration, "what minires.quantize.calibrate returns")
     qparams = {name: qparams_of_range(*limits) for name, limits in calibration.ranges.items()}
     qparams["maxpool"] = qparams["conv1"]  # a max-pool computes no new value: it picks one
     layers = [replace(layer, qparams=qparams.get(layer.name)) for layer in model.layers]

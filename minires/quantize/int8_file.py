@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from minires.backends import SAME_PARAMETERS
 from minires.checkpoint import naming, opened, read_header, read_metadata
-from minires.errors import MiniresError, WeightsError, short
+from minires.errors import MiniresError, WeightsError, check_is, short
 from minires.layers import Array, Int8Params, Layer, Shape
 from minires.metadata import read_json, read_meta, read_qparams
 from minires.model import ResNet50, resnet50_layers
@@ -56,7 +56,13 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
     MiniresError
         For a network in another precision, for a meta or scales that `load_int8` would refuse, and
         for a place that cannot be written to.
+
+    Examples
+    --------
+    >>> int8 = minires.resnet50("CIFAR10", "int8")
+    >>> minires.quantize.save_int8(int8, folder / "int8.safetensors")
     """
+    check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
     if model.precision not in SAME_PARAMETERS[1]:
         raise MiniresError(
             f"this network is in {model.precision}; quantize_model makes one that can be saved"
@@ -136,6 +142,13 @@ def load_int8(path: str | os.PathLike[str]) -> ResNet50:
     ------
     WeightsError
         For a file that is damaged, of another format or version, or of another network.
+
+    Examples
+    --------
+    >>> int8 = minires.resnet50("CIFAR10", "int8")
+    >>> minires.quantize.save_int8(int8, folder / "int8.safetensors")
+    >>> minires.quantize.load_int8(folder / "int8.safetensors").precision
+    'int8'
     """
     with naming(path), opened(path) as file:
         header, text = read_header(file)

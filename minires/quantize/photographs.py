@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from minires.errors import ImageError, MiniresError
-from minires.images import find_images
 from minires.layers import Array
 from minires.preprocess import Preset, preprocess
+from minires.sources import find_images
 
 ENOUGH = 128  # more hardly change the ranges
 
@@ -46,9 +46,12 @@ class Photographs:
 def choose_photographs(folder: str | os.PathLike[str], count: int = ENOUGH) -> list[Path]:
     """List `count` of a folder's images by name, evenly spread over it, or all if it has fewer.
 
-    You may also give one image file as the folder. No image at all raises `MiniresError`.
+    Where a folder has folders and no image of its own, theirs are meant. You may also give one
+    image file as the folder. No image at all raises `MiniresError`.
     """
     files = find_images([folder])
+    if files == [Path(folder)]:
+        files = find_images([folder], recursive=True)
     if files == [Path(folder)] and not files[0].is_file():
         raise MiniresError(f"{folder}: not a folder with an image in it")
     count = min(len(files), count)

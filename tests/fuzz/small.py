@@ -55,7 +55,6 @@ EDGES = [*quantized_edges(layers()), "maxpool"]
 def in_place_of_resnet50() -> Iterator[None]:
     """Have the package load this network, and take no name for one of its own files'."""
     with (
-        mock.patch.object(api, "resnet50_layers", layers),
         mock.patch.object(model, "resnet50_layers", layers),
         mock.patch.object(int8_file, "resnet50_layers", layers),
         mock.patch.object(api.download, "resolve", lambda path, _: (path, None)),

@@ -115,7 +115,7 @@ def test_short_launches_are_recorded_often(made_up_gpu: MadeUpGpu) -> None:
 
 def test_the_table_has_the_card_the_instructions_and_the_memory() -> None:
     text = format_gpu(GPU, PEAKS, COPYING)
-    assert text.startswith("Some GPU, compute capability 9.0, 132 multiprocessors: ")
+    assert text.startswith("Some GPU, compute capability 9.0, 132 multiprocessors, ")
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
     assert rows["fma"] == ["fma.rn.f32", "1", "60.0", "1.00x", "0.1%"]
     assert rows["mma-u8s8"] == ["mma.sync", "128", "1200.0", "20.00x", "0.2%"]

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from minires.measure.profiler import (
     kind_of,
     profile,
     profile_in_turns,
-    write_chrome_trace,
 )
 from minires.model import ResNet50
 from minires.summary import summarize
@@ -349,32 +347,6 @@ def test_json_holds_what_the_rows_tell(models: Mapping[str, ResNet50]) -> None:
     assert document["peak_gops"] == 100
     assert document["seconds"] == pytest.approx(sum(row["seconds"] for row in document["rows"]))
     assert set(document["rows"][0]) >= {"name", "calls", "macs", "bytes", "gops", "bound"}
-
-
-def test_a_trace_has_phases_inside_of_their_steps(
-    models: Mapping[str, ResNet50], tmp_path: Path
-) -> None:
-    model = models["int8"]
-    model.backend = "numpy"
-    with profile(model) as prof:
-        model(X)
-    model.backend = "numba"
-    path = tmp_path / "trace.json"
-    prof.export_chrome_trace(path)
-    spans = [e for e in json.loads(path.read_text("utf-8"))["traceEvents"] if e["ph"] == "X"]
-    steps = [span for span in spans if "args" in span]
-    assert [step["name"] for step in steps] == [layer.name for layer in model.layers]
-    assert steps[1]["args"]["macs"] == 32 * 32 * 147 * 64
-    ends: dict[str, Any] = {"ts": -1.0, "dur": 0.0}
-    for span in spans:
-        if "args" in span:
-            assert span["ts"] >= ends["ts"] + ends["dur"]
-            ends = span
-        else:
-            assert ends["ts"] <= span["ts"]
-            assert span["ts"] + span["dur"] <= ends["ts"] + ends["dur"] + 1e-3  # microseconds
-    write_chrome_trace(path, [prof, prof])
-    assert {e["pid"] for e in json.loads(path.read_text("utf-8"))["traceEvents"]} == {1, 2}
 
 
 def test_the_plot_is_a_picture(models: Mapping[str, ResNet50], tmp_path: Path) -> None:

@@ -21,6 +21,16 @@ def test_few_photographs_are_all_taken_and_many_evenly(tmp_path: Path) -> None:
     assert choose_photographs(files[3]) == [files[3]]
 
 
+def test_folders_of_classes_are_photographs_too(tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"")
+    files = [tmp_path / name / "a.png" for name in ("cats", "dogs")]
+    assert choose_photographs(tmp_path) == files
+    (tmp_path / "own.png").write_bytes(b"")  # its own come first, as before
+    assert choose_photographs(tmp_path) == [tmp_path / "own.png"]
+
+
 def test_a_folder_without_an_image_is_told(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(MiniresError, match="not a folder with an image"):

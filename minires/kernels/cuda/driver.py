@@ -11,6 +11,9 @@ from minires.errors import MiniresError
 OLDEST = (7, 5)  # compute capability of a Turing card: the first tensor cores for integers
 AMPERE = (8, 0)  # since when memory is copied past the registers
 opened_by: list[int] = []  # the process that first opened a GPU: its children cannot
+abandoned = (
+    contextlib.ExitStack()
+)  # of a GPU that has failed: what keeps its memory from being freed
 
 
 class Gpu(NamedTuple):
@@ -75,13 +78,32 @@ def errors(what: str) -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith(("cuda.", "numba.cuda.cudadrv")):
             raise
+        _abandon_if_failed()
         raise _sentence(_told(error), what) from error
+
+
+def _abandon_if_failed() -> None:
+    """Free nothing any more on a GPU that does not answer.
+
+    A kernel that fails takes all memory of the process with it. numba-cuda would still try to free
+    each array, and print a traceback for each when the process ends.
+    """
+    from numba import cuda
+
+    try:
+        cuda.synchronize()
+    except Exception:
+        with contextlib.suppress(Exception):  # where there was no GPU to begin with
+            abandoned.enter_context(cuda.defer_cleanup())
 
 
 def _sentence(told: str, what: str) -> MiniresError:
     """Say what an error of the driver's means; `what` needed the GPU's memory."""
     if "OUT_OF_MEMORY" in told.upper():
-        return MiniresError(f"the GPU has not enough memory for {what}; take fewer images at once")
+        return MiniresError(
+            f"the GPU has not enough memory for {what}; take fewer images at once, or end what "
+            "else runs on it"
+        )
     if "PTX" in told.upper():
         return MiniresError(
             f"the GPU's driver is older than the compiler ({told}); update the driver, or "
@@ -91,7 +113,8 @@ def _sentence(told: str, what: str) -> MiniresError:
 
 
 def _told(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    told = getattr(error, "msg", error)  # numba-cuda's alone, without its number in front
+    return " ".join(str(told).split())[:200]
 
 
 class Graph:

@@ -145,8 +145,8 @@ class Launcher:
         grid = step.channels // tile.columns, -(-m_rows // tile.rows), -(-steps // each)
         if grid[1] >= 2**16:
             raise MiniresError(
-                f"{step.batch} images with {step.out_h} x {step.out_w} outputs are more blocks "
-                "than a launch may have; take smaller images"
+                f"{step.batch} x {step.out_h} x {step.out_w} outputs are more blocks than a launch "
+                "may have; take smaller images"
             )
         kept = [cuda.to_device(plan.x_offsets), cuda.to_device(y_offsets)]
         if tile.splits:

@@ -5,7 +5,7 @@ rung checked against the definition before it is timed.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numba import cuda
@@ -28,6 +28,7 @@ from minires.ladder.cuda import dp4a, loop, mma, stages, tiles
 from minires.ladder.cuda.convolution import Convolution, Launch, convolution_of
 from minires.layers import OPERATORS
 from minires.measure.gpu import describe_gpu, measure_peak, repeated, time_on_gpu, warm_up
+from minires.measure.machine import describe_measurement
 from minires.measure.trust import (
     doubt_pair,
     doubt_share,
@@ -38,6 +39,9 @@ from minires.measure.trust import (
     spread_of,
     verdict,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 IMAGES = (32, *SHAPE[1:])  # so many that there is work for all multiprocessors
 ROUNDS = 15
@@ -146,11 +150,14 @@ def format_table(results: dict[str, list[Result]], gpu: Gpu) -> str:
                 f"{percent(r.share, r.doubts)} of {r.rung.instruction.name} |"
             )
     doubts = doubts_about(r for climbed in results.values() for r in climbed)
-    told = f"{describe_problem(IMAGES)}, on {describe_gpu(gpu)}."
+    where = describe_measurement(describe_gpu(gpu))
+    told = f"{describe_problem(IMAGES)}, on {where}."
     return "\n".join([*lines, "", told, *([verdict(doubts)] if doubts else [])])
 
 
-def plot(results: dict[str, list[Result]], path: str, gpu: Gpu) -> None:
+def plot(
+    results: dict[str, list[Result]], gpu: Gpu, path: str | None = None, dark: bool = False
+) -> "Figure":
     """Draw each ladder as shares of its instructions' peaks; needs matplotlib."""
-    title = f"{describe_problem(IMAGES)}, on {gpu.name}"
-    plot_shares(results, path, title, "its instruction's peak")
+    title = f"{describe_problem(IMAGES)}, on {describe_measurement(describe_gpu(gpu))}"
+    return plot_shares(results, path, title, "its instruction's peak", dark)

@@ -1,6 +1,8 @@
 """The engine for GPUs against the definitions, on a GPU made of NumPy: INT8 bit for bit."""
 
 import functools
+import gc
+import logging
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 pytest.importorskip("numba_cuda", reason="kernels for a GPU need numba-cuda: pip install .[cuda]")
 
 from cuda.core._utils.cuda_utils import CUDAError
+from numba import cuda
+from numba.cuda.cudadrv import driver as numba_driver
 from numba.cuda.cudadrv.driver import CudaAPIError
 
 from minires import api
@@ -183,6 +187,34 @@ def test_the_drivers_errors_are_sentences(told: str, sentence: str) -> None:
             raise error
     with pytest.raises(KeyError), driver.errors("a thing"):
         raise KeyError(told)
+
+
+def test_nothing_is_freed_on_a_gpu_that_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba-cuda's own list of what to free, which goes on trying once it has more than ten."""
+    waiting = numba_driver._PendingDeallocs()
+    monkeypatch.setattr(numba_driver, "_logger", logging.getLogger(__name__), raising=False)
+
+    def fails(*_: Any) -> None:
+        raise CudaAPIError(719, "CUDA_ERROR_LAUNCH_FAILED")
+
+    def fail_in_a_run() -> None:
+        with pytest.raises(MiniresError, match="the GPU failed"), driver.errors("a run"):
+            fails()
+
+    monkeypatch.setattr(cuda, "defer_cleanup", waiting.disable)
+    monkeypatch.setattr(cuda, "synchronize", lambda: None)
+    fail_in_a_run()
+    assert not waiting.is_disabled, "the GPU still answers"
+    monkeypatch.setattr(cuda, "synchronize", fails)
+    for _ in range(2):
+        fail_in_a_run()
+    gc.collect()
+    assert waiting.is_disabled
+    for handle in range(100):
+        waiting.add_item(fails, handle)
+    driver.abandoned.close()
+    with pytest.raises(CudaAPIError):
+        waiting.clear()
 
 
 def test_too_many_images_are_told_with_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

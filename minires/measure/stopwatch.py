@@ -1,0 +1,40 @@
+"""Where the time of many photographs goes: loading, the network, and all else."""
+
+from collections.abc import Iterable, Sequence
+from time import perf_counter
+
+from minires.layers import Layer, PhaseTime, Shape
+from minires.model import ResNet50
+
+
+class Stopwatch:
+    """Starts when it is made; `network` is told when the weights are loaded."""
+
+    def __init__(self) -> None:
+        self._begun = self._loaded = perf_counter()
+        self._computing = 0.0  # seconds
+
+    def network(self, model: ResNet50) -> None:
+        """Watch a network that is loaded, and that nothing else watches."""
+        self._loaded = perf_counter()
+        model.record = self._record
+
+    def _record(
+        self,
+        layers: Sequence[Layer],
+        shape: Shape,
+        call: int,
+        times: Iterable[Iterable[float]],
+        phases: Sequence[PhaseTime] = (),
+    ) -> None:
+        self._computing += sum(float(ended) - float(started) for started, ended in times)
+
+    def tell(self, images: int) -> str:
+        """Say how long so many images took since the weights were loaded."""
+        whole = perf_counter() - self._loaded
+        return (
+            f"{images} images in {whole:.2f} s, {images / whole:.1f} a second: the network "
+            f"{self._computing:.2f} s, reading photographs and the rest "
+            f"{whole - self._computing:.2f} s; before that, loading took "
+            f"{self._loaded - self._begun:.2f} s"
+        )
