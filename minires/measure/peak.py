@@ -278,7 +278,7 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
         words = line.split()
         if line.endswith(":"):
             labels[line[:-1].strip()] = i
-        elif words and words[-1] in labels and words[0] != "bl":  # a jump back, no call
+        elif words and words[-1] in labels and words[0] != "bl":  # a jump back, and no call
             loops.append(range(labels[words[-1]], i + 1))
     # A loop around another one has its instructions, too, and is not meant.
     innermost = [
