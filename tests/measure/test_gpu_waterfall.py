@@ -104,8 +104,7 @@ def test_profile_shows_where_the_gpus_time_goes(
 def test_roofline_shows_a_gpus_layers(photograph: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["roofline", *BOTH, "--size", "64", "64"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("1 x 3 x 64 x 64, on GPU of NumPy, compute capability 9.0, "
-                             "132 multiprocessors")  # fmt: skip
+    assert "1 x 3 x 64 x 64, on GPU of NumPy, compute capability 9.0" in lines[0]
     assert len(lines) == 3 + 54
     assert lines[3].split()[0] == "conv1"
 
