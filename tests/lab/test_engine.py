@@ -250,6 +250,20 @@ def test_another_scale_and_zero_point_of_the_image_change_little(browser: Browse
     assert before != after
 
 
+def test_numbers_round_half_to_even_and_halves_are_read(browser: Browser) -> None:
+    halves = np.arange(2**16, dtype=np.uint16)
+    values = [*np.arange(-3, 3.5, 0.5).tolist(), 0.49999999999999994, 2.5000001, 254.5]
+    rounded, bits = answer(browser, f"""
+        const {{rint}} = await import('/engine/numbers.js');
+        const {{fromHalves}} = await import('/engine/safetensors.js');
+        const floats = fromHalves(Uint16Array.from({{length: 65536}}, (_, i) => i));
+        return [{values}.map(rint), [...new Uint32Array(floats.buffer)]];
+    """)  # fmt: skip
+    assert rounded == np.rint(values).tolist()
+    floats, expected = np.array(bits, np.uint32).view(np.float32), halves.view(np.float16)
+    assert np.array_equal(floats, expected.astype(np.float32), equal_nan=True)
+
+
 def test_a_photograph_is_prepared_as_minires_does(browser: Browser, images: Array) -> None:
     """Pillow's resizing, bit for bit; a browser's own JPEG decoder may differ by a level."""
     pixels = answer(browser, """
@@ -293,12 +307,13 @@ def test_bad_input_is_told_in_a_sentence(browser: Browser, script: str, words: s
     assert "\n" not in told
 
 
-def test_a_browser_without_simd_is_told_so(browser: Browser) -> None:
-    told = answer(browser, """
-        const validate = WebAssembly.validate;
-        WebAssembly.validate = () => false;
-        try { return await told(engine.openNetwork('/weights/int8.safetensors')); }
-        finally { WebAssembly.validate = validate; }
+@pytest.mark.parametrize("lacking", ["{validate: () => false}", "undefined"])
+def test_a_browser_without_simd_is_told_so(browser: Browser, lacking: str) -> None:
+    told = answer(browser, f"""
+        const whole = WebAssembly;
+        globalThis.WebAssembly = {lacking};
+        try {{ return await told(engine.openNetwork({INT8})); }}
+        finally {{ globalThis.WebAssembly = whole; }}
     """)  # fmt: skip
     assert "no WebAssembly with SIMD" in told
 

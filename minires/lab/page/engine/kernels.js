@@ -2,17 +2,20 @@
 import {LabError} from './errors.js';
 import {fetchBytes} from './safetensors.js';
 
-let codes; // the two modules' bytes, fetched once
-const fetchCodes = () => codes ??= Promise.all(['kernels', 'relaxed'].map(
-  name => fetchBytes(new URL(`${name}.wasm`, import.meta.url))));
+const fetchCode = name => fetchBytes(new URL(`${name}.wasm`, import.meta.url));
 
-// A browser refuses a module whole if it does not know one of its instructions.
-export async function kernelsFor(memory) {
-  const [plain, relaxed] = await fetchCodes();
+// Fetch the two modules. A browser refuses one whole if it does not know one of its instructions.
+export async function fetchKernels() {
+  const [plain, relaxed] = await Promise.all(['kernels', 'relaxed'].map(fetchCode));
   if (!globalThis.WebAssembly?.validate(plain)) throw new LabError(
     'This browser has no WebAssembly with SIMD: Chrome 91, Firefox 89 and Safari 16.4 are the first that do.');
-  const start = async code => (await WebAssembly.instantiate(code, {env: {memory}})).instance.exports;
-  return {plain: await start(plain), relaxed: WebAssembly.validate(relaxed) ? await start(relaxed) : null};
+  return {plain, relaxed: WebAssembly.validate(relaxed) ? relaxed : null};
+}
+
+// Give them a memory to work in.
+export async function startKernels({plain, relaxed}, memory) {
+  const start = async code => code && (await WebAssembly.instantiate(code, {env: {memory}})).instance.exports;
+  return {plain: await start(plain), relaxed: await start(relaxed)};
 }
 
 const EXACT = 129540;

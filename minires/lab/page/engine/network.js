@@ -3,7 +3,7 @@
 // function for each layer.
 import {LabError} from './errors.js';
 import {explain} from './explain.js';
-import {chooseKernels, kernelsFor, probeDot} from './kernels.js';
+import {chooseKernels, fetchKernels, probeDot, startKernels} from './kernels.js';
 import {fp32Weights, int8Weights} from './layers.js';
 import {avgpool, epilogueNumbers, maxpool, pixelTable} from './numbers.js';
 import {fetchBytes, readWeights} from './safetensors.js';
@@ -15,6 +15,7 @@ const LOGITS = -1; // in place of a buffer's number
 // the file, with the ending .json, or is given. `relaxed` is true or false to choose the instructions;
 // without it the fastest exact ones are taken.
 export async function openNetwork(source, {precision = 'int8', onProgress, relaxed, plan} = {}) {
+  const codes = await fetchKernels(); // first, because without SIMD all else would be in vain
   plan ??= JSON.parse(new TextDecoder().decode(await fetchBytes(String(source).replace(/safetensors$/, 'json'))));
   if (plan.precision !== precision) throw new LabError(`This plan is for ${plan.precision}, not for ${precision}.`);
   const buffer = source instanceof ArrayBuffer ? source : await fetchBytes(source, onProgress);
@@ -23,7 +24,7 @@ export async function openNetwork(source, {precision = 'int8', onProgress, relax
     throw new LabError('These weights are not INT8 weights of minires: minires quantize makes them.');
   }
   const room = layOut(plan), memory = new WebAssembly.Memory({initial: Math.ceil(room.end / PAGE)});
-  const available = await kernelsFor(memory);
+  const available = await startKernels(codes, memory);
   const dot = available.relaxed && probeDot(available.relaxed, memory, STACK);
   return new Network(plan, file, room, memory, {...chooseKernels(available, precision, relaxed, dot), dot, available});
 }

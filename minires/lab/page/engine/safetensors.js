@@ -16,7 +16,7 @@ export async function fetchBytes(url, onProgress = () => {}) {
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
       whole.pieces.push(part.value);
       whole.got += part.value.length;
-      if (whole.total) onProgress(whole.got / whole.total);
+      if (whole.total) onProgress(Math.min(whole.got / whole.total, 1));
     }
   } catch (error) {
     if (error instanceof LabError) throw error;
