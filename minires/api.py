@@ -114,23 +114,22 @@ def resnet50(
     Parameters
     ----------
     weights : str, path-like or Weights, optional
-        A name that `minires.available_weights` lists, which is fetched and cached if needed; or
-        the result of `minires.get_weights`; or the path of a .pth or .safetensors file. If you give
-        none, IMAGENET1K_V2 is used, if it is here or can be fetched. Otherwise CIFAR10 is used,
-        which comes with the package, and a line on stderr says so.
+        A name that `minires.available_weights` lists, a result of `minires.get_weights`, or the
+        path of a .pth or .safetensors file. If you give none, IMAGENET1K_V2 is used, or CIFAR10
+        where that cannot be fetched, and a line on stderr says so.
     precision : str
         "fp32", "bf16", "int8" or "int8-simulated" (INT8's numbers, computed in float32); a GPU
-        also has "fp16" and "tf32". Float weights are calibrated once for INT8, on photographs that
-        come with the package, unless their file has a calibration of its own.
+        also has "fp16" and "tf32". Float weights are calibrated once for INT8, on the package's
+        photographs, unless their file has a calibration.
     backend : str
         "numba" runs compiled kernels; "cuda" an NVIDIA GPU's; "numpy" runs the definitions.
     categories : sequence of str, mapping or path-like, optional
-        The names of the classes, for a network of your own: a list of them; ``class_to_idx``, as
-        torchvision's ImageFolder has it; a text file with a name on each line; or a folder with a
-        folder for each class. If you give none, those are used that the weights' file has.
+        The names of your own network's classes: a list; ImageFolder's ``class_to_idx``; a text
+        file with a name on each line; or a folder with a folder for each class. If you give none,
+        those of the weights' file are used.
     preset : Preset or str, optional
-        How the network wants its images, or the name of weights that want them so, such as
-        "IMAGENET1K_V2". If you give none and nothing is known of the weights, IMAGENET1K_V1's.
+        How the network wants its images, or the name of weights that want them so. If you give
+        none and nothing is known of the weights, IMAGENET1K_V1's.
     progress : bool
         Whether downloading and calibrating show a bar on stderr.
 
@@ -142,7 +141,7 @@ def resnet50(
     Raises
     ------
     MiniresError
-        For an unknown precision, backend or preset, and for too many or too few categories.
+        For an unknown precision, backend or preset, and a wrong number of categories.
     WeightsError
         For weights that cannot be found, fetched or read, or that belong to another network.
 

@@ -1,9 +1,10 @@
 """The command line: ``minires COMMAND``, or ``python -m minires COMMAND``.
 
 A command is two functions: `add_classify` adds the options of ``minires classify``, and `classify`
-runs it. Commands that measure are in measure/commands.py. Answers go to stdout, everything else to
-stderr. The exit status is 0 if everything was answered, 1 if an image or the weights could not be
-used, and 2 for a command line that makes no sense.
+runs it. A room's own commands are in the room: quantize/commands.py, measure/commands.py and
+lab/command.py. Answers go to stdout, everything else to stderr. The exit status is 0 if everything
+was answered, 1 if an image or the weights could not be used, and 2 for a command line that makes no
+sense.
 """
 
 import errno
@@ -12,14 +13,12 @@ import io
 import json
 import os
 import sys
-import traceback
 import warnings
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from minires import api, download, options
@@ -36,24 +35,14 @@ from minires.evaluate import (
 )
 from minires.images import load_image
 from minires.lab.command import add_lab, lab
-from minires.layers import Array
 from minires.measure import commands as measuring
 from minires.measure.stopwatch import Stopwatch
 from minires.model import resnet50_layers
-from minires.notice import bar_hidden, tell
+from minires.notice import bar_hidden, complain, tell
 from minires.options import Parser
-from minires.quantize import OBSERVERS, calibrate, quantize_model, save_int8
-from minires.quantize.convert import keep_layers
-from minires.quantize.correction import CORRECTIONS
-from minires.quantize.default import RECIPE, default_batches, stored_calibration
-from minires.quantize.int8_file import int8_size
-from minires.quantize.photographs import ENOUGH, Photographs, choose_photographs
-from minires.quantize.report import format_report, report
-from minires.quantize.rounding import ROUNDINGS
-from minires.quantize.sensitivity import format_sensitivity, sensitivity
+from minires.quantize import commands as quantizing
 from minires.sources import SHOWN, STDIN, find_images, opened, some
 from minires.summary import format_edges, format_summary, summarize
-from minires.writing import check_writable
 
 CTRL_C = 130  # 128 and the signal's number, as shells have it
 CLOSED_PIPE = 141
@@ -78,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _reader_left(error):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return CLOSED_PIPE
-        _complain(error, arguments)
+        complain(error, arguments.debug)
         return 1
     return status
 
@@ -88,18 +77,6 @@ def _reader_left(error: Exception) -> bool:
     if isinstance(error, OSError) and sys.platform == "win32":  # a wrong file would be named
         return error.errno in (errno.EPIPE, errno.EINVAL) and error.filename is None
     return isinstance(error, BrokenPipeError)
-
-
-def _complain(error: Exception, arguments: Namespace) -> None:
-    """Tell an error on stderr in one line, and with --debug its traceback first."""
-    text = str(error)
-    if not isinstance(error, MiniresError):
-        text = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-    if isinstance(error, OSError) and error.filename and error.strerror:  # such as a full disk
-        text = f"{error.filename}: {error.strerror}"
-    if arguments.debug:
-        tell("".join(traceback.format_exception(error)).rstrip())
-    tell(f"minires: {' '.join(text.split())}")
 
 
 def add_classify(parser: Parser) -> None:
@@ -132,7 +109,7 @@ def classify(arguments: Namespace) -> int:
         raise ImageError(f"{some(missing)}: no such file or folder")
     told_already: set[Path] = set()
     if len(missing) > SHOWN:  # one line tells all of them
-        _complain(ImageError(f"{some(missing)}: no such file or folder"), arguments)
+        complain(ImageError(f"{some(missing)}: no such file or folder"), arguments.debug)
         told_already.update(missing)
     precision = options.chosen_precision(arguments)
     own = options.own(arguments)
@@ -148,7 +125,7 @@ def classify(arguments: Namespace) -> int:
             for file, answer in answers:
                 bar.clear()
                 if isinstance(answer, ImageError) and file not in told_already:
-                    _complain(answer, arguments)
+                    complain(answer, arguments.debug)
                 told.append(_tell_answer(file, answer, arguments))
                 bar.update()
     finally:  # after Ctrl-C, the answers so far are still printed
@@ -175,82 +152,6 @@ def _tell_answer(
     if arguments.jsonl:
         print(json.dumps(found), flush=True)
     return found
-
-
-def add_quantize(parser: Parser) -> None:
-    """Add the options of `quantize`."""
-    options.weights(parser)
-    options.own_network(parser)
-    options.offline(parser)
-    text = "photographs like those to come; those of the weights or the package unless given"
-    parser.add_argument("--calibrate", type=options.path, metavar="FOLDER", help=text)
-    # What none of these three is given for is done as classify does it.
-    text = "how a range is chosen"
-    parser.add_argument("--observer", choices=tuple(OBSERVERS), help=text)
-    text = "how weights become integers"
-    parser.add_argument("--rounding", choices=tuple(ROUNDINGS), help=text)
-    text = "how biases make up for what rounding does to a mean"
-    parser.add_argument("--correction", choices=tuple(CORRECTIONS), help=text)
-    text = f"how many of the folder, evenly spread over it: {ENOUGH} unless given"
-    parser.add_argument("--images", type=options.at_least(1), metavar="N", help=text)
-    text = "layers whose weights stay in float32, such as conv1 fc"
-    parser.add_argument("--keep", nargs="+", default=(), metavar="LAYER", help=text)
-    text = "tell what is gained, layer by layer, where one layer's weights stay float32"
-    parser.add_argument("--sensitivity", action="store_true", help=text)
-    text = "the .safetensors file to write"
-    parser.add_argument(
-        "-o", "--output", type=options.path, required=True, metavar="FILE", help=text
-    )
-
-
-def quantize(arguments: Namespace) -> int:
-    """Turn float32 weights into an INT8 file, and report what that cost."""
-    output = arguments.output
-    if arguments.images and not arguments.calibrate:
-        raise MiniresError("--images counts those of a folder; give --calibrate FOLDER with it")
-    check_writable(output, 0)
-    files = []
-    if arguments.calibrate:
-        files = choose_photographs(arguments.calibrate, arguments.images or ENOUGH)
-    weights = options.chosen_weights(arguments)
-    path, _ = download.resolve(weights)
-    if output.exists() and output.samefile(path):
-        raise MiniresError(f"{output}: holds the weights to quantize; name another file")
-    fp32 = api.resnet50(weights, **options.own(arguments))
-    layers = keep_layers(fp32.layers, arguments.keep)
-    check_writable(output, int8_size(layers))  # now, because calibration takes a while
-    preset = fp32.meta["preset"]
-    photographs = Photographs(files, preset, lambda error: _complain(error, arguments))
-
-    def batches(text: str) -> Iterable[Array]:
-        source = photographs if arguments.calibrate else default_batches(preset)
-        bar: Iterable[Array] = tqdm(source, text, leave=False, disable=bar_hidden())
-        return bar
-
-    recipe = (arguments.observer, arguments.rounding, arguments.correction)
-    calibration = None if arguments.calibrate or any(recipe) else stored_calibration(fp32)
-    if calibration:
-        int8 = quantize_model(fp32, calibration, keep=arguments.keep)
-    else:
-        observer, rounding, correction = (
-            given or usual for given, usual in zip(recipe, RECIPE, strict=True)
-        )
-        plain = (rounding, correction) == ("nearest", "off")
-        calibration = calibrate(fp32, batches("calibrating"), observer, moments=not plain)
-        one_by_one = functools.partial(tqdm, desc="rounding", leave=False, disable=bar_hidden())
-        int8 = quantize_model(fp32, calibration, rounding, correction, one_by_one, arguments.keep)
-    save_int8(int8, output)
-    print(format_report(report(fp32, int8, batches("comparing with FP32"))))
-    if arguments.sensitivity:
-        x = np.concatenate(list(batches("reading")))
-        one_by_one = functools.partial(tqdm, desc="sensitivity", leave=False, disable=bar_hidden())
-        print(format_sensitivity(sensitivity(fp32, int8, x, one_by_one)))
-    megabytes = output.stat().st_size / 1e6
-    print(
-        f"{output}: {int8.meta['name']}, {megabytes:.1f} MB, calibrated on {calibration.images} "
-        "images or crops"
-    )
-    return int(bool(photographs.unusable))
 
 
 def add_evaluate(parser: Parser) -> None:
@@ -295,7 +196,7 @@ def evaluate(arguments: Namespace) -> int:
         models,
         arguments.folder,
         rows,
-        tell=lambda error: _complain(error, arguments),
+        tell=lambda error: complain(error, arguments.debug),
         progress=functools.partial(tqdm, desc="evaluating", leave=False, disable=bar_hidden()),
     )
     print(json.dumps(result, indent=2) if arguments.json else format_evaluation(result))
@@ -378,7 +279,7 @@ def weights(arguments: Namespace) -> int:
 
 COMMANDS = [
     (classify, add_classify),
-    (quantize, add_quantize),
+    (quantizing.quantize, quantizing.add_quantize),
     (evaluate, add_evaluate),
     (summary, add_summary),
     (explain, add_explain),

@@ -2,9 +2,12 @@
 
 import contextlib
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable
 from typing import Any
+
+from minires.errors import MiniresError
 
 
 def tell(text: str) -> None:
@@ -12,6 +15,18 @@ def tell(text: str) -> None:
     if sys.stderr is not None:  # print would take None for stdout
         with contextlib.suppress(OSError, ValueError):
             print(text, file=sys.stderr, flush=True)
+
+
+def complain(error: Exception, debug: bool) -> None:
+    """Tell an error on stderr in one line, and with --debug its traceback first."""
+    text = str(error)
+    if not isinstance(error, MiniresError):
+        text = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+    if isinstance(error, OSError) and error.filename and error.strerror:  # such as a full disk
+        text = f"{error.filename}: {error.strerror}"
+    if debug:
+        tell("".join(traceback.format_exception(error)).rstrip())
+    tell(f"minires: {' '.join(text.split())}")
 
 
 def in_notebook() -> bool:

@@ -705,7 +705,7 @@ def test_a_full_disk_is_told_before_calibration(
     seeded_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     resource = pytest.importorskip("resource")  # Unix has it
-    monkeypatch.setattr("minires.cli.calibrate", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr("minires.quantize.commands.calibrate", lambda *_: pytest.fail("calibrated"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     output = tmp_path / "int8.safetensors"
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
