@@ -22,17 +22,11 @@ from typing import Any
 from tqdm import tqdm
 
 from minires import api, download, options
+from minires import evaluate as evaluating
 from minires import explain as explaining
 from minires.api import BACKENDS
 from minires.doctor import add_doctor, doctor
 from minires.errors import ImageError, MiniresError
-from minires.evaluate import (
-    choose_networks,
-    evaluate_networks,
-    format_evaluation,
-    label_folders,
-    read_labels,
-)
 from minires.images import load_image
 from minires.lab.command import add_lab, lab
 from minires.measure import commands as measuring
@@ -174,16 +168,12 @@ def add_evaluate(parser: Parser) -> None:
 
 def evaluate(arguments: Namespace) -> int:
     """Measure accuracy on labelled photographs, and compare two precisions."""
-    rows = read_labels(arguments.labels) if arguments.labels else []
+    rows = evaluating.read_labels(arguments.labels) if arguments.labels else []
     if arguments.against == "none" and arguments.against_weights:
         raise MiniresError("--against-weights are compared with; leave out --against none")
     weights = options.chosen_weights(arguments)
-    networks = choose_networks(
-        options.chosen_precision(arguments),
-        weights,
-        arguments.against,
-        arguments.against_weights,
-    )
+    precision, against = options.chosen_precision(arguments), arguments.against
+    networks = evaluating.choose_networks(precision, weights, against, arguments.against_weights)
     own = options.own(arguments)
     models = [
         api.resnet50(of_model, precision, **(own if of_model is weights else {}))
@@ -191,15 +181,17 @@ def evaluate(arguments: Namespace) -> int:
     ]
     if not arguments.labels:
         categories = models[0].meta["categories"]
-        rows = label_folders(arguments.folder, categories, lambda text: tell(f"minires: {text}"))
-    result = evaluate_networks(
+        rows = evaluating.label_folders(
+            arguments.folder, categories, lambda text: tell(f"minires: {text}")
+        )
+    result = evaluating.evaluate_networks(
         models,
         arguments.folder,
         rows,
         tell=lambda error: complain(error, arguments.debug),
         progress=functools.partial(tqdm, desc="evaluating", leave=False, disable=bar_hidden()),
     )
-    print(json.dumps(result, indent=2) if arguments.json else format_evaluation(result))
+    print(json.dumps(result, indent=2) if arguments.json else evaluating.format_evaluation(result))
     return int(result["unusable"] > 0)
 
 

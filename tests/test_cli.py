@@ -342,7 +342,7 @@ def test_other_ends(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(api, "resnet50", fail)
