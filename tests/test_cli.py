@@ -19,6 +19,7 @@ from minires import api
 from minires.cli import build_parser, main
 from minires.kernels.cpu import get_num_threads
 from minires.measure import latency, machine, trust
+from minires.model import resnet50_layers
 from minires.preprocess import Preset
 from minires.quantize import calibrate, quantize_model, save_int8
 from tests.making_files import BAD_IMAGES, save_once, save_photograph
@@ -666,7 +667,8 @@ UNBELIEVABLE: dict[str, dict[str, Any]] = {
 def test_what_a_file_says_of_itself_is_not_believed(
     word: str, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(api.checkpoint, "check_state_dict", lambda state, _: state)
+    network = SimpleNamespace(layers=resnet50_layers(2), meta={})
+    monkeypatch.setattr(api.ResNet50, "from_state_dict", lambda _: network)
     path = photographs / "told.safetensors"
     told = {**TOLD, **UNBELIEVABLE[word]}
     metadata = {

@@ -93,10 +93,9 @@ def quantize_model(
         The network in fp32.
     calibration : Calibration
         A range for every edge, and moments for a rounding or correction that looks at inputs.
-    rounding : str, optional
-        A key of `ROUNDINGS`: "gptq" if the calibration has moments, else "nearest".
-    correction : str
-        A key of `CORRECTIONS`.
+    rounding, correction : str
+        Keys of `ROUNDINGS` and `CORRECTIONS`. Rounding is "gptq" where there are moments, else
+        "nearest", unless you give one.
     progress : callable, optional
         Gets the layers and yields them again, for example to show a bar.
     keep : iterable of str
@@ -105,7 +104,7 @@ def quantize_model(
     Returns
     -------
     ResNet50
-        With precision "int8"; its layers know their outputs' scale and zero point.
+        In "int8"; its layers know their outputs' scale and zero point.
 
     Raises
     ------
@@ -120,8 +119,7 @@ def quantize_model(
     """
     check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
     check_is("calibration", calibration, Calibration, "what minires.quantize.calibrate returns")
-    moments = calibration.moments
-    rounding = _check_recipe(rounding, correction, moments)
+    rounding = _check_recipe(rounding, correction, calibration.moments)
     qparams = {name: qparams_of_range(*limits) for name, limits in calibration.ranges.items()}
     qparams["maxpool"] = qparams["conv1"]  # a max-pool computes no new value: it picks one
     marked = keep_layers(model.layers, keep)
@@ -129,21 +127,34 @@ def quantize_model(
     params: dict[str, Any] = {}
     for layer in progress(layers):
         inputs = [qparams[name] for name in layer.inputs]
-        given: Any = model.params.get(layer.name)
-        if layer.kept:
-            params[layer.name] = lock(KeptParams(inputs[0], *given, *inputs[1:]))
-        elif layer.op in ("conv", "linear"):
-            seen = moments.get(layer.name)
-            weights = quantize_weights(given, inputs[0], rounding, correction, seen)
-            params[layer.name] = lock(Int8Params(inputs[0], *weights, *inputs[1:]))
-        elif layer.op == "avgpool":
-            params[layer.name] = inputs[0]
-    observed = {"observer": calibration.observer, "images": calibration.images}
-    recipe = {**observed, "rounding": rounding, "correction": correction}
-    meta = {**model.meta, "calibration": recipe, "saturated": calibration.saturated}
+        made = _quantize_layer(layer, model, inputs, rounding, correction, calibration)
+        if made is not None:
+            params[layer.name] = lock(made)
+    meta = {**model.meta, "saturated": calibration.saturated}
+    recipe = {"observer": calibration.observer, "images": calibration.images}
+    meta["calibration"] = {**recipe, "rounding": rounding, "correction": correction}
     meta.pop("accuracy", None)  # it was measured in fp32
     meta.pop(STORED_CALIBRATION, None)  # "calibration" tells of the one that was used
     return ResNet50(layers, params, "int8", meta)
+
+
+def _quantize_layer(
+    layer: Layer,
+    model: ResNet50,
+    inputs: list[QParams],
+    rounding: str,
+    correction: str,
+    calibration: Calibration,
+) -> Any:
+    """Make a layer's parameters for INT8; a layer such as a max-pool needs none."""
+    given: Any = model.params.get(layer.name)
+    if layer.kept:
+        return KeptParams(inputs[0], *given, *inputs[1:])
+    if layer.op in ("conv", "linear"):
+        seen = calibration.moments.get(layer.name)
+        weights = quantize_weights(given, inputs[0], rounding, correction, seen)
+        return Int8Params(inputs[0], *weights, *inputs[1:])
+    return inputs[0] if layer.op == "avgpool" else None
 
 
 def _check_recipe(rounding: str | None, correction: str, moments: Mapping[str, Moments]) -> str:
