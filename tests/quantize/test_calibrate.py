@@ -95,10 +95,11 @@ def test_an_unknown_observer_is_an_error_that_names_those_there_are(
 
 @pytest.mark.parametrize("observer", OBSERVERS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_broken_weights_are_an_error(images: list[Array], observer: str, bad: float) -> None:
-    state = dict(seeded_state_dict())
-    state["bn1.bias"] = np.full(64, bad, np.float32)
-    model = ResNet50.from_state_dict(state)
+def test_broken_weights_are_an_error(
+    model: ResNet50, images: list[Array], observer: str, bad: float
+) -> None:
+    conv1 = model.params["conv1"]._replace(bias=np.full(64, bad, np.float32))
+    model = ResNet50(model.layers, {**model.params, "conv1": conv1}, "fp32", model.meta)
     with pytest.raises(MiniresError, match="NaN or infinity"):
         calibrate(model, images, observer)
 
