@@ -139,10 +139,6 @@ def lost_bias(state: dict[str, Array]) -> None:
     state["fc.bias"] = np.zeros_like(state["fc.bias"])
 
 
-def a_nan(state: dict[str, Array]) -> None:
-    state["layer3.2.bn2.bias"] = np.full_like(state["layer3.2.bn2.bias"], np.nan)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -152,7 +148,6 @@ def a_nan(state: dict[str, Array]) -> None:
         flipped_kernels,
         swapped_classes,
         lost_bias,
-        a_nan,
     ],
 )
 def test_wrong_weights_are_rejected(change: Callable[[dict[str, Array]], None]) -> None:
@@ -160,6 +155,13 @@ def test_wrong_weights_are_rejected(change: Callable[[dict[str, Array]], None]) 
     change(state)
     with pytest.raises(AssertionError):
         hold_to_golden("one of 97x65", ResNet50.from_state_dict(state))
+
+
+def test_a_nan_is_rejected() -> None:
+    model = small_model()
+    hook = model["layer3.2.conv2"].register_forward_hook(lambda layer, inputs, y: y * np.nan)
+    with hook, pytest.raises(AssertionError):
+        hold_to_golden("one of 97x65", model)
 
 
 def test_padding_to_one_side_is_rejected() -> None:
