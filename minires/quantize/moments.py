@@ -8,7 +8,7 @@ import numpy as np
 from minires.layers import Array, Layer
 from minires.reference import im2col_ref
 
-SIDE = 7  # output pixels along each axis of an image that are looked at: neighbours are much alike
+SIDE = 14  # output pixels along each axis of an image that are looked at: neighbours are much alike
 
 
 @dataclass
