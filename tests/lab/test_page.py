@@ -18,7 +18,7 @@ IMAGE = Path(__file__).parents[2] / "examples/images/cat.jpg"
 def test_the_javascript_can_be_read_in_one_sitting() -> None:
     lines = {path: path.read_text(encoding="utf-8").splitlines() for path in PAGE.rglob("*.js")}
     assert {"lab.js", "network.js"} <= {path.name for path in lines}
-    assert sum(map(len, lines.values())) <= 1_620
+    assert sum(map(len, lines.values())) <= 1_590
     assert max(map(len, lines.values())) <= 220
     assert max(len(line) for source in lines.values() for line in source) <= 180
 

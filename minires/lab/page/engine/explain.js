@@ -9,11 +9,11 @@
 import {averageInt8, f, normalize, toStep} from './numbers.js';
 
 export function explain(network, run, step, y, x, channel) {
-  const {layer} = step, from = run.steps.get(layer.inputFrom), q = run.qparams[layer.name];
+  const from = run.steps.get(step.inputFrom), q = run.qparams[step.name];
   const inputs = from ? windowOf(network, step, from, y, x, channel) : [];
-  const told = layer.kind === 'quantize' ? ofPixel(network, run, y, x, channel)
-    : layer.kind === 'maxpool' ? {value: Math.max(...inputs.filter(tap => tap.inside).map(tap => tap.x[channel]))}
-    : layer.kind === 'avgpool' ? average(network, run, layer, inputs, channel)
+  const told = step.op === 'input' ? ofPixel(network, run, y, x, channel)
+    : step.op === 'maxpool' ? {value: Math.max(...inputs.filter(tap => tap.inside).map(tap => tap.x[channel]))}
+    : step.op === 'avgpool' ? average(network, run, step, inputs, channel)
     : convolve(network, run, step, inputs, y, x, channel);
   const real = network.int8 && q ? f(q.scale * (told.value - q.zeroPoint)) : told.value;
   return {inputs, bias: 0, multiplier: null, residual: null, zeroPoint: q?.zeroPoint ?? 0, real, ...told};
@@ -21,12 +21,11 @@ export function explain(network, run, step, y, x, channel) {
 
 // The taps of a kernel on the input. A pool sees one channel, a convolution all of them, with weights.
 function windowOf(network, step, from, y, x, channel) {
-  const {layer} = step, pool = layer.kind.endsWith('pool'), weights = pool ? null : network.weights(step, channel);
-  const [height, width] = layer.kind === 'avgpool' ? [from.height, from.width] : [layer.kernel, layer.kernel];
-  const inputs = [];
+  const {op, kernel, stride, padding, gemm} = step, weights = gemm && network.weights(step, channel);
+  const [height, width] = op === 'avgpool' ? [from.height, from.width] : [kernel, kernel], inputs = [];
   for (let ky = 0; ky < height; ky++) {
     for (let kx = 0; kx < width; kx++) {
-      const row = y * layer.stride + ky - layer.padding, column = x * layer.stride + kx - layer.padding;
+      const row = y * stride + ky - padding, column = x * stride + kx - padding;
       const inside = row >= 0 && row < from.height && column >= 0 && column < from.width;
       const at = (row * from.width + column) * from.channels, tap = (ky * width + kx) * from.channels;
       inputs.push({
@@ -40,28 +39,30 @@ function windowOf(network, step, from, y, x, channel) {
 }
 
 function convolve(network, run, step, inputs, y, x, channel) {
-  const {layer} = step, {int8} = network, {numbers} = run.steps.get(layer.name), bias = numbers.bias[channel];
+  const {int8} = network, {numbers} = run.steps.get(step.name), bias = numbers.bias[channel];
   const add = int8 ? (sum, product) => sum + product : (sum, product) => f(sum + f(product));
   let sum = int8 ? bias : 0; // float32 adds its bias last
   for (const tap of inputs) for (let k = 0; k < tap.x.length; k++) sum = add(sum, tap.x[k] * tap.w[k]);
-  const shortcut = run.steps.get(layer.residualFrom);
+  const shortcut = run.steps.get(step.residualFrom) ?? null;
   const q = shortcut?.data[(y * shortcut.width + x) * shortcut.channels + channel];
   if (!int8) {
     sum = f(sum + bias);
-    const scaled = shortcut ? f(sum + q) : sum, value = layer.relu ? Math.max(scaled, 0) : scaled;
-    return {bias, sum, residual: shortcut ? {q, zeroPoint: 0, multiplier: 1} : null, scaled, clipped: value, rounded: value, value};
+    const scaled = shortcut ? f(sum + q) : sum, value = step.relu ? Math.max(scaled, 0) : scaled;
+    return {bias, sum, residual: shortcut && {q, zeroPoint: 0, multiplier: 1}, scaled, ...asItIs(value)};
   }
   const multiplier = numbers.m[channel], {residualM, residualZeroPoint} = numbers;
   let scaled = f(f(sum) * multiplier);
-  if (layer.kind === 'linear') return {bias, sum, multiplier, scaled, clipped: scaled, rounded: scaled, value: scaled};
+  if (step.op === 'linear') return {bias, sum, multiplier, scaled, ...asItIs(scaled)};
   if (shortcut) scaled = f(scaled + f((q - residualZeroPoint) * residualM));
-  const residual = shortcut ? {q, zeroPoint: residualZeroPoint, multiplier: residualM} : null;
-  return {bias, sum, multiplier, residual, ...toStep(scaled, run.qparams[layer.name])};
+  const residual = shortcut && {q, zeroPoint: residualZeroPoint, multiplier: residualM};
+  return {bias, sum, multiplier, residual, ...toStep(scaled, run.qparams[step.name])};
 }
 
-function average(network, run, layer, inputs, channel) {
+const asItIs = value => ({clipped: value, rounded: value, value}); // where nothing is rounded
+
+function average(network, run, step, inputs, channel) {
   const sum = inputs.reduce((sum, tap) => f(sum + tap.x[channel]), 0);
-  return network.int8 ? averageInt8(run.qparams, layer, sum, inputs.length) : {sum, value: f(sum / inputs.length)};
+  return network.int8 ? averageInt8(run.qparams, step, sum, inputs.length) : {sum, value: f(sum / inputs.length)};
 }
 
 // The first step reads a byte of the photograph: it is normalized, and divided by the scale.

@@ -1,9 +1,8 @@
 // A photograph to the pixels that a network wants: decode, resize, crop. Resizing is Pillow's, bit for
 // bit: weights in whole numbers, rows first, rounded to bytes, then columns. Only decoding is the
 // browser's own, which may differ from Pillow's by a level here and there.
-import {LabError} from './errors.js';
+import {fetchBytes, LabError} from './fetch.js';
 import {clip, rint} from './numbers.js';
-import {fetchBytes} from './safetensors.js';
 
 const MOST_PIXELS = 89478485; // as Pillow has it: what is larger may be meant to fill the memory
 const STRIP = 2 ** 19; // pixels that are looked at together
@@ -23,7 +22,8 @@ export async function decode(blob) {
   const {width, height} = image;
   if (width * height <= MOST_PIXELS && Math.max(width, height) <= 1000 * Math.min(width, height)) return image;
   image.close();
-  throw new LabError(`This image has ${width} x ${height} pixels: make it smaller, and not so long. At most 89 million fit.`);
+  throw new LabError(`This image has ${width} x ${height} pixels: make it smaller, and not so long. `
+    + 'At most 89 million fit.');
 }
 
 // Make of an image what the network wants; what `example` gives is that already.
@@ -44,13 +44,13 @@ export function preprocess(image, preset) {
 export function prepare(width, height, {resize, crop, enlarge}, rows, strip) {
   const long = Math.trunc(resize * Math.max(width, height) / Math.min(width, height));
   const [wide, high] = width <= height ? [resize, long] : [long, resize];
-  const across = axis(width, wide, cropOffset(wide, crop), crop), down = axis(height, high, cropOffset(high, crop), crop);
+  const across = axis(width, wide, cropOffset(wide, crop), crop);
   let square = new Uint8Array(height * crop * 4);
   for (let top = 0; top < height; top += rows) {
     const count = Math.min(rows, height - top);
     square.set(resample(strip(top, count), count, width, 4, across), top * crop * 4);
   }
-  square = resample(square, 1, height, crop * 4, down);
+  square = resample(square, 1, height, crop * 4, axis(height, high, cropOffset(high, crop), crop));
   const side = enlarge ?? crop;
   if (enlarge) {
     const larger = axis(crop, enlarge, 0, enlarge);
@@ -69,8 +69,9 @@ function axis(from, to, offset, count) {
   return Array.from({length: count}, (_, i) => {
     if (i + offset < 0 || i + offset >= to) return {first: 0, weights: []};
     const centre = (i + offset + 0.5) * scale;
-    const first = Math.max(Math.trunc(centre - reach + 0.5), 0), end = Math.min(Math.trunc(centre + reach + 0.5), from);
-    const heights = Array.from({length: end - first}, (_, k) => Math.max(1 - Math.abs((k + first - centre + 0.5) / reach), 0));
+    const [first, end] = [centre - reach, centre + reach].map(edge => clip(Math.trunc(edge + 0.5), 0, from));
+    const heights = Array.from({length: end - first}, (_, k) =>
+      Math.max(1 - Math.abs((k + first - centre + 0.5) / reach), 0));
     const sum = heights.reduce((a, b) => a + b, 0);
     return {first, weights: heights.map(height => Math.trunc(0.5 + height / sum * 2 ** BITS))};
   });

@@ -1,31 +1,9 @@
-// Weights: fetched with a bar, and read where they lie. A safetensors file begins with eight bytes
-// that tell its header's size; the header is JSON, and the tensors follow.
+// Weights, read where they lie. A safetensors file begins with eight bytes that tell its header's
+// size; the header is JSON, and the tensors follow.
 // https://github.com/huggingface/safetensors#format
-import {LabError} from './errors.js';
+import {LabError} from './fetch.js';
 
 const KINDS = {I8: Int8Array, I32: Int32Array, F32: Float32Array, F16: Uint16Array};
-
-// Fetch a file. onProgress is told its share that is there, from 0 to 1, if the server says how long it is.
-export async function fetchBytes(url, onProgress = () => {}) {
-  const whole = {total: 0, got: 0, pieces: []};
-  try {
-    const answer = await fetch(url);
-    if (!answer.ok) throw new LabError(`${url} is not there: the server says ${answer.status}.`);
-    whole.total = Number(answer.headers.get('Content-Length') ?? 0);
-    const reader = answer.body.getReader();
-    for (let part = await reader.read(); !part.done; part = await reader.read()) {
-      whole.pieces.push(part.value);
-      whole.got += part.value.length;
-      if (whole.total) onProgress(Math.min(whole.got / whole.total, 1));
-    }
-  } catch (error) {
-    if (error instanceof LabError) throw error;
-    throw new LabError(`${url} broke off after ${whole.got} bytes: load the page again.`);
-  }
-  const bytes = new Uint8Array(whole.got);
-  whole.pieces.reduce((at, piece) => (bytes.set(piece, at), at + piece.length), 0);
-  return bytes.buffer;
-}
 
 // Read a file of weights: {metadata, tensors: {name: {shape, values}}}. What it does not hold is an error.
 export function readWeights(buffer) {

@@ -1,5 +1,7 @@
 // Small helpers: elements, numbers as text, and canvases of a channel.
 
+import {clip} from '../engine/numbers.js';
+
 export const $ = id => document.getElementById(id);
 
 export function make(tag, properties = {}, ...children) {
@@ -21,6 +23,11 @@ export function draw(tag, attributes = {}, ...children) { // the same for SVG
   element.append(...children);
   return element;
 }
+
+export const line = (kind, x1, y1, x2, y2) => draw('line', {class: kind, x1, y1, x2, y2});
+
+export const label = (says, x, y, anchor = 'start', kind = '') =>
+  draw('text', {class: kind, x, y, 'text-anchor': anchor}, says);
 
 // A sentence that index.html keeps for later.
 export const words = name => $('words').content.querySelector(`[data-of="${name}"]`).cloneNode(true);
@@ -64,36 +71,32 @@ export function paintChannel(image, step, channel, top = 0, left = 0) {
   }
 }
 
-export function showChannel(canvas, step, channel) {
-  Object.assign(canvas, {width: step.width, height: step.height});
-  const context = canvas.getContext('2d'), image = context.createImageData(step.width, step.height);
-  paintChannel(image, step, channel);
-  context.putImageData(image, 0, 0);
-}
-
-export function showPhotograph(canvas, {pixels, height, width}) {
+// Give a canvas a size, and have `paint` fill its image.
+export function show(canvas, width, height, paint) {
   Object.assign(canvas, {width, height});
   const image = new ImageData(width, height);
-  for (let i = 0; i < height * width; i++)
-    image.data.set([...pixels.subarray(3 * i, 3 * i + 3), 255], 4 * i);
+  paint(image);
   canvas.getContext('2d').putImageData(image, 0, 0);
 }
 
-// Draw the frame that lies over a canvas: around (left, top), in the canvas's own pixels.
-export function frame(canvas, left, top, width, height) {
-  const across = 100 / canvas.width, down = 100 / canvas.height;
-  Object.assign(canvas.nextElementSibling.style, {left: `${left * across}%`, top: `${top * down}%`,
-    width: `${width * across}%`, height: `${height * down}%`});
+export const showChannel = (canvas, step, channel) =>
+  show(canvas, step.width, step.height, image => paintChannel(image, step, channel));
+
+export const showPhotograph = (canvas, {pixels, height, width}) => show(canvas, width, height, image => {
+  for (let i = 0; i < height * width; i++) image.data.set([...pixels.subarray(3 * i, 3 * i + 3), 255], 4 * i);
+});
+
+// Draw the frame that lies over a canvas, as far as it lies there, in the canvas's own pixels.
+export function frame(canvas, left, top, right, bottom) {
+  const across = x => 100 * clip(x, 0, canvas.width) / canvas.width;
+  const down = y => 100 * clip(y, 0, canvas.height) / canvas.height;
+  Object.assign(canvas.nextElementSibling.style, {left: `${across(left)}%`, top: `${down(top)}%`,
+    width: `${across(right) - across(left)}%`, height: `${down(bottom) - down(top)}%`});
 }
 
 // Where a click meets a canvas, in its own pixels: [x, y].
-export function placeOf(event, canvas) {
-  const box = canvas.getBoundingClientRect();
-  const place = (at, from, size, count) =>
-    Math.min(Math.max(Math.floor((at - from) / size * count), 0), count - 1);
-  return [place(event.clientX, box.left, box.width, canvas.width),
-    place(event.clientY, box.top, box.height, canvas.height)];
-}
+export const placeOf = ({offsetX, offsetY}, {width, height, clientWidth, clientHeight}) =>
+  [offsetX / clientWidth * width, offsetY / clientHeight * height];
 
 const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
 
