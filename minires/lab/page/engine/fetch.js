@@ -1,5 +1,3 @@
-// Files from the server, and what a reader is told if something goes wrong.
-
 // What went wrong in one sentence that can be shown. Any other error is a mistake of ours.
 export class LabError extends Error {}
 

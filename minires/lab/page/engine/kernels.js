@@ -25,9 +25,8 @@ export const DOTS = {
   [-508]: 'takes them for negative numbers',
 };
 
-// Let it multiply, in the first bytes of a memory: one tile of 4 x 8, and one group along K.
+// Let it multiply, in a memory that is still empty: one tile of 4 x 8, and one group along K.
 export function probeDot(relaxed, memory, at) {
-  new Uint8Array(memory.buffer, at, 512).fill(0);
   new Uint8Array(memory.buffer, at, 4).fill(255);
   new Uint8Array(memory.buffer, at + 64, 32).fill(127);
   const zeros = at + 128, sums = at + 192;

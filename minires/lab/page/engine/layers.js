@@ -5,7 +5,7 @@ import {fromHalves} from './safetensors.js';
 const EPS = 1e-5; // torchvision's, in every BatchNorm
 
 function find(tensors, name, length) {
-  const values = tensors[name]?.values;
+  const values = tensors[name]?.();
   if (values?.length === length) return values instanceof Uint16Array ? fromHalves(values) : values;
   throw new LabError(`These weights are not of this network of minires: ${name} is missing or of another size.`);
 }

@@ -54,10 +54,8 @@ class Network {
     const {name, categories, preset, size, precision} = plan;
     Object.assign(this, {name, categories, preset, precision, inputSize: size, plan, room, memory, kernels});
     this.int8 = precision === 'int8';
-    this.qparams = {};
-    for (const [name, [scale, zeroPoint]] of Object.entries(JSON.parse(file.metadata.qparams ?? '{}'))) {
-      this.qparams[name] = {scale: Math.fround(scale), zeroPoint};
-    }
+    this.qparams = Object.fromEntries(Object.entries(JSON.parse(file.metadata.qparams ?? '{}'))
+      .map(([name, [scale, zeroPoint]]) => [name, {scale: Math.fround(scale), zeroPoint}]));
     this.Value = this.int8 ? Uint8Array : Float32Array; // of an activation
     this.values = new this.Value(memory.buffer);
     plan.buffers.forEach((buffer, i) => this.fill(i, buffer.fill ?? (this.int8 ? 0 : -Infinity)));
@@ -110,7 +108,8 @@ class Network {
 
   // Where each weight of a channel lies behind that, in the order (row, column, input channel).
   places({kernel, inChannels, inputFrom, gemm}) {
-    const {columns, group} = this.plan.tiling, {channels} = this.step(inputFrom);
+    const {columns, group} = this.plan.tiling;
+    const {channels} = this.plan.steps.find(step => step.name === inputFrom);
     return Int32Array.from({length: kernel ** 2 * inChannels}, (_, i) => {
       const row = Math.floor(i / (kernel * inChannels)), column = Math.floor(i / inChannels) % kernel;
       const k = column * channels + i % inChannels; // along a row of the kernel, as pixels lie in memory
@@ -129,10 +128,9 @@ class Network {
     this.current = qparams;
     this.table = pixelTable(this.preset, qparams.input);
     for (const step of this.steps.filter(step => step.gemm)) {
-      const {gemm, at} = step, numbers = epilogueNumbers(this, step, qparams);
+      const {gemm, at} = step, numbers = step.numbers = epilogueNumbers(this, step, qparams);
       this.put(this.int8 ? Int32Array : Float32Array, at.bias, numbers.bias);
       this.put(Float32Array, at.m, numbers.m);
-      step.numbers = numbers;
       step.arguments = [
         this.address(step.x), at.xOffsets, at.w, at.bias, at.m,
         step.residual ? this.address(step.residual) : 0, this.address(step.y), at.yOffsets,
@@ -144,8 +142,9 @@ class Network {
   }
 
   // Run the network on a prepared image, (height, width, 3) bytes. `overrides` gives steps other
-  // scales, zero points or bits: {name: {scale, zeroPoint, bits}}. `keep` is false to time the run alone.
-  run(pixels, height, width, {overrides = {}, keep = true} = {}) {
+  // scales, zero points or bits: {name: {scale, zeroPoint, bits}}. `keep` is false to time the run alone,
+  // and `kernels` are other functions to time.
+  run(pixels, height, width, {overrides = {}, keep = true, kernels = this.kernels} = {}) {
     if (height !== this.inputSize || width !== this.inputSize || pixels.length !== 3 * height * width) {
       throw new LabError(`The image has ${height} x ${width} pixels; `
         + `this network was laid out for ${this.inputSize} x ${this.inputSize}.`);
@@ -163,7 +162,7 @@ class Network {
     const run = {steps: new Map(), pixels, qparams, logits: null, ms: 0};
     for (const step of this.steps) {
       const started = performance.now();
-      this.execute(step, pixels);
+      this.execute(step, pixels, kernels);
       const ms = performance.now() - started;
       run.ms += ms;
       const data = keep || step.op === 'linear' ? this.read(step) : null;
@@ -174,12 +173,12 @@ class Network {
     return run;
   }
 
-  execute(step, pixels) {
-    const {name, y} = step, buffer = this.plan.buffers[y.buffer];
+  execute(step, pixels, kernels) {
+    const {y} = step, buffer = this.plan.buffers[y.buffer], padded = this.int8 && buffer?.pad && buffer.fill !== null;
     // Padding holds the zero point of the output that it surrounds.
-    if (this.anew && this.int8 && buffer?.pad && buffer.fill !== null) this.fill(y.buffer, this.current[name].zeroPoint);
-    if (step.op === 'conv') this.kernels.conv(...step.arguments);
-    else if (step.op === 'linear') this.kernels.linear(...step.arguments);
+    if (this.anew && padded) this.fill(y.buffer, this.current[step.name].zeroPoint);
+    if (step.op === 'conv') kernels.conv(...step.arguments);
+    else if (step.op === 'linear') kernels.linear(...step.arguments);
     else if (step.op === 'input') this.write(step, pixels);
     else if (step.op === 'maxpool') maxpool(this, step);
     else avgpool(this, step);
@@ -205,11 +204,7 @@ class Network {
     return data;
   }
 
-  step(name) {
-    return this.steps.find(step => step.name === name);
-  }
-
   explain(run, name, y, x, channel) {
-    return explain(this, run, this.step(name), y, x, channel);
+    return explain(this, run, run.steps.get(name), y, x, channel);
   }
 }

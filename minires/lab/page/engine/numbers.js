@@ -19,12 +19,10 @@ export function toStep(scaled, q) {
   return {scaled, clipped, rounded, value: rounded + q.zeroPoint};
 }
 
-export const normalize = (byte, mean, std) => f(f(f(byte / 255) - f(mean)) / f(std));
-
 // What each byte of each colour becomes: a real number, and in INT8 a step.
 export function pixelTable({mean, std}, q) {
   return mean.map((_, c) => Float32Array.from({length: 256}, (_, byte) => {
-    const real = normalize(byte, mean[c], std[c]);
+    const real = f(f(f(byte / 255) - f(mean[c])) / f(std[c]));
     return q ? toStep(f(real / q.scale), q).value : real;
   }));
 }
@@ -64,16 +62,13 @@ export function maxpool(network, step) {
   const {values, plan: {tiling: {item}}} = network, {channels, height, width, kernel, stride} = step;
   const xRow = step.xRow / item, yRow = step.yRow / item;
   const x = network.address(step.x) / item, y = network.address(step.y) / item;
+  const taps = Array.from({length: kernel ** 2}, (_, i) => Math.floor(i / kernel) * xRow + i % kernel * channels);
   for (let i = 0; i < height; i++) {
     for (let j = 0; j < width; j++) {
       const from = x + i * stride * xRow + j * stride * channels, to = y + i * yRow + j * channels;
       for (let c = 0; c < channels; c++) {
         let largest = values[from + c];
-        for (let row = 0; row < kernel; row++) {
-          for (let at = from + row * xRow + c, end = at + kernel * channels; at < end; at += channels) {
-            if (values[at] > largest) largest = values[at];
-          }
-        }
+        for (const tap of taps) if (values[from + tap + c] > largest) largest = values[from + tap + c];
         values[to + c] = largest;
       }
     }
@@ -82,17 +77,12 @@ export function maxpool(network, step) {
 
 // The mean over all pixels. In INT8 the division by their number is part of the multiplier.
 export function avgpool(network, step) {
-  const {values, plan: {tiling: {item}}} = network, {channels, inHeight, inWidth} = step;
-  const x = network.address(step.x) / item, y = network.address(step.y) / item, pixels = inHeight * inWidth;
+  const {values, plan: {tiling: {item}}, current} = network, {channels, inHeight, inWidth} = step;
+  const from = network.address(step.x) / item, to = network.address(step.y) / item, pixels = inHeight * inWidth;
+  const x = current[step.inputFrom], y = current[step.name], multiplier = y && f(x.scale / f(y.scale * pixels));
   for (let c = 0; c < channels; c++) {
     let sum = 0;
-    for (let i = 0; i < pixels; i++) sum = f(sum + values[x + i * channels + c]); // exact for bytes
-    values[y + c] = network.int8 ? averageInt8(network.current, step, sum, pixels).value : f(sum / pixels);
+    for (let i = 0; i < pixels; i++) sum = f(sum + values[from + i * channels + c]); // exact for bytes
+    values[to + c] = y ? toStep(f((sum - pixels * x.zeroPoint) * multiplier), y).value : f(sum / pixels);
   }
-}
-
-export function averageInt8(qparams, step, sum, pixels) {
-  const x = qparams[step.inputFrom], y = qparams[step.name];
-  const multiplier = f(x.scale / f(y.scale * pixels)), total = sum - pixels * x.zeroPoint;
-  return {sum: total, multiplier, ...toStep(f(total * multiplier), y)};
 }

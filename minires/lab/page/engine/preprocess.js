@@ -26,29 +26,22 @@ export async function decode(blob) {
     + 'At most 89 million fit.');
 }
 
-// Make of an image what the network wants; what `example` gives is that already.
-export function preprocess(image, preset) {
+// Make of an image what the network wants; `example` is that already. It is read in strips of rows.
+export function preprocess(image, {resize, crop, enlarge}) {
   if (image.pixels) return image;
-  const {width, height} = image, rows = Math.max(1, Math.floor(STRIP / width));
-  const canvas = new OffscreenCanvas(width, Math.min(rows, height));
-  const context = canvas.getContext('2d', {willReadFrequently: true});
-  return prepare(width, height, preset, rows, (top, count) => {
-    context.fillStyle = 'white'; // paper, under what is transparent
-    context.fillRect(0, 0, width, count);
-    context.drawImage(image, 0, top, width, count, 0, 0, width, count);
-    return context.getImageData(0, 0, width, count).data;
-  });
-}
-
-// The same for an image that comes in strips of so many rows: strip(top, count) gives RGBA.
-export function prepare(width, height, {resize, crop, enlarge}, rows, strip) {
+  const {width, height} = image, rows = Math.min(Math.max(1, Math.floor(STRIP / width)), height);
+  const context = new OffscreenCanvas(width, rows).getContext('2d', {willReadFrequently: true});
   const long = Math.trunc(resize * Math.max(width, height) / Math.min(width, height));
   const [wide, high] = width <= height ? [resize, long] : [long, resize];
   const across = axis(width, wide, cropOffset(wide, crop), crop);
   let square = new Uint8Array(height * crop * 4);
   for (let top = 0; top < height; top += rows) {
     const count = Math.min(rows, height - top);
-    square.set(resample(strip(top, count), count, width, 4, across), top * crop * 4);
+    context.fillStyle = 'white'; // paper, under what is transparent
+    context.fillRect(0, 0, width, count);
+    context.drawImage(image, 0, top, width, count, 0, 0, width, count);
+    const strip = context.getImageData(0, 0, width, count).data;
+    square.set(resample(strip, count, width, 4, across), top * crop * 4);
   }
   square = resample(square, 1, height, crop * 4, axis(height, high, cropOffset(high, crop), crop));
   const side = enlarge ?? crop;

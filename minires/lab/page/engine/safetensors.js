@@ -5,26 +5,22 @@ import {LabError} from './fetch.js';
 
 const KINDS = {I8: Int8Array, I32: Int32Array, F32: Float32Array, F16: Uint16Array};
 
-// Read a file of weights: {metadata, tensors: {name: {shape, values}}}. What it does not hold is an error.
+// Read a file of weights: {metadata, tensors: {name: read}}. What it does not hold is an error. A tensor
+// is copied when it is read, one at a time, because it may lie where no array can.
 export function readWeights(buffer) {
   try {
     const size = Number(new DataView(buffer).getBigUint64(0, true));
     const {__metadata__: metadata = {}, ...header} =
       JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
     const tensors = {};
-    for (const [name, {dtype, shape, data_offsets: [start, end]}] of Object.entries(header)) {
-      if (dtype in KINDS) tensors[name] = {shape, values: view(buffer, KINDS[dtype], 8 + size + start, end - start)};
+    for (const [name, {dtype, data_offsets: [start, end]}] of Object.entries(header)) {
+      if (8 + size + end > buffer.byteLength) throw new RangeError(name);
+      if (dtype in KINDS) tensors[name] = () => new KINDS[dtype](buffer.slice(8 + size + start, 8 + size + end));
     }
     return {metadata, tensors};
   } catch {
     throw new LabError('These weights are no whole safetensors file: take one that minires reads or writes.');
   }
-}
-
-function view(buffer, Kind, start, length) {
-  const size = Kind.BYTES_PER_ELEMENT;
-  if (start % size) return new Kind(buffer.slice(start, start + length)); // a view has to be aligned
-  return new Kind(buffer, start, length / size);
 }
 
 // All 65,536 numbers of 16 bits, as float32: 1 bit of sign, 5 of exponent, 10 of fraction.

@@ -25,7 +25,6 @@ export function draw(tag, attributes = {}, ...children) { // the same for SVG
 }
 
 export const line = (kind, x1, y1, x2, y2) => draw('line', {class: kind, x1, y1, x2, y2});
-
 export const label = (says, x, y, anchor = 'start', kind = '') =>
   draw('text', {class: kind, x, y, 'text-anchor': anchor}, says);
 
@@ -34,14 +33,10 @@ export const words = name => $('words').content.querySelector(`[data-of="${name}
 
 export const whole = value => (Math.round(value) + 0).toLocaleString('en').replace('-', '−');
 
-export function real(value, digits = 4) {
-  const size = Math.abs(value);
-  const text = size && size < 0.001 ? value.toExponential(2) : value.toFixed(digits);
-  return text.replaceAll('-', '−');
-}
+export const real = (value, digits = 4) =>
+  (value && Math.abs(value) < 0.001 ? value.toExponential(2) : value.toFixed(digits)).replaceAll('-', '−');
 
 export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}%`;
-
 export const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? '' : 's'}`;
 
 function softmax(logits) {
@@ -94,9 +89,9 @@ export function frame(canvas, left, top, right, bottom) {
     width: `${across(right) - across(left)}%`, height: `${down(bottom) - down(top)}%`});
 }
 
-// Where a click meets a canvas, in its own pixels: [x, y].
+// Where a click meets a canvas, in its own pixels: {x, y}.
 export const placeOf = ({offsetX, offsetY}, {width, height, clientWidth, clientHeight}) =>
-  [offsetX / clientWidth * width, offsetY / clientHeight * height];
+  ({x: offsetX / clientWidth * width, y: offsetY / clientHeight * height});
 
 const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
 
@@ -109,11 +104,8 @@ export function onArrows(element, move) {
   });
 }
 
-export function bar(kind, share) {
-  const element = make('span', {className: `bar ${kind}`});
-  element.style.width = percent(Math.min(share, 1), 2);
-  return element;
-}
+export const bar = (kind, share) =>
+  make('span', {className: `bar ${kind}`, style: `width: ${percent(Math.min(share, 1), 2)}`});
 
 // Rows of bars, FP32 above INT8: [label, [kind, share, text], ...].
 export const barsOf = rows => make('div', {className: 'bars'}, ...rows.flatMap(([label, ...kinds]) => [

@@ -23,7 +23,7 @@ const INSTRUCTIONS = [
     {name: 'eor', make: lane => lane.x.map(v => v - 128)},
     {name: 'sdot', make: ({w, sum}, made) => [sum + total(times({x: made, w}))[0]]},
     {name: 'the bias', make: (lane, made) => [made[0] + 128 * total(lane.w)[0]]}]},
-  {name: 'in this browser', of: 'WebAssembly', lanes: 4, counts: '9 instructions, some of them shared by a tile', steps: [
+  {name: 'in this browser', of: 'WebAssembly', lanes: 4, counts: '9 instructions, some shared by a tile', steps: [
     {name: 'apart', make: ({x}) => [x[0], x[2], x[1], x[3]]},
     {name: 'i32x4.dot_i16x8_s', make: lane => pairs([0, 2, 1, 3].map(i => times(lane)[i]))},
     {name: 'i32x4.add', make: (lane, made) => [lane.sum + made[0] + made[1]]}]},
@@ -32,8 +32,8 @@ const INSTRUCTIONS = [
 let chosen = INSTRUCTIONS[2], lanes = [], done = 0, at = 0;
 
 function fresh() {
-  const four = (from, count) => Array.from({length: 4}, () => from + Math.floor(count * Math.random()));
-  lanes = Array.from({length: 16}, () => ({sum: 0, x: four(0, 128), w: four(-127, 255)}));
+  const four = byte => Array.from({length: 4}, () => Math.floor(byte(Math.random())));
+  lanes = Array.from({length: 16}, () => ({sum: 0, x: four(v => 256 * v ** 2), w: four(v => 255 * v - 127)}));
   again();
 }
 

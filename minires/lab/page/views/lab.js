@@ -32,14 +32,16 @@ export const realOf = (step, i) => (step.data[i] - step.zeroPoint) * step.scale;
 export const logitsOf = (int8 = lab.runs.int8) =>
   lab.runs.fp32 ? {fp32: lab.runs.fp32.logits, int8: int8.logits} : {int8: int8.logits};
 
-// An error is one sentence in the page. What worked before still works.
-export async function attempt(action) {
-  $('trouble').hidden = true;
+// An error is one sentence in the page. What worked before still works, and the button can be pressed again.
+export async function attempt(action, button = {}) {
+  button.disabled = $('trouble').hidden = true;
   try {
     return await action();
   } catch (error) {
     $('trouble').textContent = error.message ?? String(error);
     $('trouble').hidden = false;
+  } finally {
+    button.disabled = false;
   }
 }
 
@@ -54,14 +56,18 @@ export const openLab = () => attempt(async () => {
   await look();
 });
 
+// Have a network look at the picture.
+export const run = (network, options) =>
+  network.run(lab.picture.pixels, lab.picture.height, lab.picture.width, options);
+
 async function look() {
   lab.picture = preprocess(lab.image, lab.plan.preset);
   tell('picture');
   if (!lab.int8) return;
   await nextFrame();
-  const {pixels, height, width} = lab.picture, times = [];
+  const times = [];
   for (const precision of ['int8', 'fp32']) if (lab[precision]) {
-    lab.runs[precision] = lab[precision].run(pixels, height, width);
+    lab.runs[precision] = run(lab[precision]);
     times.push(`${precision.toUpperCase()} took ${lab.runs[precision].ms.toFixed(0)} ms`);
   }
   $('state').textContent = `${times.join(', ')} for this photograph.`;
@@ -69,30 +75,22 @@ async function look() {
   tell('run');
 }
 
-async function open(precision) {
-  if (!lab.plan) await openLab();
-  lab[precision] = await openNetwork(file(`${precision}.safetensors`), {
-    precision, onProgress: share => { $('progress').value = share; }});
-  await look();
-}
-
 export async function start(precision) {
-  const button = $(`start-${precision}`), progress = $('progress');
-  button.disabled = true;
-  progress.hidden = false;
-  progress.value = 0;
+  const progress = $('progress');
+  Object.assign(progress, {hidden: false, value: 0});
   $('state').textContent = 'Fetching the weights …';
-  await attempt(() => open(precision));
+  await attempt(async () => {
+    if (!lab.plan) await openLab();
+    const onProgress = share => { progress.value = share; };
+    lab[precision] = await openNetwork(file(`${precision}.safetensors`), {precision, onProgress});
+    await look();
+  }, $(`start-${precision}`));
   progress.hidden = true;
-  button.disabled = false;
   if (!lab[precision]) $('state').textContent = 'They did not arrive. You can start again.';
   const {sizes} = lab.plan ?? {}, offered = !sizes || 'fp32' in sizes;
   $('start-int8').hidden = Boolean(lab.int8);
   $('start-fp32').hidden = !offered || !lab.int8 || Boolean(lab.fp32);
 }
-
-export const runWith = overrides =>
-  lab.int8.run(lab.picture.pixels, lab.picture.height, lab.picture.width, {overrides});
 
 export const takePicture = blob => attempt(async () => {
   lab.image = blob ? await decode(blob) : await example();

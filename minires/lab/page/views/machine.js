@@ -2,7 +2,7 @@
 
 import {DOTS, EXACT} from '../engine/kernels.js';
 import {$, barsOf, draw, label, line, make, plural, whole} from './dom.js';
-import {attempt, lab, nextFrame, stages} from './lab.js';
+import {attempt, lab, nextFrame, run, stages} from './lab.js';
 
 const RUNS = 24; // each lasts some milliseconds; a browser's clock ticks in tenths of one
 
@@ -10,14 +10,11 @@ const ms = value => `${value.toFixed(value < 10 ? 2 : 1)} ms`;
 
 // Time some ways to run a network, in turns: each gets {layers: Map name -> ms, total}.
 async function time(ways) {
-  const {pixels, height, width} = lab.picture, found = ways.map(() => []);
+  const found = ways.map(() => []);
   for (let turn = 0; turn <= RUNS; turn++) {
     for (const [i, {network, kernels}] of ways.entries()) {
-      const own = network.kernels;
-      network.kernels = kernels;
-      const run = network.run(pixels, height, width, {keep: false});
-      network.kernels = own;
-      if (turn) found[i].push(run); // the first one warms up
+      const timed = run(network, {keep: false, kernels});
+      if (turn) found[i].push(timed); // the first one warms up
     }
     $('measure-note').textContent = `${turn} of ${RUNS} turns`;
     await nextFrame();
@@ -81,25 +78,20 @@ function compare(fp32, int8) {
 
 async function measure() {
   const list = rungs(), results = await time(list), most = Math.max(...results.map(({total}) => total));
-  $('ladder').replaceChildren(make('h3', {}, 'A ladder: the same loops, another instruction'),
-    barsOf(list.map(({name, network}, i) => [name, [network.precision, results[i].total / most, ms(results[i].total)]])));
+  const rows = results.map(({total}, i) => [list[i].name, [list[i].network.precision, total / most, ms(total)]]);
+  $('ladder').replaceChildren(make('h3', {}, 'A ladder: the same loops, another instruction'), barsOf(rows));
   const usual = network => results[list.findIndex(way => way.kernels.conv === network.kernels.conv)];
   if (lab.fp32) compare(usual(lab.fp32), usual(lab.int8));
-  $('measure-note').textContent = `${plural(RUNS, 'run')} each, in turns; of each layer’s times the slowest quarter left out.`
-    + (lab.fp32 ? '' : ' Add FP32 above for the waterfall.');
+  $('measure-note').textContent = `${plural(RUNS, 'run')} each, in turns; of each layer’s times the slowest `
+    + `quarter left out.${lab.fp32 ? '' : ' Add FP32 above for the waterfall.'}`;
 }
 
 export function setUp() {
-  $('measure').onclick = async () => {
-    $('measure').disabled = true;
-    await attempt(measure);
-    $('measure').disabled = false;
-  };
+  $('measure').onclick = () => attempt(measure, $('measure'));
   lab.addEventListener('run', () => {
     const {kernels} = lab.int8, says = DOTS[kernels.dot];
-    $('relaxed').textContent = says
-      ? 'Your browser has relaxed SIMD, too. Its dot product of bytes may do what is fast on your CPU. Four times '
-        + `255 × 127 is 129,540. Your browser says ${whole(kernels.dot)}. With bytes above 127 it ${says}.`
-      : 'Your browser has no relaxed SIMD: a dot product of bytes that may differ from CPU to CPU.';
+    if (says) $('relaxed').textContent = 'Your browser has relaxed SIMD, too. Its dot product of bytes may do what '
+      + `is fast on your CPU. Four times 255 × 127 is ${whole(EXACT)}. Your browser says ${whole(kernels.dot)}. `
+      + `With bytes above 127 it ${says}.`;
   });
 }

@@ -72,8 +72,7 @@ function showSheet() {
   frame(canvas, left(channel), top(channel), left(channel) + width, top(channel) + height);
   $('sheet-title').textContent = `${layer}: ${plural(channels, 'channel')} of ${height} × ${width}`
     + (lab.runs.fp32 ? `, ${percent(errorOf(layer))} away from FP32` : '');
-  $('sheet-note').replaceChildren(`Channel ${channel} is chosen. `,
-    make('a', {href: '#pixel'}, 'Look at one of its pixels'));
+  $('chosen').textContent = channel;
   for (const button of document.querySelectorAll('.chip')) button.ariaCurrent = button.dataset.layer === layer;
 }
 
@@ -101,7 +100,7 @@ export function setUp() {
     if (event.type === 'drop') take(event.dataTransfer.files);
   };
   $('sheet').onclick = event => {
-    const [x, y] = placeOf(event, $('sheet')), step = chosenStep();
+    const {x, y} = placeOf(event, $('sheet')), step = chosenStep();
     choose({channel: Math.floor(y / (step.height + 1)) * columns(step) + Math.floor(x / (step.width + 1))});
   };
   onArrows($('sheet'), (x, y) => choose({channel: lab.at.channel + x + y * columns(chosenStep())}));

@@ -170,12 +170,8 @@ export function setUp() {
     choose({});
   });
   lab.addEventListener('choice', recompute);
-  for (const [id, key] of [['layer', 'layer'], ['channel', 'channel'], ['row', 'y'], ['column', 'x']])
-    $(id).onchange = event => choose({[key]: event.target.value});
-  $('plane').onclick = event => {
-    const [x, y] = placeOf(event, $('plane'));
-    choose({x, y});
-  };
+  $('where').onchange = ({target}) => choose({[target.name]: target.value});
+  $('plane').onclick = event => choose(placeOf(event, $('plane')));
   onArrows($('plane'), (x, y) => choose({x: lab.at.x + x, y: lab.at.y + y}));
   const tapEnd = () => products[at] ? (products[at].tap + 1) * pixel.inputs[0].x.length : at;
   const targets = {back: () => at - 1, forward: () => at + 1, 'tap-on': tapEnd, all: () => products.length};

@@ -2,12 +2,13 @@
 
 import {clip, rint, toStep} from '../engine/numbers.js';
 import {$, draw, label, labelsOf, likeliest, line, make, percent, real, whole} from './dom.js';
-import {attempt, lab, logitsOf, realOf, runWith} from './lab.js';
+import {attempt, lab, logitsOf, realOf, run} from './lab.js';
 
 const WIDTH = 900, HEIGHT = 260, BASE = 225, BINS = 150;
-let values = [], layer = 'layer2.1.conv2', extent = [0, 1], range = [0, 1], waiting = 0;
+let values = [], extent = [0, 1], range = [0, 1], waiting = 0;
 
 const bits = () => Number($('bits').value);
+const layer = () => $('range-layer').value;
 const placeOf = value => WIDTH * (value - extent[0]) / (extent[1] - extent[0]);
 
 // The scale and zero point with which 2 ** bits steps cover a range. Zero is always one of them.
@@ -22,23 +23,19 @@ function overrides() {
   const all = {};
   if ($('everywhere').checked) for (const [name, step] of lab.runs.int8.steps)
     if (step.data instanceof Uint8Array) all[name] = cover(calibrated(step), bits());
-  return {...all, [layer]: cover(range, bits())};
+  return {...all, [layer()]: cover(range, bits())};
 }
 
 // Take the layer's values, in real numbers: those of FP32 where it is there.
 function take() {
-  const step = lab.runs.int8.steps.get(layer), other = lab.runs.fp32?.steps.get(layer);
+  const step = lab.runs.int8.steps.get(layer()), other = lab.runs.fp32?.steps.get(layer());
   values = other?.data ?? Float32Array.from(step.data, (_, i) => realOf(step, i));
   range = calibrated(step);
-  let low = Math.min(range[0], 0), high = range[1];
-  for (const value of values) {
-    low = Math.min(low, value);
-    high = Math.max(high, value);
-  }
-  extent = [low, high * 1.02];
+  const low = values.reduce((least, value) => Math.min(least, value), Math.min(range[0], 0));
+  extent = [low, 1.02 * values.reduce((most, value) => Math.max(most, value), range[1])];
   for (const id of ['low', 'high']) Object.assign($(id), {min: extent[0], max: extent[1]});
   $('low').disabled = low === 0;
-  $('histogram-note').textContent = `${whole(values.length)} values of ${layer}`
+  $('histogram-note').textContent = `${whole(values.length)} values of ${layer()}`
     + `${other ? ', as FP32 computes them' : '; add FP32 above to see them before they are rounded'}. `
     + 'Heights are logarithmic: a bar twice as high is far more than twice as many.';
 }
@@ -81,8 +78,8 @@ function showNumbers() {
 }
 
 function answer() {
-  const before = likeliest(lab.runs.int8.logits), now = runWith(overrides()), after = likeliest(now.logits);
-  const names = lab.int8.categories;
+  const now = run(lab.int8, {overrides: overrides()}), names = lab.int8.categories;
+  const [before, after] = [lab.runs.int8, now].map(({logits}) => likeliest(logits));
   $('range-labels').replaceChildren(make('p', {}, after === before ? `It is still “${names[after]}”.`
     : `It was “${names[before]}”. Now it is “${names[after]}”.`),
   labelsOf(names, logitsOf(now), 5));
@@ -126,13 +123,12 @@ function drag(event) {
 
 export function setUp() {
   lab.addEventListener('run', () => {
-    const layers = [...lab.runs.int8.steps.values()].filter(({op}) => op === 'conv' || op === 'input');
-    if (!layers.some(({name}) => name === layer)) layer = layers.at(-1).name;
-    $('range-layer').replaceChildren(...layers.map(({name}) => make('option', {}, name)));
-    $('range-layer').value = layer;
+    const chosen = layer() || 'layer2.1.conv2', all = [...lab.runs.int8.steps.values()];
+    $('range-layer').replaceChildren(...all.filter(({op}) => op === 'conv' || op === 'input').map(({name}) =>
+      make('option', {selected: name === chosen}, name)));
     reset();
   });
-  $('range-layer').onchange = event => { layer = event.target.value; take(); show(); };
+  $('range-layer').onchange = () => { take(); show(); };
   $('bits').oninput = $('everywhere').onchange = show;
   $('low').oninput = event => move(0, Number(event.target.value));
   $('high').oninput = event => move(1, Number(event.target.value));
