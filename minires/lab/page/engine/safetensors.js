@@ -1,5 +1,5 @@
-// Weights, read where they lie. A safetensors file begins with eight bytes that tell its header's
-// size; the header is JSON, and the tensors follow.
+// Weights. A safetensors file begins with eight bytes that tell its header's size; the header is
+// JSON, and the tensors follow.
 // https://github.com/huggingface/safetensors#format
 import {LabError} from './fetch.js';
 
