@@ -1,12 +1,10 @@
 // minires's microkernels, compiled to WebAssembly, and which of them this browser has.
-import {LabError} from './errors.js';
-import {fetchBytes} from './safetensors.js';
-
-const fetchCode = name => fetchBytes(new URL(`${name}.wasm`, import.meta.url));
+import {fetchBytes, LabError} from './fetch.js';
 
 // Fetch the two modules. A browser refuses one whole if it does not know one of its instructions.
 export async function fetchKernels() {
-  const [plain, relaxed] = await Promise.all(['kernels', 'relaxed'].map(fetchCode));
+  const [plain, relaxed] = await Promise.all(['kernels.wasm', 'relaxed.wasm'].map(name =>
+    fetchBytes(new URL(name, import.meta.url))));
   if (!globalThis.WebAssembly?.validate(plain)) throw new LabError(
     'This browser has no WebAssembly with SIMD: Chrome 91, Firefox 89 and Safari 16.4 are the first that do.');
   return {plain, relaxed: WebAssembly.validate(relaxed) ? relaxed : null};
@@ -18,7 +16,7 @@ export async function startKernels({plain, relaxed}, memory) {
   return {plain: await start(plain), relaxed: await start(relaxed)};
 }
 
-const EXACT = 129540;
+export const EXACT = 129540;
 
 // What a browser may make of bytes above 127 in its relaxed dot product, by the sum of four 255 * 127.
 export const DOTS = {
@@ -27,9 +25,8 @@ export const DOTS = {
   [-508]: 'takes them for negative numbers',
 };
 
-// Let it multiply, in the first bytes of a memory: one tile of 4 x 8, and one group along K.
+// Let it multiply, in a memory that is still empty: one tile of 4 x 8, and one group along K.
 export function probeDot(relaxed, memory, at) {
-  new Uint8Array(memory.buffer, at, 512).fill(0);
   new Uint8Array(memory.buffer, at, 4).fill(255);
   new Uint8Array(memory.buffer, at + 64, 32).fill(127);
   const zeros = at + 128, sums = at + 192;
@@ -47,5 +44,6 @@ export function chooseKernels({plain, relaxed}, precision, wanted, dot) {
   }
   const linear = plain.linear_u8s8, name = 'i32x4.relaxed_dot_i8x16_i7x16_add_s';
   if (!use) return {conv: plain.conv_u8s8, linear, name: 'i32x4.dot_i16x8_s'};
-  return dot === EXACT ? {conv: relaxed.conv_u8s8, linear, name} : {conv: relaxed.conv_split, linear, name: `${name}, split`};
+  if (dot === EXACT) return {conv: relaxed.conv_u8s8, linear, name};
+  return {conv: relaxed.conv_split, linear, name: `${name}, split`};
 }

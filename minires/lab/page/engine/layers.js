@@ -1,11 +1,11 @@
 // A layer's weights as the GEMM wants them: (N, K), a row for each output channel, K as in OHWI.
-import {LabError} from './errors.js';
+import {LabError} from './fetch.js';
 import {fromHalves} from './safetensors.js';
 
 const EPS = 1e-5; // torchvision's, in every BatchNorm
 
 function find(tensors, name, length) {
-  const values = tensors[name]?.values;
+  const values = tensors[name]?.();
   if (values?.length === length) return values instanceof Uint16Array ? fromHalves(values) : values;
   throw new LabError(`These weights are not of this network of minires: ${name} is missing or of another size.`);
 }
@@ -25,7 +25,7 @@ export function int8Weights(tensors, layer) {
 export function fp32Weights(tensors, layer) {
   const {name, kernel, inChannels, outChannels} = layer, taps = kernel ** 2;
   const oihw = find(tensors, `${name}.weight`, outChannels * taps * inChannels);
-  if (layer.kind === 'linear') return {w: oihw, bias: find(tensors, `${name}.bias`, outChannels)};
+  if (layer.op === 'linear') return {w: oihw, bias: find(tensors, `${name}.bias`, outChannels)};
   const norm = name.includes('downsample') ? name.replace(/0$/, '1') : name.replace('conv', 'bn');
   const [gamma, beta, mean, variance] = ['weight', 'bias', 'running_mean', 'running_var']
     .map(part => find(tensors, `${norm}.${part}`, outChannels));

@@ -1,12 +1,12 @@
 // ResNet-50 in a browser. Python has laid the network out: weights/*.json has its layers, buffers and
 // steps. This file gives them memory, packs the weights as the microkernels read them, and runs one
 // function for each layer.
-import {LabError} from './errors.js';
 import {explain} from './explain.js';
+import {fetchBytes, fetchJson, LabError} from './fetch.js';
 import {chooseKernels, fetchKernels, probeDot, startKernels} from './kernels.js';
 import {fp32Weights, int8Weights} from './layers.js';
 import {avgpool, epilogueNumbers, maxpool, pixelTable} from './numbers.js';
-import {fetchBytes, readWeights} from './safetensors.js';
+import {readWeights} from './safetensors.js';
 
 const PAGE = 65536, LINE = 64, STACK = 2 * PAGE; // bytes; the modules keep the first pages for themselves
 const LOGITS = -1; // in place of a buffer's number
@@ -16,10 +16,9 @@ const LOGITS = -1; // in place of a buffer's number
 // without it the fastest exact ones are taken.
 export async function openNetwork(source, {precision = 'int8', onProgress, relaxed, plan} = {}) {
   const codes = await fetchKernels(); // first, because without SIMD all else would be in vain
-  plan ??= JSON.parse(new TextDecoder().decode(await fetchBytes(String(source).replace(/safetensors$/, 'json'))));
+  plan ??= await fetchJson(String(source).replace(/safetensors$/, 'json'));
   if (plan.precision !== precision) throw new LabError(`This plan is for ${plan.precision}, not for ${precision}.`);
-  const buffer = source instanceof ArrayBuffer ? source : await fetchBytes(source, onProgress);
-  const file = readWeights(buffer);
+  const file = readWeights(source instanceof ArrayBuffer ? source : await fetchBytes(source, onProgress));
   if (precision === 'int8' && (file.metadata.format !== 'minires-int8' || file.metadata.version !== '2')) {
     throw new LabError('These weights are not INT8 weights of minires: minires quantize makes them.');
   }
@@ -38,37 +37,30 @@ function layOut(plan) {
     w: take(gemm.panels * gemm.panelBytes),
     bias: take(4 * gemm.panels * plan.tiling.columns),
     m: take(4 * gemm.panels * plan.tiling.columns),
-    x_offsets: take(4 * count(gemm.xOffsets)),
-    y_offsets: take(4 * count(gemm.yOffsets)),
+    xOffsets: take(4 * offsets(gemm.xOffsets).length),
+    yOffsets: take(4 * offsets(gemm.yOffsets).length),
   });
   const last = plan.steps.at(-1).gemm;
-  const logits = take(4 * count(last.yOffsets) * last.panels * plan.tiling.columns);
+  const logits = take(4 * offsets(last.yOffsets).length * last.panels * plan.tiling.columns);
   return {buffers, steps, logits, end};
 }
 
 // Tables of offsets come as runs: [first, distance, how many].
-const count = runs => runs.reduce((sum, [, , times]) => sum + times, 0);
-const offsets = runs => runs.flatMap(([first, apart, times]) => Array.from({length: times}, (_, i) => first + i * apart));
+const offsets = runs => runs.flatMap(([first, apart, times]) =>
+  Array.from({length: times}, (_, i) => first + i * apart));
 
 class Network {
   constructor(plan, file, room, memory, kernels) {
     const {name, categories, preset, size, precision} = plan;
     Object.assign(this, {name, categories, preset, precision, inputSize: size, plan, room, memory, kernels});
     this.int8 = precision === 'int8';
-    this.qparams = {};
-    for (const [name, [scale, zeroPoint]] of Object.entries(JSON.parse(file.metadata.qparams ?? '{}'))) {
-      this.qparams[name] = {scale: Math.fround(scale), zeroPoint};
-    }
-    this.layers = plan.steps.map(({name, op, inputs, kernel, stride, padding, inChannels, outChannels, relu}) => ({
-      name, kernel, stride, padding, inChannels, outChannels, relu, inputFrom: inputs[0] ?? null,
-      kind: op === 'input' ? 'quantize' : op, stage: name.includes('.') ? name.split('.')[0] : name,
-      residualFrom: inputs[1] ?? null,
-    }));
+    this.qparams = Object.fromEntries(Object.entries(JSON.parse(file.metadata.qparams ?? '{}'))
+      .map(([name, [scale, zeroPoint]]) => [name, {scale: Math.fround(scale), zeroPoint}]));
     this.Value = this.int8 ? Uint8Array : Float32Array; // of an activation
     this.values = new this.Value(memory.buffer);
     plan.buffers.forEach((buffer, i) => this.fill(i, buffer.fill ?? (this.int8 ? 0 : -Infinity)));
-    this.small = {}; // each layer's scales and biases, as the file has them
-    this.steps = plan.steps.map((step, i) => ({...step, layer: this.layers[i], at: room.steps[i]}));
+    this.steps = plan.steps.map((step, i) =>
+      ({...step, inputFrom: step.inputs[0], residualFrom: step.inputs[1], at: room.steps[i]}));
     for (const step of this.steps) if (step.gemm) this.pack(step, file.tensors);
     this.describe(this.qparams);
   }
@@ -84,16 +76,23 @@ class Network {
 
   // Cut weights into panels of a few output channels, read from front to back: for each group of 32
   // bits along K, one for each channel. Channels in memory that the weights do not have stay zero.
-  pack({layer, gemm, at}, tensors) {
-    const {w, bias, scale} = (this.int8 ? int8Weights : fp32Weights)(tensors, layer);
-    const packed = this.packed({gemm, at}), places = this.places({layer, gemm});
-    for (let n = 0, from = 0; n < layer.outChannels; n++) {
+  pack(step, tensors) {
+    const {w, bias, scale} = (this.int8 ? int8Weights : fp32Weights)(tensors, step), {gemm, at} = step;
+    const packed = this.packed(step), places = this.places(step), sums = new Array(bias.length).fill(0);
+    for (let n = 0, from = 0; n < sums.length; n++) {
       const start = this.panel(gemm, n);
-      for (let k = 0; k < places.length; k++) packed[start + places[k]] = w[from++];
+      for (let k = 0; k < places.length; k++, from++) {
+        packed[start + places[k]] = w[from];
+        sums[n] += w[from];
+      }
     }
-    new Int32Array(this.memory.buffer, at.x_offsets, count(gemm.xOffsets)).set(offsets(gemm.xOffsets));
-    new Int32Array(this.memory.buffer, at.y_offsets, count(gemm.yOffsets)).set(offsets(gemm.yOffsets));
-    this.small[layer.name] = {bias, scale};
+    this.put(Int32Array, at.xOffsets, offsets(gemm.xOffsets));
+    this.put(Int32Array, at.yOffsets, offsets(gemm.yOffsets));
+    Object.assign(step, {bias, scale, sums}); // as the file has them, and what each channel's weights add up to
+  }
+
+  put(Kind, at, values) {
+    new Kind(this.memory.buffer, at, values.length).set(values);
   }
 
   packed({gemm, at}) {
@@ -108,8 +107,9 @@ class Network {
   }
 
   // Where each weight of a channel lies behind that, in the order (row, column, input channel).
-  places({layer: {kernel, inChannels, inputFrom}, gemm}) {
-    const {columns, group} = this.plan.tiling, {channels} = this.plan.steps.find(step => step.name === inputFrom);
+  places({kernel, inChannels, inputFrom, gemm}) {
+    const {columns, group} = this.plan.tiling;
+    const {channels} = this.plan.steps.find(step => step.name === inputFrom);
     return Int32Array.from({length: kernel ** 2 * inChannels}, (_, i) => {
       const row = Math.floor(i / (kernel * inChannels)), column = Math.floor(i / inChannels) % kernel;
       const k = column * channels + i % inChannels; // along a row of the kernel, as pixels lie in memory
@@ -127,28 +127,27 @@ class Network {
   describe(qparams) {
     this.current = qparams;
     this.table = pixelTable(this.preset, qparams.input);
-    for (const step of this.steps) {
-      if (!step.gemm) continue;
-      const {layer, gemm, at} = step, numbers = epilogueNumbers(this, step, qparams);
-      const bias = this.int8 ? new Int32Array(this.memory.buffer, at.bias, layer.outChannels)
-        : new Float32Array(this.memory.buffer, at.bias, layer.outChannels);
-      bias.set(numbers.bias);
-      new Float32Array(this.memory.buffer, at.m, layer.outChannels).set(numbers.m ?? []);
-      step.numbers = numbers;
+    for (const step of this.steps.filter(step => step.gemm)) {
+      const {gemm, at} = step, numbers = step.numbers = epilogueNumbers(this, step, qparams);
+      this.put(this.int8 ? Int32Array : Float32Array, at.bias, numbers.bias);
+      this.put(Float32Array, at.m, numbers.m);
       step.arguments = [
-        this.address(step.x), at.x_offsets, at.w, at.bias, at.m,
-        step.residual ? this.address(step.residual) : 0, this.address(step.y), at.y_offsets,
+        this.address(step.x), at.xOffsets, at.w, at.bias, at.m,
+        step.residual ? this.address(step.residual) : 0, this.address(step.y), at.yOffsets,
         gemm.taps, gemm.groups, gemm.tapStride, gemm.rows, gemm.block, gemm.panels, gemm.panelBytes,
-        numbers.residualM, numbers.residualZeroPoint, numbers.low, numbers.high, numbers.zeroPoint, numbers.scale,
+        numbers.residualM, numbers.residualZeroPoint, numbers.low, numbers.high,
+        numbers.zeroPoint, numbers.scale,
       ];
     }
   }
 
   // Run the network on a prepared image, (height, width, 3) bytes. `overrides` gives steps other
-  // scales, zero points or bits: {name: {scale, zeroPoint, bits}}. `keep` is false to time the run alone.
-  run(pixels, height, width, {overrides = {}, keep = true} = {}) {
+  // scales, zero points or bits: {name: {scale, zeroPoint, bits}}. `keep` is false to time the run alone,
+  // and `kernels` are other functions to time.
+  run(pixels, height, width, {overrides = {}, keep = true, kernels = this.kernels} = {}) {
     if (height !== this.inputSize || width !== this.inputSize || pixels.length !== 3 * height * width) {
-      throw new LabError(`The image has ${height} x ${width} pixels; this network was laid out for ${this.inputSize} x ${this.inputSize}.`);
+      throw new LabError(`The image has ${height} x ${width} pixels; `
+        + `this network was laid out for ${this.inputSize} x ${this.inputSize}.`);
     }
     const qparams = {...this.qparams};
     for (const name in overrides) {
@@ -163,24 +162,23 @@ class Network {
     const run = {steps: new Map(), pixels, qparams, logits: null, ms: 0};
     for (const step of this.steps) {
       const started = performance.now();
-      this.execute(step, pixels);
+      this.execute(step, pixels, kernels);
       const ms = performance.now() - started;
       run.ms += ms;
-      const {layer: {name, outChannels}, height, width} = step, q = qparams[name];
       const data = keep || step.op === 'linear' ? this.read(step) : null;
-      run.steps.set(name, {name, height, width, channels: outChannels, data, ms,
-        scale: q?.scale ?? 1, zeroPoint: q?.zeroPoint ?? 0, numbers: step.numbers});
+      const {scale = 1, zeroPoint = 0} = qparams[step.name] ?? {};
+      run.steps.set(step.name, {...step, channels: step.outChannels, data, ms, scale, zeroPoint});
     }
     run.logits = run.steps.get('fc').data;
     return run;
   }
 
-  execute(step, pixels) {
-    const {y} = step, buffer = this.plan.buffers[y.buffer], zeroPoint = this.current[step.name]?.zeroPoint;
+  execute(step, pixels, kernels) {
+    const {y} = step, buffer = this.plan.buffers[y.buffer], padded = this.int8 && buffer?.pad && buffer.fill !== null;
     // Padding holds the zero point of the output that it surrounds.
-    if (this.anew && this.int8 && buffer?.pad && buffer.fill !== null) this.fill(y.buffer, zeroPoint);
-    if (step.op === 'conv') this.kernels.conv(...step.arguments);
-    else if (step.op === 'linear') this.kernels.linear(...step.arguments);
+    if (this.anew && padded) this.fill(y.buffer, this.current[step.name].zeroPoint);
+    if (step.op === 'conv') kernels.conv(...step.arguments);
+    else if (step.op === 'linear') kernels.linear(...step.arguments);
     else if (step.op === 'input') this.write(step, pixels);
     else if (step.op === 'maxpool') maxpool(this, step);
     else avgpool(this, step);
@@ -195,7 +193,7 @@ class Network {
   }
 
   // Copy a step's output out of its buffer: without padding, and without channels that fill up a panel.
-  read({op, y, yRow, height, width, channels, layer: {outChannels}}) {
+  read({op, y, yRow, height, width, channels, outChannels}) {
     if (op === 'linear') return new Float32Array(this.memory.buffer, this.room.logits, outChannels).slice();
     const {values, plan: {tiling: {item}}} = this, first = this.address(y) / item;
     const data = new this.Value(height * width * outChannels);
@@ -207,6 +205,6 @@ class Network {
   }
 
   explain(run, name, y, x, channel) {
-    return explain(this, run, this.steps.find(step => step.name === name), y, x, channel);
+    return explain(this, run, run.steps.get(name), y, x, channel);
   }
 }

@@ -19,27 +19,25 @@ export function toStep(scaled, q) {
   return {scaled, clipped, rounded, value: rounded + q.zeroPoint};
 }
 
-export const normalize = (byte, mean, std) => f(f(f(byte / 255) - f(mean)) / f(std));
-
 // What each byte of each colour becomes: a real number, and in INT8 a step.
 export function pixelTable({mean, std}, q) {
   return mean.map((_, c) => Float32Array.from({length: 256}, (_, byte) => {
-    const real = normalize(byte, mean[c], std[c]);
+    const real = f(f(f(byte / 255) - f(mean[c])) / f(std[c]));
     return q ? toStep(f(real / q.scale), q).value : real;
   }));
 }
 
 // Bias, multipliers and limits of a layer's epilogue.
 export function epilogueNumbers(network, step, qparams) {
-  const {layer} = step, {bias, scale} = network.small[layer.name];
+  const {bias, scale} = step;
   if (!network.int8) {
-    const low = layer.relu ? 0 : -Infinity;
-    return {bias, m: null, residualM: 1, residualZeroPoint: 0, low, high: Infinity, zeroPoint: 0, scale: 1};
+    const low = step.relu ? 0 : -Infinity;
+    return {bias, m: [], residualM: 1, residualZeroPoint: 0, low, high: Infinity, zeroPoint: 0, scale: 1};
   }
-  const x = qparams[layer.inputFrom], y = qparams[layer.name], residual = qparams[layer.residualFrom];
+  const x = qparams[step.inputFrom], y = qparams[step.name], residual = qparams[step.residualFrom];
   const [low, high] = y ? limits(y) : [-Infinity, Infinity];
   return {
-    bias: rebias(network, step, x),
+    bias: rebias(step, network.qparams[step.inputFrom], x),
     m: scale.map(s => y ? f(f(x.scale * s) / y.scale) : f(x.scale * s)),
     residualM: residual ? f(residual.scale / y.scale) : 0,
     residualZeroPoint: residual?.zeroPoint ?? 0,
@@ -51,32 +49,26 @@ export function epilogueNumbers(network, step, qparams) {
 
 // The bias counts in steps of x's scale, and has x's zero point taken off: equation 5.4. Where a reader
 // has changed these, it is made anew as minires/quantize/convert.py would make it.
-function rebias(network, step, x) {
-  const {layer} = step, {bias, scale} = network.small[layer.name], old = network.qparams[layer.inputFrom];
+function rebias({bias, scale, sums}, old, x) {
   if (x.scale === old.scale && x.zeroPoint === old.zeroPoint) return bias;
-  const moved = old.zeroPoint || x.zeroPoint; // else the weights' sums, which take long, do not count
-  if (moved) step.sums ??= bias.map((_, n) => network.weights(step, n).reduce((sum, w) => sum + w, 0));
   return bias.map((steps, n) => {
-    const sum = moved ? step.sums[n] : 0, real = (steps + old.zeroPoint * sum) * (old.scale * scale[n]);
-    return rint(real / (x.scale * scale[n])) - x.zeroPoint * sum;
+    const real = (steps + old.zeroPoint * sums[n]) * (old.scale * scale[n]);
+    return rint(real / (x.scale * scale[n])) - x.zeroPoint * sums[n];
   });
 }
 
 // The largest value under a window, channel by channel; the padding never wins.
 export function maxpool(network, step) {
-  const {values, plan: {tiling: {item}}} = network, {channels, height, width, layer: {kernel, stride}} = step;
+  const {values, plan: {tiling: {item}}} = network, {channels, height, width, kernel, stride} = step;
   const xRow = step.xRow / item, yRow = step.yRow / item;
   const x = network.address(step.x) / item, y = network.address(step.y) / item;
+  const taps = Array.from({length: kernel ** 2}, (_, i) => Math.floor(i / kernel) * xRow + i % kernel * channels);
   for (let i = 0; i < height; i++) {
     for (let j = 0; j < width; j++) {
       const from = x + i * stride * xRow + j * stride * channels, to = y + i * yRow + j * channels;
       for (let c = 0; c < channels; c++) {
         let largest = values[from + c];
-        for (let row = 0; row < kernel; row++) {
-          for (let at = from + row * xRow + c, end = at + kernel * channels; at < end; at += channels) {
-            if (values[at] > largest) largest = values[at];
-          }
-        }
+        for (const tap of taps) if (values[from + tap + c] > largest) largest = values[from + tap + c];
         values[to + c] = largest;
       }
     }
@@ -85,17 +77,12 @@ export function maxpool(network, step) {
 
 // The mean over all pixels. In INT8 the division by their number is part of the multiplier.
 export function avgpool(network, step) {
-  const {values, plan: {tiling: {item}}} = network, {channels, inHeight, inWidth, layer} = step;
-  const x = network.address(step.x) / item, y = network.address(step.y) / item, pixels = inHeight * inWidth;
+  const {values, plan: {tiling: {item}}, current} = network, {channels, inHeight, inWidth} = step;
+  const from = network.address(step.x) / item, to = network.address(step.y) / item, pixels = inHeight * inWidth;
+  const x = current[step.inputFrom], y = current[step.name], multiplier = y && f(x.scale / f(y.scale * pixels));
   for (let c = 0; c < channels; c++) {
     let sum = 0;
-    for (let i = 0; i < pixels; i++) sum = f(sum + values[x + i * channels + c]); // exact for bytes
-    values[y + c] = network.int8 ? averageInt8(network.current, layer, sum, pixels).value : f(sum / pixels);
+    for (let i = 0; i < pixels; i++) sum = f(sum + values[from + i * channels + c]); // exact for bytes
+    values[to + c] = y ? toStep(f((sum - pixels * x.zeroPoint) * multiplier), y).value : f(sum / pixels);
   }
-}
-
-export function averageInt8(qparams, layer, sum, pixels) {
-  const x = qparams[layer.inputFrom], y = qparams[layer.name];
-  const multiplier = f(x.scale / f(y.scale * pixels)), total = sum - pixels * x.zeroPoint;
-  return {sum: total, multiplier, ...toStep(f(total * multiplier), y)};
 }

@@ -1,9 +1,8 @@
 // A photograph to the pixels that a network wants: decode, resize, crop. Resizing is Pillow's, bit for
 // bit: weights in whole numbers, rows first, rounded to bytes, then columns. Only decoding is the
 // browser's own, which may differ from Pillow's by a level here and there.
-import {LabError} from './errors.js';
+import {fetchBytes, LabError} from './fetch.js';
 import {clip, rint} from './numbers.js';
-import {fetchBytes} from './safetensors.js';
 
 const MOST_PIXELS = 89478485; // as Pillow has it: what is larger may be meant to fill the memory
 const STRIP = 2 ** 19; // pixels that are looked at together
@@ -23,34 +22,28 @@ export async function decode(blob) {
   const {width, height} = image;
   if (width * height <= MOST_PIXELS && Math.max(width, height) <= 1000 * Math.min(width, height)) return image;
   image.close();
-  throw new LabError(`This image has ${width} x ${height} pixels: make it smaller, and not so long. At most 89 million fit.`);
+  throw new LabError(`This image has ${width} x ${height} pixels: make it smaller, and not so long. `
+    + 'At most 89 million fit.');
 }
 
-// Make of an image what the network wants; what `example` gives is that already.
-export function preprocess(image, preset) {
+// Make of an image what the network wants; `example` is that already. It is read in strips of rows.
+export function preprocess(image, {resize, crop, enlarge}) {
   if (image.pixels) return image;
-  const {width, height} = image, rows = Math.max(1, Math.floor(STRIP / width));
-  const canvas = new OffscreenCanvas(width, Math.min(rows, height));
-  const context = canvas.getContext('2d', {willReadFrequently: true});
-  return prepare(width, height, preset, rows, (top, count) => {
-    context.fillStyle = 'white'; // paper, under what is transparent
-    context.fillRect(0, 0, width, count);
-    context.drawImage(image, 0, top, width, count, 0, 0, width, count);
-    return context.getImageData(0, 0, width, count).data;
-  });
-}
-
-// The same for an image that comes in strips of so many rows: strip(top, count) gives RGBA.
-export function prepare(width, height, {resize, crop, enlarge}, rows, strip) {
+  const {width, height} = image, rows = Math.min(Math.max(1, Math.floor(STRIP / width)), height);
+  const context = new OffscreenCanvas(width, rows).getContext('2d', {willReadFrequently: true});
   const long = Math.trunc(resize * Math.max(width, height) / Math.min(width, height));
   const [wide, high] = width <= height ? [resize, long] : [long, resize];
-  const across = axis(width, wide, cropOffset(wide, crop), crop), down = axis(height, high, cropOffset(high, crop), crop);
+  const across = axis(width, wide, cropOffset(wide, crop), crop);
   let square = new Uint8Array(height * crop * 4);
   for (let top = 0; top < height; top += rows) {
     const count = Math.min(rows, height - top);
-    square.set(resample(strip(top, count), count, width, 4, across), top * crop * 4);
+    context.fillStyle = 'white'; // paper, under what is transparent
+    context.fillRect(0, 0, width, count);
+    context.drawImage(image, 0, top, width, count, 0, 0, width, count);
+    const strip = context.getImageData(0, 0, width, count).data;
+    square.set(resample(strip, count, width, 4, across), top * crop * 4);
   }
-  square = resample(square, 1, height, crop * 4, down);
+  square = resample(square, 1, height, crop * 4, axis(height, high, cropOffset(high, crop), crop));
   const side = enlarge ?? crop;
   if (enlarge) {
     const larger = axis(crop, enlarge, 0, enlarge);
@@ -69,8 +62,9 @@ function axis(from, to, offset, count) {
   return Array.from({length: count}, (_, i) => {
     if (i + offset < 0 || i + offset >= to) return {first: 0, weights: []};
     const centre = (i + offset + 0.5) * scale;
-    const first = Math.max(Math.trunc(centre - reach + 0.5), 0), end = Math.min(Math.trunc(centre + reach + 0.5), from);
-    const heights = Array.from({length: end - first}, (_, k) => Math.max(1 - Math.abs((k + first - centre + 0.5) / reach), 0));
+    const [first, end] = [centre - reach, centre + reach].map(edge => clip(Math.trunc(edge + 0.5), 0, from));
+    const heights = Array.from({length: end - first}, (_, k) =>
+      Math.max(1 - Math.abs((k + first - centre + 0.5) / reach), 0));
     const sum = heights.reduce((a, b) => a + b, 0);
     return {first, weights: heights.map(height => Math.trunc(0.5 + height / sum * 2 ** BITS))};
   });

@@ -1,5 +1,7 @@
 // Small helpers: elements, numbers as text, and canvases of a channel.
 
+import {clip} from '../engine/numbers.js';
+
 export const $ = id => document.getElementById(id);
 
 export function make(tag, properties = {}, ...children) {
@@ -22,19 +24,19 @@ export function draw(tag, attributes = {}, ...children) { // the same for SVG
   return element;
 }
 
+export const line = (kind, x1, y1, x2, y2) => draw('line', {class: kind, x1, y1, x2, y2});
+export const label = (says, x, y, anchor = 'start', kind = '') =>
+  draw('text', {class: kind, x, y, 'text-anchor': anchor}, says);
+
 // A sentence that index.html keeps for later.
 export const words = name => $('words').content.querySelector(`[data-of="${name}"]`).cloneNode(true);
 
 export const whole = value => (Math.round(value) + 0).toLocaleString('en').replace('-', '−');
 
-export function real(value, digits = 4) {
-  const size = Math.abs(value);
-  const text = size && size < 0.001 ? value.toExponential(2) : value.toFixed(digits);
-  return text.replaceAll('-', '−');
-}
+export const real = (value, digits = 4) =>
+  (value && Math.abs(value) < 0.001 ? value.toExponential(2) : value.toFixed(digits)).replaceAll('-', '−');
 
 export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}%`;
-
 export const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? '' : 's'}`;
 
 function softmax(logits) {
@@ -64,36 +66,32 @@ export function paintChannel(image, step, channel, top = 0, left = 0) {
   }
 }
 
-export function showChannel(canvas, step, channel) {
-  Object.assign(canvas, {width: step.width, height: step.height});
-  const context = canvas.getContext('2d'), image = context.createImageData(step.width, step.height);
-  paintChannel(image, step, channel);
-  context.putImageData(image, 0, 0);
-}
-
-export function showPhotograph(canvas, {pixels, height, width}) {
+// Give a canvas a size, and have `paint` fill its image.
+export function show(canvas, width, height, paint) {
   Object.assign(canvas, {width, height});
   const image = new ImageData(width, height);
-  for (let i = 0; i < height * width; i++)
-    image.data.set([...pixels.subarray(3 * i, 3 * i + 3), 255], 4 * i);
+  paint(image);
   canvas.getContext('2d').putImageData(image, 0, 0);
 }
 
-// Draw the frame that lies over a canvas: around (left, top), in the canvas's own pixels.
-export function frame(canvas, left, top, width, height) {
-  const across = 100 / canvas.width, down = 100 / canvas.height;
-  Object.assign(canvas.nextElementSibling.style, {left: `${left * across}%`, top: `${top * down}%`,
-    width: `${width * across}%`, height: `${height * down}%`});
+export const showChannel = (canvas, step, channel) =>
+  show(canvas, step.width, step.height, image => paintChannel(image, step, channel));
+
+export const showPhotograph = (canvas, {pixels, height, width}) => show(canvas, width, height, image => {
+  for (let i = 0; i < height * width; i++) image.data.set([...pixels.subarray(3 * i, 3 * i + 3), 255], 4 * i);
+});
+
+// Draw the frame that lies over a canvas, as far as it lies there, in the canvas's own pixels.
+export function frame(canvas, left, top, right, bottom) {
+  const across = x => 100 * clip(x, 0, canvas.width) / canvas.width;
+  const down = y => 100 * clip(y, 0, canvas.height) / canvas.height;
+  Object.assign(canvas.nextElementSibling.style, {left: `${across(left)}%`, top: `${down(top)}%`,
+    width: `${across(right) - across(left)}%`, height: `${down(bottom) - down(top)}%`});
 }
 
-// Where a click meets a canvas, in its own pixels: [x, y].
-export function placeOf(event, canvas) {
-  const box = canvas.getBoundingClientRect();
-  const place = (at, from, size, count) =>
-    Math.min(Math.max(Math.floor((at - from) / size * count), 0), count - 1);
-  return [place(event.clientX, box.left, box.width, canvas.width),
-    place(event.clientY, box.top, box.height, canvas.height)];
-}
+// Where a click meets a canvas, in its own pixels: {x, y}.
+export const placeOf = ({offsetX, offsetY}, {width, height, clientWidth, clientHeight}) =>
+  ({x: offsetX / clientWidth * width, y: offsetY / clientHeight * height});
 
 const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
 
@@ -106,11 +104,8 @@ export function onArrows(element, move) {
   });
 }
 
-export function bar(kind, share) {
-  const element = make('span', {className: `bar ${kind}`});
-  element.style.width = percent(Math.min(share, 1), 2);
-  return element;
-}
+export const bar = (kind, share) =>
+  make('span', {className: `bar ${kind}`, style: `width: ${percent(Math.min(share, 1), 2)}`});
 
 // Rows of bars, FP32 above INT8: [label, [kind, share, text], ...].
 export const barsOf = rows => make('div', {className: 'bars'}, ...rows.flatMap(([label, ...kinds]) => [

@@ -1,8 +1,9 @@
 // One instruction: lanes of 32 bits, the bytes in them, and what each step makes of these.
 
+import {clip} from '../engine/numbers.js';
 import {$, make, renew, whole, words} from './dom.js';
 
-const s16 = value => Math.min(Math.max(value, -32768), 32767);
+const s16 = value => clip(value, -32768, 32767);
 const times = ({x, w}) => x.map((v, i) => v * w[i]);
 const pairs = values => [values[0] + values[1], values[2] + values[3]];
 const total = values => [values.reduce((x, y) => x + y)];
@@ -22,7 +23,7 @@ const INSTRUCTIONS = [
     {name: 'eor', make: lane => lane.x.map(v => v - 128)},
     {name: 'sdot', make: ({w, sum}, made) => [sum + total(times({x: made, w}))[0]]},
     {name: 'the bias', make: (lane, made) => [made[0] + 128 * total(lane.w)[0]]}]},
-  {name: 'in this browser', of: 'WebAssembly', lanes: 4, counts: '9 instructions, some of them shared by a tile', steps: [
+  {name: 'in this browser', of: 'WebAssembly', lanes: 4, counts: '9 instructions, some shared by a tile', steps: [
     {name: 'apart', make: ({x}) => [x[0], x[2], x[1], x[3]]},
     {name: 'i32x4.dot_i16x8_s', make: lane => pairs([0, 2, 1, 3].map(i => times(lane)[i]))},
     {name: 'i32x4.add', make: (lane, made) => [lane.sum + made[0] + made[1]]}]},
@@ -30,13 +31,10 @@ const INSTRUCTIONS = [
 
 let chosen = INSTRUCTIONS[2], lanes = [], done = 0, at = 0;
 
-function fresh(seed = 1) {
-  const random = () => (seed = seed * 48271 % 2147483647) / 2147483647; // Park and Miller's minimal standard
-  for (let i = 0; i < 10; i++) random();
-  lanes = Array.from({length: 16}, () => ({sum: 0,
-    x: Array.from({length: 4}, () => Math.floor(256 * random() ** 2)),
-    w: Array.from({length: 4}, () => Math.floor(255 * random()) - 127)}));
-  done = 0;
+function fresh() {
+  const four = byte => Array.from({length: 4}, () => Math.floor(byte(Math.random())));
+  lanes = Array.from({length: 16}, () => ({sum: 0, x: four(v => 256 * v ** 2), w: four(v => 255 * v - 127)}));
+  again();
 }
 
 // All that the steps so far have made of a lane: [{step, values, right}].
@@ -50,57 +48,55 @@ function made(lane) {
 }
 
 function row(kind, values, right = values) {
-  return make('div', {className: kind}, ...values.map((value, i) => make('span', {
-    className: value === right[i] ? '' : 'wrong', title: value === right[i] ? '' : `right: ${whole(right[i])}`}, whole(value))));
+  return make('div', {className: kind}, ...values.map((value, i) => value === right[i]
+    ? make('span', {}, whole(value))
+    : make('span', {className: 'wrong', title: `right: ${whole(right[i])}`}, whole(value))));
 }
 
+const operands = ({x, w}) => chosen.float ? [x.slice(0, 1), w.slice(0, 1)] : [x, w];
+
 function showLane(lane, i) {
-  const used = i < chosen.lanes, count = chosen.float ? 1 : 4, rows = used ? made(lane) : [];
-  const button = make('button', {className: `lane ${used ? '' : 'empty'}`, disabled: !used},
-    row('x', lane.x.slice(0, count)), row('w', lane.w.slice(0, count)), row('sum', [lane.sum]),
-    ...rows.map(({values, right}, k) => row(k === done - 1 ? 'fresh' : '', values, right)));
-  button.ariaLabel = `Lane ${i}: ${lane.x.slice(0, count)} times ${lane.w.slice(0, count)}, sum ${lane.sum}`
-    + rows.map(({step, values}) => `, ${step.name} ${values}`).join('');
-  button.setAttribute('aria-current', i === at);
-  button.onclick = () => { at = i; show(); };
-  return button;
+  const used = i < chosen.lanes, [x, w] = operands(lane), rows = used ? made(lane) : [];
+  return make('button', {
+    className: `lane ${used ? '' : 'empty'}`,
+    disabled: !used,
+    ariaLabel: [`Lane ${i}: ${x} times ${w}, sum ${lane.sum}`,
+      ...rows.map(({step, values}) => `${step.name} ${values}`)].join(', '),
+    ariaCurrent: i === at,
+    onclick: () => { at = i; show(); },
+  }, row('x', x), row('w', w), row('sum', [lane.sum]),
+  ...rows.map(({values, right}, k) => row(k === done - 1 ? 'fresh' : '', values, right)));
 }
 
 function showBytes() {
-  const lane = lanes[at], count = chosen.float ? 1 : 4;
-  const field = (key, i, low, high) => {
-    const input = make('input', {type: 'number', min: low, max: high, value: lane[key][i], ariaLabel: `${key}, number ${i}`});
-    input.onchange = () => {
-      lane[key][i] = Math.min(Math.max(Math.trunc(input.value) || 0, low), high);
-      input.value = lane[key][i];
+  const [x, w] = operands(lanes[at]);
+  const field = (key, i, value, min, max) => make('input', {
+    type: 'number', min, max, value, ariaLabel: `${key}, number ${i}`,
+    onchange({target}) {
+      lanes[at][key][i] = target.value = clip(Math.trunc(target.value) || 0, min, max);
       done = 0;
       show(false); // the reader is at the next field already
-    };
-    return input;
-  };
-  const fields = (key, name, low, high) => make('span', {className: 'controls'},
+    },
+  });
+  const fields = (key, values, name, min, max) => make('span', {className: 'controls'},
     make('strong', {}, `${key}, ${chosen.float ? 'a float' : name}`),
-    ...Array.from({length: count}, (_, i) => field(key, i, low, high)));
-  $('bytes').replaceChildren(fields('x', 'u8', 0, 255), fields('w', 's8', -128, 127));
+    ...values.map((value, i) => field(key, i, value, min, max)));
+  $('bytes').replaceChildren(fields('x', x, 'u8', 0, 255), fields('w', w, 's8', -128, 127));
 }
 
 function show(bytes = true) {
-  const step = chosen.steps[done - 1], lost = lanes.slice(0, chosen.lanes).some(lane => made(lane)
-    .some(({values, right}) => right?.some((v, i) => v !== values[i])));
+  const step = chosen.steps[done - 1], count = chosen.lanes * (chosen.float ? 1 : 4);
   at = Math.min(at, chosen.lanes - 1);
-  renew($('instructions'), ...INSTRUCTIONS.map(instruction => {
-    const button = make('button', {}, instruction.name);
-    button.setAttribute('aria-pressed', instruction === chosen);
-    button.onclick = () => { chosen = instruction; again(); };
-    return button;
-  }));
-  $('instruction-says').replaceChildren(step ? words(step.name)
-    : `${chosen.of}. Each box is a lane: above x, below it w, then the sum so far. Press step.`,
-  lost ? make('strong', {}, ' A sum was cut off: the answer is wrong.') : '');
-  const count = chosen.lanes * (chosen.float ? 1 : 4);
-  $('instruction-count').textContent = `${count} products by ${chosen.counts}, ${chosen.lanes * 32} bits wide.`;
+  renew($('instructions'), ...INSTRUCTIONS.map(instruction => make('button', {
+    ariaPressed: instruction === chosen,
+    onclick: () => { chosen = instruction; again(); },
+  }, instruction.name)));
   if (bytes) showBytes();
   renew($('lanes'), ...lanes.map(showLane));
+  $('instruction-says').replaceChildren(step ? words(step.name)
+    : `${chosen.of}. Each box is a lane: above x, below it w, then the sum so far. Press step.`,
+  document.querySelector('#lanes .wrong') ? make('strong', {}, ' A sum was cut off: the answer is wrong.') : '');
+  $('instruction-count').textContent = `${count} products by ${chosen.counts}, ${chosen.lanes * 32} bits wide.`;
 }
 
 function again() {
@@ -110,9 +106,7 @@ function again() {
 }
 
 export function setUp() {
-  let seed = 1;
-  fresh(seed);
-  show();
+  fresh();
   $('instruction-step').onclick = () => {
     if (done === chosen.steps.length) { // the next bytes would come; here the same ones come again
       for (const lane of lanes.slice(0, chosen.lanes)) lane.sum = made(lane).at(-1).values[0];
@@ -122,7 +116,7 @@ export function setUp() {
     show();
   };
   $('instruction-again').onclick = again;
-  $('random').onclick = () => { fresh(++seed); show(); };
+  $('random').onclick = fresh;
   $('saturate').onclick = () => {
     Object.assign(lanes[at], {x: [255, 255, 0, 0], w: [127, 127, 0, 0]});
     again();

@@ -1,8 +1,9 @@
 // What the views share: the networks, the photograph, its runs, and the pixel that was chosen.
 
+import {fetchJson} from '../engine/fetch.js';
 import {openNetwork} from '../engine/network.js';
+import {clip} from '../engine/numbers.js';
 import {decode, example, preprocess} from '../engine/preprocess.js';
-import {fetchBytes} from '../engine/safetensors.js';
 import {$} from './dom.js';
 
 export const lab = new EventTarget();
@@ -12,22 +13,35 @@ Object.assign(lab, {int8: null, fp32: null, plan: null, image: null, picture: nu
 const file = name => new URL(`../weights/${name}`, import.meta.url).href;
 const tell = name => lab.dispatchEvent(new Event(name));
 
-export const layerOf = name => lab.int8.layers.find(layer => layer.name === name);
-
-// The layers before and behind the four stages are the stem and the head.
-export function stageOf(name) {
-  if (name.startsWith('layer')) return name.split('.')[0];
-  return ['avgpool', 'fc'].includes(name) ? 'head' : 'stem';
+// The layers, stage by stage: {stem: [...], layer1: [...], ..., head: [...]}.
+export function stages() {
+  const found = {};
+  for (const layer of lab.runs.int8.steps.values()) {
+    const stage = /^layer\d/.exec(layer.name)?.[0] ?? ('layer1' in found ? 'head' : 'stem');
+    (found[stage] ??= []).push(layer);
+  }
+  return found;
 }
 
-// An error is one sentence in the page. What worked before still works.
-export async function attempt(action) {
-  $('trouble').hidden = true;
+export const chosenStep = () => lab.runs.int8.steps.get(lab.at.layer);
+
+// The real number that a step's value stands for.
+export const realOf = (step, i) => (step.data[i] - step.zeroPoint) * step.scale;
+
+// What the photograph was taken for: {fp32, int8}, or INT8 alone.
+export const logitsOf = (int8 = lab.runs.int8) =>
+  lab.runs.fp32 ? {fp32: lab.runs.fp32.logits, int8: int8.logits} : {int8: int8.logits};
+
+// An error is one sentence in the page. What worked before still works, and the button can be pressed again.
+export async function attempt(action, button = {}) {
+  button.disabled = $('trouble').hidden = true;
   try {
     return await action();
   } catch (error) {
     $('trouble').textContent = error.message ?? String(error);
     $('trouble').hidden = false;
+  } finally {
+    button.disabled = false;
   }
 }
 
@@ -35,21 +49,25 @@ export const nextFrame = () => new Promise(done => setTimeout(done, 0)); // lets
 
 // What is known before the weights are there: the plan of the network, and the example.
 export const openLab = () => attempt(async () => {
-  lab.plan = JSON.parse(new TextDecoder().decode(await fetchBytes(file('int8.json'))));
+  lab.plan = await fetchJson(file('int8.json'));
   for (const [precision, bytes] of Object.entries(lab.plan.sizes ?? {}))
     $(`start-${precision}`).querySelector('small').textContent = `${Math.round(bytes / 1e6)} MB`;
   lab.image ??= await example();
   await look();
 });
 
+// Have a network look at the picture.
+export const run = (network, options) =>
+  network.run(lab.picture.pixels, lab.picture.height, lab.picture.width, options);
+
 async function look() {
   lab.picture = preprocess(lab.image, lab.plan.preset);
   tell('picture');
   if (!lab.int8) return;
   await nextFrame();
-  const {pixels, height, width} = lab.picture, times = [];
+  const times = [];
   for (const precision of ['int8', 'fp32']) if (lab[precision]) {
-    lab.runs[precision] = lab[precision].run(pixels, height, width);
+    lab.runs[precision] = run(lab[precision]);
     times.push(`${precision.toUpperCase()} took ${lab.runs[precision].ms.toFixed(0)} ms`);
   }
   $('state').textContent = `${times.join(', ')} for this photograph.`;
@@ -57,30 +75,22 @@ async function look() {
   tell('run');
 }
 
-async function open(precision) {
-  if (!lab.plan) await openLab();
-  lab[precision] = await openNetwork(file(`${precision}.safetensors`), {
-    precision, onProgress: share => { $('progress').value = share; }});
-  await look();
-}
-
 export async function start(precision) {
-  const button = $(`start-${precision}`), progress = $('progress');
-  button.disabled = true;
-  progress.hidden = false;
-  progress.value = 0;
+  const progress = $('progress');
+  Object.assign(progress, {hidden: false, value: 0});
   $('state').textContent = 'Fetching the weights …';
-  await attempt(() => open(precision));
+  await attempt(async () => {
+    if (!lab.plan) await openLab();
+    const onProgress = share => { progress.value = share; };
+    lab[precision] = await openNetwork(file(`${precision}.safetensors`), {precision, onProgress});
+    await look();
+  }, $(`start-${precision}`));
   progress.hidden = true;
-  button.disabled = false;
   if (!lab[precision]) $('state').textContent = 'They did not arrive. You can start again.';
   const {sizes} = lab.plan ?? {}, offered = !sizes || 'fp32' in sizes;
   $('start-int8').hidden = Boolean(lab.int8);
   $('start-fp32').hidden = !offered || !lab.int8 || Boolean(lab.fp32);
 }
-
-export const runWith = overrides =>
-  lab.int8.run(lab.picture.pixels, lab.picture.height, lab.picture.width, {overrides});
 
 export const takePicture = blob => attempt(async () => {
   lab.image = blob ? await decode(blob) : await example();
@@ -90,8 +100,8 @@ export const takePicture = blob => attempt(async () => {
 // Choose a layer, a channel or a pixel; what the layer does not have becomes its nearest one.
 export function choose(change) {
   const at = {...lab.at, ...change}, step = lab.runs.int8.steps.get(at.layer);
-  const clip = (value, count) => Math.min(Math.max(Math.trunc(value) || 0, 0), count - 1);
-  lab.at = {layer: at.layer, channel: clip(at.channel, step.channels),
-    y: clip(at.y, step.height), x: clip(at.x, step.width)};
+  const nearest = (value, count) => clip(Math.trunc(value) || 0, 0, count - 1);
+  lab.at = {layer: at.layer, channel: nearest(at.channel, step.channels),
+    y: nearest(at.y, step.height), x: nearest(at.x, step.width)};
   tell('choice');
 }

@@ -21,24 +21,20 @@ function showView() {
 
 const page = document.documentElement, book = frameElement?.ownerDocument.documentElement;
 
-// In the book it has the book's colours, else the reader's.
-function takeColours() {
+// In the book it has the book's colours, and as much room as there is to see. Else the reader's colours.
+function settle() {
   const dark = matchMedia('(prefers-color-scheme: dark)'), reader = () => dark.matches ? 'dark' : 'light';
   const take = () => { page.dataset.theme = options.get('theme') ?? book?.dataset.theme ?? reader(); };
-  dark.addEventListener('change', take);
-  if (book) new MutationObserver(take).observe(book, {attributeFilter: ['data-theme']});
   take();
-}
-
-// A chapter has room for as much as there is to see.
-function takeRoom() {
+  dark.addEventListener('change', take);
   page.classList.toggle('embed', options.has('embed'));
-  if (book) new ResizeObserver(() => { frameElement.style.height = `${page.offsetHeight + 2}px`; }).observe(page);
+  if (!book) return;
+  new MutationObserver(take).observe(book, {attributeFilter: ['data-theme']});
+  new ResizeObserver(() => { frameElement.style.height = `${page.offsetHeight + 2}px`; }).observe(page);
 }
 
 if (globalThis.WebAssembly) { // else the sentence and the picture stay
-  takeColours();
-  takeRoom();
+  settle();
   $('fallback').remove();
   $('page').hidden = false;
   for (const name in VIEWS) VIEWS[name].setUp();
