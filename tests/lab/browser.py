@@ -148,13 +148,16 @@ class Browser:
         self.send("Input.dispatchMouseEvent", type=f"mouse{kind.title()}", x=x, y=y, **held)
 
     def click(self, selector: str, x: float = 0.5, y: float = 0.5) -> None:
-        """Click on an element, at a share of its width and height."""
+        """Click on an element, at a share of its width and height.
+
+        A view is shown a moment after its link was clicked, so what is in it is waited for.
+        """
+        self.wait(f"!!document.querySelector({json.dumps(selector)})?.getClientRects().length")
         box = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            "if (!e) return null; e.scrollIntoView({block: 'center'});"
+            "e.scrollIntoView({block: 'center'});"
             "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
         )
-        assert box is not None, f"nothing to click on: {selector}"
         assert box[2] * box[3] > 0, f"too small to click on: {selector}"
         at = box[0] + x * box[2], box[1] + y * box[3]
         for kind in ("moved", "pressed", "released"):
