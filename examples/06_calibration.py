@@ -1,12 +1,11 @@
-"""
-6. Calibration: which range shall 256 steps cover?
-==================================================
+# %% [markdown]
+# # 6. Calibration: which range shall 256 steps cover?
+#
+# The weights of a network are known; what its activations will be is not. *Calibration* runs the
+# float32 network on a few images and chooses a range for each *edge*: the output of a layer. A wide
+# range makes coarse steps; a narrow one cuts off what lies outside. Four ways to choose, compared.
 
-The weights of a network are known; what its activations will be is not. *Calibration* runs the
-float32 network on a few images and chooses a range for each *edge*: the output of a layer. A wide
-range makes coarse steps; a narrow one cuts off what lies outside. Four ways to choose, compared.
-"""
-
+# %%
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -24,14 +23,15 @@ for x in batches:
         if step.name in values:
             values[step.name].append(step.output.ravel())
 
-# %%
-# Four observers
-# --------------
+# %% [markdown]
+# ## Four observers
 #
 # **minmax** covers everything that was seen, **percentile** leaves out the outermost 0.01%,
 # **entropy** keeps the distribution most like itself (Kullback-Leibler), and **mse** makes the mean
 # squared error smallest.
 
+# %%
+#| alt: 06_calibration, a picture
 found, costs, styles = {}, {}, ("C1-", "C2--", "C3-.", "C4:")
 figure, drawn = plt.subplots(1, 3, figsize=(9, 3), sharey=True, layout="constrained")
 for axes, (name, parts) in zip(drawn, values.items(), strict=True):
@@ -54,14 +54,14 @@ drawn[0].set(ylabel="how often")
 drawn[-1].legend()
 plt.show()
 
-# %%
-# Rounding with an eye on the inputs
-# ----------------------------------
+# %% [markdown]
+# ## Rounding with an eye on the inputs
 #
-# The weights are rounded, too, and that costs more. Where :math:`e` are the errors of a channel's
-# weights, its output is off by :math:`e^T x`. *GPTQ* looks at the inputs :math:`x`, and rounds each
+# The weights are rounded, too, and that costs more. Where $e$ are the errors of a channel's
+# weights, its output is off by $e^T x$. *GPTQ* looks at the inputs $x$, and rounds each
 # weight so that it makes up for those rounded before (:doc:`equations 6.1 and 6.2 </accuracy>`).
 
+# %%
 calibration = calibrate(model, batches, moments=True)
 seen, p = calibration.moments[name], model.params[name]
 x_qparams = qparams_of_range(*calibration.ranges["layer3.2.conv2"])
@@ -70,21 +70,30 @@ for rounding in ROUNDINGS:
     costs[rounding] = seen.error(p.weight - w_s8 * w_scale[:, None]).mean()
     print(f"{name}, {rounding}: mean squared error of an output {costs[rounding]:.2e}")
 
-# %%
+# %% [markdown]
 # Which recipe wins when, and by how much, :doc:`a table </accuracy>` tells for ImageNet's weights.
 # These ranges are *static*: chosen beforehand. *Dynamic* ones are taken from each input. They fit
 # better, but nothing can be quantized before all of an output is there. One edge, by photograph:
 
+# %%
 print(name, "up to", *(f"{part.max():.1f}" for part in parts))
 
-# %%
-# Exercise
-# --------
+# %% [markdown]
+# ## Exercise
 #
 # Of the four, which has the smallest mean squared error on what it was shown, and why?
 #
 # *Answer.* mse, because that is what it minimizes; up to its histogram's bins and the ranges that
 # it tries, which is why this check allows 2%.
 
+# %%
 assert all(errors["mse"] <= 1.02 * min(errors.values()) for errors in found.values())
 assert costs["gptq"] < costs["nearest"]
+
+# %% [markdown]
+# ## In your browser
+#
+# Choose the range yourself, and see what becomes of the label.
+#
+# ```{lab} range
+# ```

@@ -1,12 +1,11 @@
-"""
-11. Climbing it again in INT8
-=============================
+# %% [markdown]
+# # 11. Climbing it again in INT8
+#
+# The same layer in eight bits. Four values fit where one float was, so the ladder could end four
+# times as high. This page shows how much of that each rung brings, and which instruction decides
+# it.
 
-The same layer in eight bits. Four values fit where one float was, so the ladder could end four
-times as high. This page shows how much of that each rung brings, and which instruction decides
-it.
-"""
-
+# %%
 import time
 
 import matplotlib.pyplot as plt
@@ -18,15 +17,15 @@ from minires.measure.peak import best_instruction, measure_peak
 from minires.measure.trust import percent, verdict
 from minires.reference import gemm_u8s8_ref
 
-# %%
-# What the machine has
-# --------------------
+# %% [markdown]
+# ## What the machine has
 #
-# With VNNI one instruction, ``vpdpbusd``, multiplies four pairs of bytes a lane and adds them up.
-# Without it, it takes three, and those saturate (:doc:`chapter 16 <16_saturation>`), so that an
-# exact kernel needs more: no share of such a peak can be 100%. With AMX ``tdpbusd`` does it for
+# With VNNI one instruction, `vpdpbusd`, multiplies four pairs of bytes a lane and adds them up.
+# Without it, it takes three, and those saturate ([chapter 16](16_saturation)), so that an
+# exact kernel needs more: no share of such a peak can be 100%. With AMX `tdpbusd` does it for
 # 16 x 16 sums at once.
 
+# %%
 isa = choose_isa()
 print(f"{isa.name}: {isa.instructions['u8s8'].name} on {isa.lanes} lanes")
 peaks = {p: measure_peak(best_instruction(p, isa), isa, 1).gops for p in ("fp32", "int8")}
@@ -35,13 +34,14 @@ print(
     f"{peaks['int8'] / peaks['fp32']:.2f}x"
 )
 
-# %%
-# The climb
-# ---------
+# %% [markdown]
+# ## The climb
 #
 # Each rung has to give the definition's bytes, to the last bit, before it is timed. Again a share
 # is of the peak of as many cores as the rung uses.
 
+# %%
+#| alt: 11_ladder_int8, a picture
 climbed = {precision: list(climb(precision, rounds=5)) for precision in ("fp32", "int8")}
 for result in climbed["int8"]:
     print(
@@ -59,9 +59,8 @@ for place, (precision, results) in zip(axes, climbed.items(), strict=True):
 axes[0].legend()
 plt.show()
 
-# %%
-# What is different
-# -----------------
+# %% [markdown]
+# ## What is different
 #
 # * NumPy has no BLAS for integers, so the definition multiplies in float32, in blocks of K that are
 #   exact (255 x 128 x 512 is less than 2^24). Below, what that saves.
@@ -70,6 +69,7 @@ plt.show()
 # * The epilogue is longer: convert, multiply, clip, round, narrow, where FP32 adds and clips. It
 #   is paid once for each output, so it weighs most where K is small.
 
+# %%
 best = {precision: min(r.seconds for r in results) for precision, results in climbed.items()}
 print(f"on this layer INT8 is {best['fp32'] / best['int8']:.2f} times as fast as FP32")
 a, b = np.full((98, 1152), 255, np.uint8), np.full((1152, 128), -128, np.int8)
@@ -78,11 +78,12 @@ for name, multiply in [("exact float32", gemm_u8s8_ref), ("int32", lambda a, b: 
     assert (multiply(a, b) == -255 * 128 * 1152).all()
     print(f"NumPy's product as {name}: {1e3 * (time.perf_counter() - started):.1f} ms")
 
-# %%
-# **Exercise.** K is 1152 here and 64 in ``layer1.0.conv1``. By how much does the share of the
+# %% [markdown]
+# **Exercise.** K is 1152 here and 64 in `layer1.0.conv1`. By how much does the share of the
 # epilogue grow, if it takes as long as 30 steps along K (a step takes four values)? *Answer.* From
 # 30 / (288 + 30) to 30 / (16 + 30):
 
+# %%
 shares = [30 / (K / 4 + 30) for K in (1152, 64)]
 print(" to ".join(f"{share:.0%}" for share in shares))
 assert shares[1] > 6 * shares[0]

@@ -1,12 +1,11 @@
-"""
-13. Your machine's peak
-=======================
+# %% [markdown]
+# # 13. Your machine's peak
+#
+# A fraction of the peak says more than a time: it says how much is left. The peak is arithmetic,
+# lanes x products x 2 x rate x clock, but the clock moves, and the rate, in instructions a cycle,
+# is in no data sheet that one has at hand. So it is measured.
 
-A fraction of the peak says more than a time: it says how much is left. The peak is arithmetic,
-lanes x products x 2 x rate x clock, but the clock moves, and the rate, in instructions a cycle, is
-in no data sheet that one has at hand. So it is measured.
-"""
-
+# %%
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -16,35 +15,36 @@ from minires.measure.machine import format_machine, measure_machine
 from minires.measure.peak import peak
 from minires.measure.trust import doubt_share, time_steadily, verdict
 
-# %%
-# Measuring it
-# ------------
+# %% [markdown]
+# ## Measuring it
 #
 # A loop that does nothing but multiply and add in registers: as many sums beside each other as the
 # latency asks for, no loads, no stores. In between, a chain of instructions that take one cycle
-# each tells the clock. ``minires peak`` prints the same. What else runs can only make a round
+# each tells the clock. `minires peak` prints the same. What else runs can only make a round
 # slower, so the best of many counts, if the best of another half of them agrees.
 
+# %%
 peaks, memory = measure_machine()
 print(format_machine(peaks, memory).partition("what was timed")[0].rpartition("\n")[0])
 
-# %%
-# What was timed
-# --------------
+# %% [markdown]
+# ## What was timed
 #
 # The inner loop, as the compiler left it: each line has its own sum, so none waits for another.
 
+# %%
 print(peaks[0].assembly)
 
-# %%
-# The roofline
-# ------------
+# %% [markdown]
+# ## The roofline
 #
 # Few operations a byte, and the memory is the limit; many, and the arithmetic is. A layer should
 # lie to the right of the corner between the two (Williams et al. 2009). Here is one on it, the 3x3
 # convolution of chapters 10 and 11: what its roof allows, and what the top rung takes. In INT8 it
 # moves a quarter of the bytes, so it lies further to the right.
 
+# %%
+#| alt: 13_peak, a picture
 slowest, operations = memory[-1].all, 2 * 784 * 128 * 1152
 figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
 intensities = [2**e for e in range(-2, 11)]
@@ -70,13 +70,14 @@ axes.set(xlabel="operations a byte", ylabel="10⁹ operations a second", title="
 axes.legend()
 plt.show()
 
-# %%
+# %% [markdown]
 # Nothing is faster than its roof. Where it seems so, the roof was measured while the machine did
 # something else; the line above says that, and another run may do better.
 #
 # **Exercise.** Predict how much faster this layer is in INT8. *Answer.* Where it is to the right of
 # both corners, by the ratio of the peaks; the epilogue and the loads take their share of it.
 
+# %%
 ratios = {
     what: t["fp32"] / t["int8"] for what, t in [("predicted", predicted), ("measured", measured)]
 }

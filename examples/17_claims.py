@@ -1,12 +1,11 @@
-"""
-17. What the 2019 article claimed, and what stands
-==================================================
+# %% [markdown]
+# # 17. What the 2019 article claimed, and what stands
+#
+# In July 2019 AnandTech compared Cascade Lake servers with NVIDIA's GPUs on ResNet-50: 7844 images
+# a second on two Xeon 9282 against 7636 on a V100; the reviewer's own server crashed before it
+# passed 2000. Arithmetic can judge such figures.
 
-In July 2019 AnandTech compared Cascade Lake servers with NVIDIA's GPUs on ResNet-50: 7844 images
-a second on two Xeon 9282 against 7636 on a V100; the reviewer's own server crashed before it
-passed 2000. Arithmetic can judge such figures.
-"""
-
+# %%
 import sys
 import textwrap
 
@@ -16,27 +15,27 @@ from machines import KNOWN, read_machines
 
 from minires import MiniresError
 
-# %%
-# The arithmetic
-# --------------
+# %% [markdown]
+# ## The arithmetic
 #
 # An image takes 4.089 billion multiply-adds, twice as many operations. A machine with a peak of P
 # operations a second cannot do more than P over that.
 
+# %%
 machines = {machine.name: machine for machine in read_machines()}
 xeon, pair = machines["Xeon Platinum 8280"], machines["Xeon Platinum 9282"]
 tops = 2 * pair.peaks["int8"]
 print(f"an image: {GOP:.2f} GOP; two 9282: 2 x 56 cores x 256 x 2.6 GHz = {tops:.1f} TOP/s")
 print(f"at most {2 * throughput_bounds(pair, 'int8')[0]:.0f} images a second")
 
-# %%
-# The table
-# ---------
+# %% [markdown]
+# ## The table
 #
 # Each figure with its kind, specification, vendor's claim, arithmetic or measurement, and its
-# source. ``python examples/17_claims.py FILE`` judges machines of your own in place of these, from
-# a file in the form of ``examples/machines.toml``.
+# source. `python examples/17_claims.py FILE` judges machines of your own in place of these, from
+# a file in the form of `examples/machines.toml`.
 
+# %%
 try:
     judged = read_machines(sys.argv[1] if sys.argv[1:] else KNOWN)
 except MiniresError as error:
@@ -44,9 +43,8 @@ except MiniresError as error:
 for line in format_machines(judged).splitlines():
     print(textwrap.fill(line, 100, subsequent_indent=" " * 4) if len(line) > 100 else line)
 
-# %%
-# What stands
-# -----------
+# %% [markdown]
+# ## What stands
 #
 # * 7878 (Intel's page) is 86% of the peak at the base clock (under AVX-512 the clock may be lower):
 #   more than any engine here reaches on two cores, but v1 of the network is 6% less work. Still,
@@ -60,6 +58,8 @@ for line in format_machines(judged).splitlines():
 #   12,248 in FP16: same card, weights and images, another precision. TensorRT's 88,714 in INT8 is
 #   2.2 times minires's, and 37% of the peak on paper. `docs/gpu.md` says where the rest goes.
 
+# %%
+#| alt: 17_claims, a picture
 plt.figure(figsize=(8, 2.8), layout="constrained")
 for machine, claim in [(m, c) for m in judged for c in m.claims if not c.upper_limit]:
     label = f"{claim.parts} x {machine.name}, {claim.images_per_second:.0f}"
@@ -77,14 +77,14 @@ assert (round(5966 / 7878, 2), round(88714 / 41075, 1)) == (0.76, 2.2)
 assert round(88714 / throughput_bounds(machines["H100 SXM"], "int8")[0], 2) == 0.37
 assert throughput_bounds(machines["Titan RTX"], "int8")[0] / 5 > 3 * 2000
 
-# %%
-# Exercise
-# --------
+# %% [markdown]
+# ## Exercise
 #
 # What would two 8280 do at the 9282's 86% of the peak?
 #
 # *Answer.* 0.86 x 2 x 28 cores x 256 x 2.7 GHz / 8.18 GOP:
 
+# %%
 images = 0.86 * 2 * throughput_bounds(xeon, "int8")[0]
 print(f"{images:.0f} images a second")
 assert 4000 < images < 4200

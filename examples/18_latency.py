@@ -1,25 +1,24 @@
-"""
-18. Latency of the whole application
-====================================
+# %% [markdown]
+# # 18. Latency of the whole application
+#
+# Nobody waits for a matrix product; people wait for an answer. From the bytes of a file to a label
+# there is more than a network, and INT8 makes none of the rest faster.
 
-Nobody waits for a matrix product; people wait for an answer. From the bytes of a file to a label
-there is more than a network, and INT8 makes none of the rest faster.
-"""
-
+# %%
 import matplotlib.pyplot as plt
 import numpy as np
 
 import minires
 from minires.measure.latency import format_latency, measure_latency
 
-# %%
-# Single images
-# -------------
+# %% [markdown]
+# ## Single images
 #
 # One after the other, as a server would see them that answers one user. The median (p50) is what
 # is usual, p99 what one in a hundred waits longer than, and the maximum what somebody did wait.
 # Where other work disturbed the machine, a line says so, and question marks stand at the figures.
 
+# %%
 with open("examples/images/cat.jpg", "rb") as file:
     data = file.read()
 models = {precision: minires.resnet50("CIFAR10", precision) for precision in ("fp32", "int8")}
@@ -27,13 +26,14 @@ found = measure_latency(models, data, runs=200, batches=(1, 2, 4, 8))
 for latency in found:
     print(format_latency(latency), end="\n\n")
 
-# %%
-# What INT8 changes
-# -----------------
+# %% [markdown]
+# ## What INT8 changes
 #
 # Decoding a JPEG and resizing it take the same time in all precisions. The faster the network
 # gets, the larger is their share: Amdahl's law.
 
+# %%
+#| alt: 18_latency, a picture
 medians = {one.precision: {part: np.median(s) for part, s in one.seconds.items()} for one in found}
 network = medians["fp32"]["inference"] / medians["int8"]["inference"]
 whole = medians["fp32"]["whole"] / medians["int8"]["whole"]
@@ -55,21 +55,20 @@ axes.set_xlabel("milliseconds, medians")
 axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
 plt.show()
 
-# %%
-# Throughput is another question
-# ------------------------------
+# %% [markdown]
+# ## Throughput is another question
 #
 # A batch shares each weight among several images, so more images a second, and a longer wait for
 # each. The second tables above say how much this machine gains.
 #
-# Exercise
-# --------
+# ## Exercise
 #
 # From these medians, what share of an INT8 image's time is not inference, and what would be saved
 # by decoding in no time at all?
 #
 # *Answer.* All parts but one; and decoding's share of the whole.
 
+# %%
 parts = medians["int8"]
 others = sum(t for part, t in parts.items() if part not in ("inference", "whole"))
 print(

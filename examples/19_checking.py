@@ -1,11 +1,10 @@
-"""
-19. How to check an INT8 kernel
-===============================
+# %% [markdown]
+# # 19. How to check an INT8 kernel
+#
+# A kernel that is wrong by one in a thousand outputs still classifies cats. Accuracy finds no such
+# bug; these do: an oracle that is obviously right, a tolerance of zero, and inputs chosen to hurt.
 
-A kernel that is wrong by one in a thousand outputs still classifies cats. Accuracy finds no such
-bug; these do: an oracle that is obviously right, a tolerance of zero, and inputs chosen to hurt.
-"""
-
+# %%
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -13,14 +12,14 @@ from minires.kernels.engine import Engine
 from minires.layers import OPERATORS, Int8Params, Layer
 from minires.reference import QParams
 
-# %%
-# The oracle
-# ----------
+# %% [markdown]
+# ## The oracle
 #
 # INT8 is exact: integers do not round, and the float32 operations in equations 7.2 and 7.3, one
 # after another, round the same way everywhere. So a kernel either has the definition's bytes or
 # is wrong. There is no tolerance to choose.
 
+# %%
 IMAGE = Layer("x", "input", (), 20, 20, qparams=QParams(np.float32(0.5), 128))
 ENDS = 20 * 9 * 255 * 128  # the largest sum there is, of 20 channels times 3 x 3
 
@@ -42,15 +41,15 @@ expected, y = run_both(x, w, bias, m=1e-3)
 print(f"{expected.size} outputs, from {y.min()} to {y.max()}, {(expected != y).sum()} differ")
 assert np.array_equal(expected, y)
 
-# %%
-# Extremes and ties
-# -----------------
+# %% [markdown]
+# ## Extremes and ties
 #
 # Random bytes hardly ever reach the ends. All 255 against all -128 does: the largest sums there
 # are, where 16 bits would break; with m so small that the output keeps them apart. And m = 1/2
 # makes every odd sum a tie, which rounding half up gets wrong; activations near the zero point and
 # weights of -1, 0 and 1 keep the output in its range.
 
+# %%
 small = random.integers(-1, 2, w.shape).astype(np.int8)
 offset = 128 * small.sum(axis=1, dtype=np.int32)  # the zero point's part, as in equation 7.1
 cases = {
@@ -63,12 +62,13 @@ for name, case in cases.items():
     print(f"{name:<9}outputs from {expected.min()} to {expected.max()}")
     assert np.array_equal(expected, y)
 
-# %%
-# Check the checker
-# -----------------
+# %% [markdown]
+# ## Check the checker
 #
 # A comparison that cannot fail finds nothing. Ours has to reject what real bugs look like:
 
+# %%
+#| alt: 19_checking, a picture
 one = y.copy()
 one.flat[777] ^= 1
 bugs = {"off by one, once": one, "swapped channels": y[..., ::-1], "shifted": np.roll(y, 1, 2)}
@@ -79,9 +79,10 @@ plt.barh(list(bugs), [100 * np.mean(expected != wrong) for wrong in bugs.values(
 plt.xlabel("% of outputs that give the bug away")
 plt.show()
 
-# %%
+# %% [markdown]
 # **Exercise.** Sizes at tile multiples hide bugs at edges. Which M was tried here, and is it a
 # multiple of this machine's tile? *Answer.* M = 7 x 9 = 63, odd, and a tile has an even number of
 # rows.
 
+# %%
 assert expected[0, :, :, 0].size % Engine([IMAGE], {}, "int8").tiling.rows != 0

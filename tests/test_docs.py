@@ -1,6 +1,5 @@
 """The book is held to be true: its files, its links, its equations and its commands."""
 
-import ast
 import re
 import shlex
 from pathlib import Path
@@ -70,7 +69,7 @@ def test_a_chapter_has_a_picture_and_an_exercise_with_a_checked_answer(chapter: 
     text = TEXTS[chapter.name]
     assert "plt.show()" in text
     after = re.split(r"Exercise", text)[-1]
-    assert "*Answer.*" in after
+    assert "*Answer.*" in after or "<summary>Answer</summary>" in after
     assert "assert " in after
 
 
@@ -115,12 +114,8 @@ def test_what_int8_costs_is_told_with_its_intervals() -> None:
         assert abs(difference) <= 100 - agreement + 0.1
 
 
-def test_chapters_end_with_views_that_the_lab_has() -> None:
-    source = (ROOT / "docs/conf.py").read_text(encoding="utf-8")
-    views = ast.literal_eval(re.findall(r"^LAB = (\{.*?^\})", source, re.S | re.M)[0])
-    assert set(views) < {path.stem for path in CHAPTERS}
+def test_the_views_in_the_book_are_those_of_the_lab() -> None:
     page = (ROOT / "minires/lab/page/index.html").read_text(encoding="utf-8")
     in_page = set(re.findall(r'<section class="view" id="(\w+)"', page))
-    named = {view for view, _ in views.values()}
-    named |= set(re.findall(r"\{lab\} (\w+)", TEXTS["index.md"]))
+    named = {view for text in TEXTS.values() for view in re.findall(r"\{lab\} (\w+)", text)}
     assert named == in_page
