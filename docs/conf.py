@@ -82,6 +82,14 @@ class Lab(Directive):
         return [nodes.raw("", html, format="html")]
 
 
+def keep_lines(app: Any, doctree: nodes.document) -> None:
+    """Leave equations of several lines as they are: Sphinx would wrap them where no tag may be."""
+    for equation in doctree.findall(nodes.math_block):
+        if r"\begin{aligned}" in equation.astext():
+            equation["no-wrap"] = equation["nowrap"] = True
+            equation[0] = nodes.Text(rf"\[{equation.astext()}\]")
+
+
 def run_chapters(app: Any) -> None:
     """Make the chapters' pages."""
     book.write_pages(Path(app.srcdir) / "chapters", app.config.chapters)
@@ -99,4 +107,5 @@ def setup(app: Any) -> None:
     app.add_directive("lab", Lab)
     app.add_config_value("chapters", "*", "env")
     app.connect("builder-inited", run_chapters)
+    app.connect("doctree-read", keep_lines)
     app.connect("build-finished", finish)
