@@ -161,7 +161,7 @@ assert np.array_equal(whole, steps[NAME].output)
 # stand for, and split the difference:
 #
 # $$
-# \begin{aligned} \hat x \hat w - x w = {} & (\hat x - x)\, w \\
+# \begin{aligned} \hat x \hat w - x w = {} & (\hat x - x)\, w \cr
 # & + \hat x\, (\hat w - w) \end{aligned} \tag{9.2}
 # $$
 #
