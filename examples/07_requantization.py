@@ -47,8 +47,8 @@ from minires.reference import requantize_ref
 #
 # $$
 # \begin{aligned}
-# \mathrm{bias}_c &= \mathrm{rint}\left(\frac{b_c}{s_x\, s_w[c]}\right)
-# - z_x \sum_k w_{ck} \cr
+# \mathrm{bias}_c &= \mathrm{rint}\left(\frac{b_c}{s_x\, s_w[c]}\right) \cr
+# & \quad {} - z_x \sum_k w_{ck} \cr
 # m_c &= \frac{s_x\, s_w[c]}{s_y}
 # \end{aligned} \tag{7.1}
 # $$
