@@ -9,7 +9,7 @@ convolutions exceed their quarter: it times the same layers again without one ca
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from minires.layers import Array
 from minires.measure import plots, session
 from minires.measure.latency import PREPROCESSING, time_preprocessing
 from minires.measure.machine import describe_measurement
-from minires.measure.peak import peak_of
+from minires.measure.peak import doubt_gain, peak_of
 from minires.measure.profiler import SHORT, Profile, profile
 from minires.measure.text import format_columns
 from minires.measure.trust import (
@@ -118,17 +118,22 @@ def measure_waterfall(
     rest = (middle[p] - sum(getattr(part, p) for part in found) for p in ("fp32", "int8"))
     wide = {p: float(q[2] - q[0]) for p, q in quartiles.items()}
     shape = " x ".join(map(str, x.shape))
-    for operands in ("f32", "u8s8"):
-        doubts = [*doubts, *peak_of(operands).doubts]
+    stages = found if group == "stage" else []
+    (convolutions, causes), more = measure_until_steady(
+        lambda: ablate(models, x, rounds), lambda pair: doubt_convolutions(stages, pair[0])
+    )
+    used, of_fp32 = peak_of("u8s8"), peak_of("f32")
+    more += [*used.doubts, *of_fp32.doubts, *doubt_gain(used, of_fp32)]
     return Waterfall(
         f"{shape}, {models['int8'].meta['name']}, on {describe_measurement()}",
         Part("whole", middle["fp32"], middle["int8"]),
         Part("spread", wide["fp32"], wide["int8"]),
         [*found, Part(REST, *rest)],
-        *ablate(models, x, rounds),
+        convolutions,
+        causes,
         {name: float(np.median([b[name] for b in times.before])) for name in PREPROCESSING},
         {p: middle[p] for p in models if p not in ("fp32", "int8")},
-        doubts,
+        [*doubts, *more],
     )
 
 
@@ -155,6 +160,19 @@ def _measure_times(
         for precision, runs in profiles.items()
     }
     return _Times(before, whole, parts)
+
+
+def doubt_convolutions(stages: Sequence[Part], alone: Part) -> list[str]:
+    """Doubt convolutions that take another time by themselves than in the network's stages."""
+    found: list[str] = []
+    if not stages:  # the parts are others
+        return found
+    for precision in ("fp32", "int8"):
+        # All steps of these stages are convolutions; an addition is the epilogue of one.
+        inside = sum(getattr(s, precision) for s in stages if s.name.startswith(("conv", "layer")))
+        name = f"the {precision} convolutions' milliseconds"
+        found += doubt_pair(name, 1e3 * getattr(alone, precision), 1e3 * inside)
+    return found
 
 
 def ablate(
