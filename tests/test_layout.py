@@ -150,7 +150,7 @@ ROOMS = {
     "kernels/isa/wasm.py": 90,
     "lab/": 500,
     "ladder/": 1_700,
-    "measure/gpu": 430,
+    "measure/gpu": 490,
 }
 
 

@@ -9,6 +9,7 @@ import functools
 import html
 import importlib.util
 import io
+import math
 import os
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
@@ -108,7 +109,10 @@ def explain(drawn: "Figure", colors: Iterable[tuple[str, str]]) -> None:
     from matplotlib.patches import Patch
 
     patches = [Patch(color=color, label=text) for text, color in colors]
-    drawn.legend(handles=patches, loc="outside lower left", ncols=len(patches))
+    letters = sum(len(str(patch.get_label())) + 7 for patch in patches)
+    rows = math.ceil(letters / (16 * drawn.get_figwidth()))  # as many as they need
+    columns = math.ceil(len(patches) / rows)
+    drawn.legend(handles=patches, loc="outside lower left", ncols=columns)
 
 
 def page(draw: Callable[[], "Figure"], text: str) -> Html:
