@@ -9,6 +9,7 @@ and puts beneath each what it printed and drew. A cell of code may begin with op
     #| alt: what is seen in the picture, for those who do not see it
     #| caption: what the picture says
     #| code: folded                the code stands behind a fold, its output does not
+    #| output: python            what it printed is coloured as this language
     #| cell: The answer, computed  all of it stands behind a fold with this title
 
 An option goes on in the next line behind ``#|`` and at least two blanks.
@@ -165,7 +166,8 @@ def page(name: str, cells: list[Cell], outputs: list[Output]) -> str:
         code = fence("python", cell.text)
         if cell.options.get("code") == "folded":
             code = fold(DRAWING, code)
-        results = [fence("none", output.printed.rstrip(), "output")] if output.printed else []
+        language = cell.options.get("output", "none")
+        results = [fence(language, output.printed.rstrip(), "output")] if output.printed else []
         results += [picture(drawn, cell.options) for drawn in output.pictures]
         results += [f"```{{raw}} html\n{output.shown}\n```"] if output.shown else []
         # A picture is what its cell is for, so folded code stands beneath it.

@@ -48,6 +48,12 @@ def book() -> ModuleType:
     return module
 
 
+def test_output_may_be_code(book: ModuleType) -> None:
+    cells = book.read('# %%\n#| output: python\nprint("for k in range(K):")\n')
+    page = book.page("01_x", cells, book.run(cells, "01_x.py"))
+    assert "{code-block} python\n:class: output\n\nfor k in range(K):" in page
+
+
 def test_a_script_is_divided_into_cells(book: ModuleType) -> None:
     text, code, drawing, answer = book.read(CHAPTER)
     assert (text.code, code.code) == (False, True)
@@ -142,4 +148,4 @@ def test_a_notebooks_first_cell_finds_the_repository(
 def test_a_picture_says_what_is_seen_in_it(book: ModuleType, chapter: Path) -> None:
     for cell in book.read(chapter.read_text(encoding="utf-8")):
         assert not ("plt.show()" in cell.text and cell.code) or cell.options["alt"]
-        assert set(cell.options) <= {"alt", "caption", "code", "cell"}
+        assert set(cell.options) <= {"alt", "caption", "code", "output", "cell"}
