@@ -83,6 +83,14 @@ class Lab(Directive):
         return [nodes.raw("", html, format="html")]
 
 
+def keep_lines(app: Any, doctree: nodes.document) -> None:
+    """Leave equations of several lines as they are: Sphinx would wrap them where no tag may be."""
+    for equation in doctree.findall(nodes.math_block):
+        if r"\begin{aligned}" in equation.astext():
+            equation["no-wrap"] = equation["nowrap"] = True
+            equation[0] = nodes.Text(rf"\[{equation.astext()}\]")
+
+
 def run_chapters(app: Any) -> None:
     """Make the chapters' pages."""
     book.write_pages(Path(app.srcdir) / "chapters", app.config.chapters, app.config.run_chapters)
@@ -101,4 +109,5 @@ def setup(app: Any) -> None:
     app.add_config_value("chapters", "*", "env")
     app.add_config_value("run_chapters", True, "env")
     app.connect("builder-inited", run_chapters)
+    app.connect("doctree-read", keep_lines)
     app.connect("build-finished", finish)

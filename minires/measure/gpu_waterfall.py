@@ -19,7 +19,8 @@ from minires.kernels.cuda.engine import most_images
 from minires.layers import Array
 from minires.measure.gpu import describe_gpu, time_on_gpu, warm_up
 from minires.measure.machine import Roofs
-from minires.measure.profiler import Profile, Row
+from minires.measure.profiler import Profile
+from minires.measure.rows import Row
 from minires.measure.text import format_columns
 from minires.measure.trust import doubt_spread, mark, measure_until_steady, spread_of, verdict
 from minires.model import ResNet50

@@ -24,16 +24,7 @@ Path = str | os.PathLike[str]
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 SKY, PURPLE, YELLOW, GREY = "#56b4e9", "#cc79a7", "#f0e442", "#888888"
 COLORS = {"fp32": SKY, "bf16": PURPLE, "int8": ORANGE, "fp16": GREEN, "tf32": RED}
-SEVERAL = (
-    SKY,
-    ORANGE,
-    GREEN,
-    BLUE,
-    PURPLE,
-    RED,
-    GREY,
-    YELLOW,
-)  # without a meaning
+SEVERAL = (SKY, ORANGE, GREEN, BLUE, PURPLE, RED, GREY, YELLOW)  # without a meaning
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,

@@ -22,7 +22,8 @@ from minires.measure import plots, session
 from minires.measure.latency import PREPROCESSING, time_preprocessing
 from minires.measure.machine import describe_measurement
 from minires.measure.peak import doubt_gain, peak_of
-from minires.measure.profiler import SHORT, Profile, profile
+from minires.measure.profiler import Profile, profile
+from minires.measure.rows import SHORT
 from minires.measure.text import format_columns
 from minires.measure.trust import (
     doubt_pair,

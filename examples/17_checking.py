@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 19. How to check an INT8 kernel
+# # 17. How to check an INT8 kernel
 #
 # A kernel that is wrong by one in a thousand outputs still classifies cats. Accuracy finds no such
 # bug; these do: an oracle that is obviously right, a tolerance of zero, and inputs chosen to hurt.
@@ -68,7 +68,7 @@ for name, case in cases.items():
 # A comparison that cannot fail finds nothing. Ours has to reject what real bugs look like:
 
 # %%
-#| alt: 19_checking, a picture
+#| alt: 17_checking, a picture
 one = y.copy()
 one.flat[777] ^= 1
 bugs = {"off by one, once": one, "swapped channels": y[..., ::-1], "shifted": np.roll(y, 1, 2)}
