@@ -60,7 +60,7 @@ class Run:
             first, *others = self.peaks
             found += [doubt for other in others for doubt in doubt_gain(other, first)]
         if "waterfall" in parts and self.has("waterfall"):
-            found += doubt_convolutions(self.waterfall.parts, self.waterfall.convolutions)
+            found += self.waterfall.doubts
         return list(dict.fromkeys(found))
 
     @property
@@ -93,7 +93,9 @@ class Run:
         parts = {name: Part(**told[name]) for name in ("whole", "spread", "convolutions")}
         ablation = [tuple(cause) for cause in told["ablation"]]
         every = [Part(**part) for part in told["parts"]]
-        return Waterfall(**told | parts | {"parts": every, "ablation": ablation})
+        doubts = [*told["doubts"], *doubt_convolutions(every, parts["convolutions"])]
+        lists = {"parts": every, "ablation": ablation, "doubts": list(dict.fromkeys(doubts))}
+        return Waterfall(**told | parts | lists)
 
     @property
     def layers(self) -> dict[str, list[SimpleNamespace]]:

@@ -293,9 +293,12 @@ def plot_waterfall(
     steps += [(name, seconds, BEFORE) for name, seconds in fall.preprocessing.items()]
     convs = [(n, s, UNKNOWN if n == "unexplained" else CAUSE) for n, s in fall.ablation]
     title = f"Where the 4x goes: {fall.title}"
-    with plots.drawing(path, title, 11, 5, 2, dark) as (drawn, (left, right)):
-        _draw(left, steps, totals=("fp32 / 4", "int8"))
-        left.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
+    # One above the other, and no wider than a phone shows legibly.
+    rows = len(steps), len(convs)
+    height = 2.2 + 0.25 * sum(rows)
+    with plots.drawing(path, title, 6.2, height, 1, dark, rows) as (drawn, (upper, lower)):
+        _draw(upper, steps, fall.doubts, totals=("fp32 / 4", "int8"))
+        upper.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
         # A second scale of the same axis shows ratios: FP32's time over the time at that place. It
         # ends at INT8's, because preprocessing, further right, is not part of that ratio.
         last = whole.fp32 / whole.int8
@@ -304,16 +307,21 @@ def plot_waterfall(
         for ratio in (1.5, 2, 3, 4):
             if 1e3 * whole.fp32 * (1 / ticks[-1] - 1 / ratio) > apart:
                 ticks.append(ratio)
-        ratios = left.secondary_xaxis("top")
+        ratios = upper.secondary_xaxis("top")
         ratios.set_xticks([1e3 * whole.fp32 / r for r in ticks], [f"{r:g}x" for r in ticks])
         ratios.set_xlabel("FP32's time over this")
-        _draw(right, convs, totals=())
-        right.set_xlabel("milliseconds of the convolutions' excess, by ablation")
+        _draw(lower, convs, fall.doubts)
+        lower.set_xlabel("milliseconds of the convolutions' excess, by ablation")
         plots.explain(drawn, COLORS.items())
     return drawn
 
 
-def _draw(axes: Any, steps: list[tuple[str, float, str]], totals: tuple[str, ...]) -> None:
+def _draw(
+    axes: Any,
+    steps: list[tuple[str, float, str]],
+    doubts: Sequence[str],
+    totals: tuple[str, ...] = (),
+) -> None:
     """Draw bars that each begin at the end of the bar before; totals begin at zero."""
     beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
     at = 0.0
@@ -322,9 +330,9 @@ def _draw(axes: Any, steps: list[tuple[str, float, str]], totals: tuple[str, ...
         end = start + seconds
         axes.barh(i, 1e3 * seconds, left=1e3 * start, color=COLORS[meaning])
         text = f"{1e3 * seconds:.2f}" if name in totals else f"{1e3 * seconds:+.2f}"
-        axes.annotate(text, (1e3 * max(start, end), i), **beside)
+        axes.annotate(mark(text, doubts), (1e3 * max(start, end), i), **beside)
         at = end
-    axes.set_yticks(range(len(steps)), [name for name, *_ in steps])
+    axes.set_yticks(range(len(steps)), [name.replace(": ", ":\n") for name, *_ in steps])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.12)
