@@ -1,4 +1,4 @@
-"""What a machine's papers allow, beside what is claimed of it: chapter 17's arithmetic."""
+"""What a machine's papers allow, beside what is claimed of it: the appendix's arithmetic."""
 
 import numpy as np
 from machines import BYTES, Claim, Machine

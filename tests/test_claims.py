@@ -1,4 +1,4 @@
-"""Chapter 17: what published figures come to, and a file of one's own machines."""
+"""The appendix: what published figures come to, and a file of one's own machines."""
 
 import os
 import subprocess
@@ -101,7 +101,7 @@ def test_an_upper_limit_is_no_claim() -> None:
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore:FigureCanvasAgg", "examples/17_claims.py", *words]
+    command = [sys.executable, "-W", "ignore:FigureCanvasAgg", "examples/19_article.py", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False
@@ -117,4 +117,4 @@ def test_the_chapter_judges_a_file_of_ones_own(tmp_path: Path) -> None:
     assert "Tesla V100" not in process.stdout
     process = run(str(tmp_path / "none.toml"))
     assert process.returncode == 1
-    assert process.stderr == f"17_claims.py: {tmp_path / 'none.toml'}: No such file or directory\n"
+    assert process.stderr == f"19_article.py: {tmp_path / 'none.toml'}: No such file or directory\n"

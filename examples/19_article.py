@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 17. What the 2019 article claimed, and what stands
+# # Appendix. The article, seven years later
 #
 # In July 2019 AnandTech compared Cascade Lake servers with NVIDIA's GPUs on ResNet-50: 7844 images
 # a second on two Xeon 9282 against 7636 on a V100; the reviewer's own server crashed before it
@@ -32,14 +32,14 @@ print(f"at most {2 * throughput_bounds(pair, 'int8')[0]:.0f} images a second")
 # ## The table
 #
 # Each figure with its kind, specification, vendor's claim, arithmetic or measurement, and its
-# source. `python examples/17_claims.py FILE` judges machines of your own in place of these, from
+# source. `python examples/19_article.py FILE` judges machines of your own in place of these, from
 # a file in the form of `examples/machines.toml`.
 
 # %%
 try:
     judged = read_machines(sys.argv[1] if sys.argv[1:] else KNOWN)
 except MiniresError as error:
-    sys.exit(f"17_claims.py: {error}")
+    sys.exit(f"19_article.py: {error}")
 for line in format_machines(judged).splitlines():
     print(textwrap.fill(line, 100, subsequent_indent=" " * 4) if len(line) > 100 else line)
 
@@ -59,7 +59,7 @@ for line in format_machines(judged).splitlines():
 #   2.2 times minires's, and 37% of the peak on paper. `docs/gpu.md` says where the rest goes.
 
 # %%
-#| alt: 17_claims, a picture
+#| alt: 19_article, a picture
 plt.figure(figsize=(8, 2.8), layout="constrained")
 for machine, claim in [(m, c) for m in judged for c in m.claims if not c.upper_limit]:
     label = f"{claim.parts} x {machine.name}, {claim.images_per_second:.0f}"
