@@ -119,9 +119,9 @@ plt.show()
 
 # %%
 bias, b = int(p.bias_s32[CHANNEL]), fp32.params[NAME].bias[CHANNEL]
-print(f"sum = {acc}")
-print(f"bias = rint({b:.5f} / ({s_x:.6f} x {s_w:.7f})) = {bias}")
-print(f"sum + bias = {acc + bias}")
+print(f"b = {b:.5f}, b / (s_x s_w) = {b / (s_x * s_w):.2f}")
+print(f"bias = {bias}")
+print(f"sum + bias = {acc} + ({bias}) = {acc + bias}")
 assert abs(b / (s_x * s_w) - bias) <= 0.5
 
 # %% [markdown]
