@@ -9,7 +9,8 @@
 #   `percentile` 2.6 dB.
 # - **Weights**: round them by `gptq`. Against rounding to the nearest that brings 2.0 dB with eight
 #   photographs, and 3.5 dB with 128. Three dB are half of the noise.
-# - **Photographs**: 128 of your own are better than the eight in the package, by 2.6 dB.
+# - **Photographs**: take 128 of your own. They bring 2.6 dB over the eight in the package, which
+#   will do if you have none.
 # - **Bias**: correct it only if you round to the nearest.
 #
 # `minires quantize --calibrate FOLDER -o FILE` does that. The [page on accuracy](../accuracy) has
@@ -179,10 +180,10 @@ assert costs["gptq"] < costs["nearest"] / 2
 #
 # $$ m = e^T \bar x \tag{6.3} $$
 #
-# But $m$ comes from few images, so it has an error of its own. If $e^T x$ has the variance $v$,
-# that of a mean over $n$ images is $v / n$. Add $a m$ instead. If $\mu$ is the true mean, what
+# But $m$ comes from few images, so it has an error of its own. If $e^T x$ has the variance $v$, a
+# mean over $n$ images has the variance $v / n$. Add $a m$ instead. If $\mu$ is the true mean, what
 # remains is $(1 - a)^2 \mu^2 + a^2 v / n$ on average. It is smallest for $a = \mu^2 / (\mu^2 + v /
-# n)$. We do not know $\mu$, and take $m$ for it. This is the correction called *shrunk*:
+# n)$. We do not know $\mu$, so take $m$ in its place. This is the correction called *shrunk*:
 #
 # $$ \frac{m^2}{m^2 + v / n}\, m \tag{6.4} $$
 #
@@ -207,8 +208,7 @@ noise, _, agreement, low, high = np.array([table[row] for row in rows]).T
 figure, (upper, lower) = plt.subplots(2, 1, figsize=(5.6, 3.8), layout="constrained")
 upper.plot(noise, names, "o", color=ORANGE)
 upper.set(xlabel="SQNR of the logits, dB", ylim=(-0.5, len(rows) - 0.5))
-spread = [agreement - low, high - agreement]
-lower.errorbar(agreement, names, xerr=spread, fmt="o", color=SKY, capsize=4)
+lower.errorbar(agreement, names, xerr=abs([low, high] - agreement), fmt="o", color=SKY, capsize=4)
 lower.set(xlabel="labels that agree, %", ylim=(-0.5, len(rows) - 0.5))
 plt.show()
 

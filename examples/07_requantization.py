@@ -2,7 +2,7 @@
 # # 7. Requantization: from a 32-bit sum back to eight bits
 #
 # Multiply the sum by one number, clip it, round it. That is all that happens at inference. The
-# number depends on the layer alone, so it is worked out beforehand.
+# number does not depend on the photograph, so it is worked out beforehand.
 #
 # But there is more than one way to round. When two INT8 engines differ by one, it usually happens
 # here. This page derives the three steps. Then it shows what ties do, and what becomes of the
