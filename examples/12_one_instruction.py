@@ -181,8 +181,8 @@ for name, operands, epilogue in [
 # %% [markdown]
 # How to read them:
 #
-# * **x86** names the register of the sums last. In the first two loops the three lines share the one
-#   before it: a float of a, or four bytes, copied to all lanes. The first one holds weights.
+# * **x86** names the register of the sums last. In the first two loops, the three lines share the
+#   register before it: a float of a, or four bytes, copied to all lanes. The first holds weights.
 # * The first two loops have as many sums, and as many instructions a step. Only the instruction
 #   differs. But a step of the second one covers four values along K.
 # * **AVX2** without VNNI first widens the bytes to 16 bits. Then `vpmaddwd` is exact. It takes two
