@@ -1,7 +1,8 @@
 """How Sphinx builds the book: ``python -m sphinx -W docs docs/_build``.
 
 Chapters are the numbered scripts in examples/, run as they are built: what a page prints and
-draws, this build has computed. ``-D chapters='05*'`` runs and builds only some of them anew.
+draws, this build has computed. ``-D chapters='05*'`` makes only some of their pages anew, and
+``-D run_chapters=0`` leaves out what they print and draw.
 """
 
 import os
@@ -82,9 +83,17 @@ class Lab(Directive):
         return [nodes.raw("", html, format="html")]
 
 
+def keep_lines(app: Any, doctree: nodes.document) -> None:
+    """Leave equations of several lines as they are: Sphinx would wrap them where no tag may be."""
+    for equation in doctree.findall(nodes.math_block):
+        if r"\begin{aligned}" in equation.astext():
+            equation["no-wrap"] = equation["nowrap"] = True
+            equation[0] = nodes.Text(rf"\[{equation.astext()}\]")
+
+
 def run_chapters(app: Any) -> None:
     """Make the chapters' pages."""
-    book.write_pages(Path(app.srcdir) / "chapters", app.config.chapters)
+    book.write_pages(Path(app.srcdir) / "chapters", app.config.chapters, app.config.run_chapters)
 
 
 def finish(app: Any, error: Exception | None) -> None:
@@ -98,5 +107,7 @@ def setup(app: Any) -> None:
     """Be called by Sphinx."""
     app.add_directive("lab", Lab)
     app.add_config_value("chapters", "*", "env")
+    app.add_config_value("run_chapters", True, "env")
     app.connect("builder-inited", run_chapters)
+    app.connect("doctree-read", keep_lines)
     app.connect("build-finished", finish)

@@ -117,6 +117,7 @@ class Engine:
             columns=vectors * self.isa.lanes,
             run=instruction.rows,
             groups=instruction.multiple,
+            pixel=instruction.pixel,
             near=room_in(1),
             far=room_in(2),
         )

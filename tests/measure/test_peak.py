@@ -11,6 +11,7 @@ from minires.measure.peak import (
     Bandwidth,
     Peak,
     best_instruction,
+    doubt_gain,
     doubts_about,
     inner_loop,
     instructions,
@@ -166,3 +167,12 @@ def test_a_peak_that_cannot_be_is_doubted(change: dict[str, float], doubt: str) 
     peak = Peak(fma, 8, 100.0, 200.0, 2, 0.01, 3.1, "")._replace(**change)
     assert len(peak.doubts) == bool(doubt)
     assert all(text.startswith(doubt) for text in peak.doubts)
+
+
+def test_a_gain_that_other_cores_change_is_doubted() -> None:
+    fma, vnni = INSTRUCTIONS["fma"], INSTRUCTIONS["vpdpbusd"]
+    slower = Peak(fma, 16, 100.0, 190.0, 2, 0.0, 3.0, "")
+    assert doubt_gain(Peak(vnni, 16, 400.0, 760.0, 2, 0.0, 3.0, ""), slower) == []
+    (doubt,) = doubt_gain(Peak(vnni, 16, 400.0, 500.0, 2, 0.0, 3.0, ""), slower)
+    gain = "vpdpbusd's gain over fma, by one core and by 2, disagree, 4 and 2.63"
+    assert doubt == f"two measures of {gain}"

@@ -53,6 +53,17 @@ class Instruction:
         """Count the groups of a step along K: each run of K is filled up to a multiple of it."""
         return self.groups * self.lanes_loaded
 
+    @property
+    def pixel(self) -> int:
+        """Count the values that a pixel of the image is filled up to a multiple of.
+
+        A step along K may go on behind a run, where its weights are zero. But 0 times infinity is
+        NaN. So pixels of floats are filled up until a step ends where a run does. A matrix
+        instruction's steps are too long for that.
+        """
+        floats = self.operands != "u8s8" and self.rows == 1
+        return PER_GROUP[self.operands] * self.multiple if floats else 1
+
     def prepare(self, builder: Any, a: Any) -> Any:
         """Bring activations that were loaded into the form that it multiplies."""
         return self.before(builder, a) if self.before else a
