@@ -80,10 +80,9 @@ for name, (hurting, *parameters) in cases.items():
 # ## Zero points at padding
 #
 # Padding stands for the real number 0. In bytes that is the zero point, here 128. A kernel that
-# fills its padding with the byte 0 adds $-128\, s_x$ at every tap that hangs over the edge. Only
-# pixels at the edge see it. On a ReLU's output it would not show at all, because there the zero
-# point is 0. So check a layer whose zero point is not 0, and look at *where* outputs differ: each
-# bug has a fingerprint.
+# fills its padding with the byte 0 puts $-128\, s_x$ where 0 belongs. Only pixels at the edge see
+# it. Behind a ReLU nobody would: there the zero point is 0. So check a layer whose zero point is
+# not 0, and look at *where* outputs differ. Each bug has a fingerprint.
 
 # %%
 #| alt: Three maps of 7 by 9 pixels. Padding of 0 lights the ring at the edge up, a lost tile the
@@ -170,7 +169,7 @@ assert model(cat)[0].argmax() == suspect(cat)[0].argmax(), "the label is the sam
 
 # %%
 #| alt: The share of outputs that differ, layer by layer, on a logarithmic scale. It begins at 0.03%
-#|   and climbs over the next layers to some ten percent.
+#|   climbs in ten layers to ten percent, and ends at 100% of the logits.
 #| caption: One weight is off by one in `layer1.0.conv1`. The difference spreads with every layer.
 #| code: folded
 figure, axes = plt.subplots(layout="constrained")
