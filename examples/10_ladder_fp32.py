@@ -172,8 +172,8 @@ gains("fused", "fp32", yours)
 # ## blocks: stay in the cache
 #
 # Each panel of B meets all rows of A, and A has 3.6 MB, more than the second cache holds. So it
-# comes from far away for each of the 8 panels. Take a block of rows that fits, let it meet *all*
-# panels, then go on.
+# comes from *far*, again for each of the 8 panels. Take a block of rows that fits, let it meet
+# *all* panels, then go on.
 
 # %%
 #| alt: The upper half of A is in the second cache. An arrow runs along B, from panel to panel.
