@@ -166,8 +166,8 @@ show("fused")
 gains("fused", "fp32", yours)
 
 # %% [markdown]
-# The bytes are divided by K, and K is 1152 here: there is little to gain. A 1x1 convolution with
-# 64 channels has K = 64, and 18 times as much of its time is at stake.
+# Each sum is worth K multiply-adds, and K is 1152 here, so there is little to gain. A 1x1
+# convolution of 64 channels has K = 64: then these bytes weigh 18 times as much.
 #
 # ## blocks: stay in the cache
 #
