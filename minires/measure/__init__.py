@@ -1,17 +1,26 @@
 """Where the time goes: profiles, this machine's peak, rooflines, the waterfall and latency."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minires.measure.machine import Roofs, measure_roofs
-    from minires.measure.profiler import Event, Profile, Row, profile
+    from minires.measure.profiler import Profile, profile
+    from minires.measure.rows import Event, Row
 
+# Each public name with its file, which is imported only when the name is used: it needs Numba.
+HOME = {
+    "Event": "rows",
+    "Profile": "profiler",
+    "Roofs": "machine",
+    "Row": "rows",
+    "measure_roofs": "machine",
+    "profile": "profiler",
+}
 __all__ = ["Event", "Profile", "Roofs", "Row", "measure_roofs", "profile"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # imported only when used, because it needs Numba
-        from minires.measure import machine, profiler
-
-        return getattr(machine if name in ("Roofs", "measure_roofs") else profiler, name)
+    if name in HOME:
+        return getattr(importlib.import_module(f"minires.measure.{HOME[name]}"), name)
     raise AttributeError(f"module 'minires.measure' has no attribute {name!r}")

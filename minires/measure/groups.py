@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minires.layers import Layer
 
 if TYPE_CHECKING:
-    from minires.measure.profiler import Row
+    from minires.measure.rows import Row
 
 
 def kind_of(layer: Layer) -> str:

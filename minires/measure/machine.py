@@ -48,7 +48,12 @@ WANTED = {
         "vpdpbusd": "avx512vnni or avxvnni",
         "tdpbusd": "amx",
     },
-    ARM: {"bfdot": "neon-bf16", "sdot": "neon-dotprod", "usdot": "neon-i8mm"},
+    ARM: {
+        "bfdot": "neon-bf16",
+        "sdot": "neon-dotprod",
+        "usdot": "neon-i8mm",
+        "usmmla": "neon-mmla",
+    },
 }
 # Cores that Linux on ARM names by a number alone: "CPU part" in /proc/cpuinfo. The numbers are
 # those of Linux's arch/arm64/include/asm/cputype.h.
@@ -65,7 +70,14 @@ CORES = {
 
 
 class Roofs(NamedTuple):
-    """The limits of a precision on this machine: the roofline's roofs."""
+    """The limits of a precision on this machine: the roofline's roofs.
+
+    Examples
+    --------
+    >>> roofs = minires.measure.measure_roofs("int8")
+    >>> roofs.level(2**20).level  # what a mebibyte is read from
+    'L2'
+    """
 
     peak: float  # 10^9 operations a second, on all threads
     memory: list[Bandwidth]  # from the fastest level to the slowest
@@ -91,6 +103,12 @@ def measure_roofs(precision: str) -> Roofs:
     -------
     Roofs
         Those kept from an earlier measurement, if there are any. Roofs in doubt are not kept.
+
+    Examples
+    --------
+    >>> roofs = minires.measure.measure_roofs("int8")  # some seconds, once
+    >>> print(f"{roofs.peak:.0f} GOP/s, and the memory gives {roofs.memory[-1].all:.0f} GB/s")
+    1920 GOP/s, and the memory gives 21 GB/s
     """
     known = known_roofs(precision)
     if known:

@@ -9,9 +9,10 @@ import functools
 import html
 import importlib.util
 import io
+import math
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minires.errors import MiniresError
@@ -24,16 +25,7 @@ Path = str | os.PathLike[str]
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 SKY, PURPLE, YELLOW, GREY = "#56b4e9", "#cc79a7", "#f0e442", "#888888"
 COLORS = {"fp32": SKY, "bf16": PURPLE, "int8": ORANGE, "fp16": GREEN, "tf32": RED}
-SEVERAL = (
-    SKY,
-    ORANGE,
-    GREEN,
-    BLUE,
-    PURPLE,
-    RED,
-    GREY,
-    YELLOW,
-)  # without a meaning
+SEVERAL = (SKY, ORANGE, GREEN, BLUE, PURPLE, RED, GREY, YELLOW)  # without a meaning
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -93,11 +85,12 @@ def drawing(
     height: float = 5,
     columns: int = 1,
     dark: bool = False,
+    heights: Sequence[float] = (1,),
 ) -> Iterator[tuple["Figure", Any]]:
     """Open a figure to draw on; if there is a path, it is written when the with statement ends.
 
-    The path's suffix chooses the format. Width and height are in inches. You get the figure, and
-    axes, or an array of axes if there are several columns.
+    The path's suffix chooses the format. Width and height are in inches; `heights` has a number for
+    each row of axes. You get the figure, and axes, or an array of axes if there are several.
     """
     check(path)
     import matplotlib
@@ -107,7 +100,7 @@ def drawing(
         # A letter of this size is a sixteenth of an inch wide.
         filled = [textwrap.fill(line, int(16 * width)) for line in title.splitlines()]
         drawn.suptitle("\n".join(filled), fontsize=9, x=0.01, ha="left")
-        yield drawn, drawn.subplots(1, columns)
+        yield drawn, drawn.subplots(len(heights), columns, height_ratios=heights)
         if path is not None:
             drawn.savefig(path)
 
@@ -117,7 +110,10 @@ def explain(drawn: "Figure", colors: Iterable[tuple[str, str]]) -> None:
     from matplotlib.patches import Patch
 
     patches = [Patch(color=color, label=text) for text, color in colors]
-    drawn.legend(handles=patches, loc="outside lower left", ncols=len(patches))
+    letters = sum(len(str(patch.get_label())) + 7 for patch in patches)
+    rows = math.ceil(letters / (16 * drawn.get_figwidth()))  # as many as they need
+    columns = math.ceil(len(patches) / rows)
+    drawn.legend(handles=patches, loc="outside lower left", ncols=columns)
 
 
 def page(draw: Callable[[], "Figure"], text: str) -> Html:

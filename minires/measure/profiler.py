@@ -4,13 +4,14 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from minires.errors import MiniresError, check_is
 from minires.layers import Array, Layer, PhaseTime, Record, Shape
 from minires.measure import plots, session
 from minires.measure.groups import GROUPS, SORTS, kind_of
 from minires.measure.machine import Roofs, describe_machine, describe_measurement, known_roofs
+from minires.measure.rows import EPILOGUE, FUSED, Event, Row, Work, shares
 from minires.measure.text import format_columns, to_json
 from minires.measure.trace import write_chrome_trace
 from minires.measure.trust import (
@@ -18,7 +19,6 @@ from minires.measure.trust import (
     doubt_spread,
     mark,
     measure_until_steady,
-    percent,
     spread_of,
     verdict,
 )
@@ -28,114 +28,17 @@ from minires.summary import ACTIVATION_BYTES, summarize
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHORT = 20e-6  # seconds: a call that is shorter shows its time, but no speed
-FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's only phase; a NumPy step's last phase
-
-
-class Event(NamedTuple):
-    """A step that has run."""
-
-    layer: Layer
-    shape: Shape  # of the images that went through together, NCHW
-    call: int  # 0 for the first, because an engine may run a large batch in several calls
-    started: float  # seconds, as time.perf_counter counts them
-    ended: float
-    phases: tuple[PhaseTime, ...]  # empty for a compiled step
-    thread: str  # the name of Python's thread that called the network
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """The time of each phase. They add up to the step's time.
-
-        The microseconds between phases count for the last phase.
-        """
-        found: dict[str, float] = {}
-        for name, started, ended in self.phases:
-            found[name] = found.get(name, 0.0) + ended - started
-        gemm = self.layer.op in ("conv", "linear")
-        rest = (EPILOGUE if self.phases else FUSED) if gemm else self.layer.op
-        between = self.ended - self.started - math.fsum(found.values())
-        found[rest] = found.get(rest, 0.0) + between
-        return found
-
-
-class Work(NamedTuple):
-    """The work of a step."""
-
-    macs: int
-    bytes: dict[str, int]  # by phase
-    weights: int  # bytes
-
-
-class Row(NamedTuple):
-    """A line of a profile: a phase, a step, or a group of them. Figures are sums over all calls."""
-
-    name: str
-    kind: str  # the operator, for a convolution with its kernel and stride
-    calls: int
-    seconds: float
-    macs: int
-    bytes: int  # counted, not measured: each operand read once, each result written once
-    weights: int  # how many of the bytes are weights
-    roofs: Roofs | None  # None if they are not measured yet on this machine
-
-    @property
-    def short(self) -> bool:
-        """Whether a call takes too little time to tell a speed."""
-        return self.seconds / self.calls < SHORT
-
-    @property
-    def gops(self) -> float:
-        """10^9 multiplications and additions a second."""
-        return 2 * self.macs / self.seconds / 1e9 if self.seconds else 0.0
-
-    @property
-    def intensity(self) -> float:
-        """Operations for each byte."""
-        return 2 * self.macs / self.bytes if self.bytes else 0.0
-
-    @property
-    def share(self) -> float:
-        """The share of the measured peak that it reaches."""
-        return self.gops / self._measured_roofs().peak
-
-    @property
-    def least(self) -> dict[str, float]:
-        """The seconds that computing, and moving its bytes, would take, each at its roof.
-
-        These are the roofline's two times (Williams et al. 2009, section 3). A call's activations
-        come from the level of the memory that holds them. Its weights come from the level that
-        holds the weights of all layers, because all are read between two uses of the same ones.
-        """
-        roofs = self._measured_roofs()
-        level = roofs.level((self.bytes - self.weights) / max(1, self.calls))
-        home = roofs.level(roofs.weights)
-        moving = {level.level: (self.bytes - self.weights) / (level.all * 1e9)}
-        moving[home.level] = moving.get(home.level, 0.0) + self.weights / (home.all * 1e9)
-        name = max(moving, key=lambda level: moving[level])
-        return {"compute": 2 * self.macs / (roofs.peak * 1e9), name: sum(moving.values())}
-
-    @property
-    def bound(self) -> str:
-        """The roof that limits it: compute, or the memory level that takes most of the time."""
-        return max(self.least, key=lambda roof: self.least[roof])
-
-    @property
-    def of_roof(self) -> float:
-        """The share of its roof that it reaches."""
-        return max(self.least.values()) / self.seconds if self.seconds else 0.0
-
-    def _measured_roofs(self) -> Roofs:
-        if self.roofs is None:
-            raise MiniresError(
-                "this machine's roofs are not measured yet; minires.measure.measure_roofs "
-                "measures them, and rows(roofs=...) takes them"
-            )
-        return self.roofs
-
 
 class Profile:
-    """A profile, made by `profile`. It records while its with statement lasts."""
+    """A profile, made by `profile`. It records while its with statement lasts.
+
+    Examples
+    --------
+    >>> with minires.profile(model) as prof:
+    ...     logits = model(x)
+    >>> [row.name for row in prof.rows("stage")]
+    ['input', 'conv1', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4', 'avgpool', 'fc']
+    """
 
     def __init__(self, model: ResNet50, callback: Callable[[Event], None] | None = None) -> None:
         check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
@@ -308,7 +211,7 @@ class Profile:
             head += ["of peak", "of roof", "roof"]
             doubts = [*doubts, *of_roofs.doubts]
             for row, of_row in zip(rows, cells, strict=True):
-                of_row += _shares(row, doubts)
+                of_row += shares(row, doubts)
             for row in rows:
                 doubts += [] if row.short else doubt_share(row.name, row.of_roof)
             legend += (
@@ -435,14 +338,6 @@ class Profile:
     def _repr_html_(self) -> str:
         """Show the profile in a notebook: stages as bars, and the table of steps to unfold."""
         return plots.page(lambda: self.plot(group="stage"), self.table())
-
-
-def _shares(row: Row, doubts: Sequence[str]) -> list[str]:
-    """Say how much of its peak and of its roof a row reaches, and which roof that is."""
-    if row.short:
-        return ["", "", ""]
-    of_peak = percent(row.share, doubts) if row.macs else ""
-    return [of_peak, percent(row.of_roof, doubts), row.bound]
 
 
 def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) -> Profile:

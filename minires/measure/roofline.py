@@ -14,7 +14,8 @@ import numpy as np
 from minires.layers import Array
 from minires.measure import plots, session
 from minires.measure.machine import Roofs, measure_roofs
-from minires.measure.profiler import Profile, Row, profile_in_turns
+from minires.measure.profiler import Profile, profile_in_turns
+from minires.measure.rows import Row
 from minires.measure.text import format_columns
 from minires.measure.trust import (
     doubt_share,

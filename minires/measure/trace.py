@@ -14,7 +14,8 @@ from minires.measure.groups import GROUPS, kind_of
 from minires.writing import write_whole
 
 if TYPE_CHECKING:
-    from minires.measure.profiler import Event, Profile
+    from minires.measure.profiler import Profile
+    from minires.measure.rows import Event
 
 
 def write_chrome_trace(path: str | os.PathLike[str], profiles: Sequence["Profile"]) -> None:

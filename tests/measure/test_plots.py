@@ -16,7 +16,8 @@ from minires.measure import plots, roofline
 from minires.measure.latency import Latency, plot_latency
 from minires.measure.machine import Roofs
 from minires.measure.peak import Bandwidth
-from minires.measure.profiler import Row, profile
+from minires.measure.profiler import profile
+from minires.measure.rows import Row
 from minires.measure.waterfall import Part, Waterfall
 from minires.model import ResNet50
 from tests.seeded_weights import seeded_input

@@ -15,16 +15,9 @@ from minires.errors import MiniresError
 from minires.kernels.engine import Engine
 from minires.kernels.plan import Division
 from minires.measure import profiler
-from minires.measure.profiler import (
-    GROUPS,
-    SORTS,
-    Event,
-    Profile,
-    Row,
-    kind_of,
-    profile,
-    profile_in_turns,
-)
+from minires.measure.groups import GROUPS, SORTS, kind_of
+from minires.measure.profiler import Profile, profile, profile_in_turns
+from minires.measure.rows import Event
 from minires.model import ResNet50
 from minires.summary import summarize
 from minires.unfuse import unfuse
@@ -252,20 +245,6 @@ def test_rows_are_sorted(sort: str, models: Mapping[str, ResNet50]) -> None:
 def test_what_there_is_not_is_named(words: dict[str, str], models: Mapping[str, ResNet50]) -> None:
     with pytest.raises(MiniresError, match="wanted one of"):
         profile(models["fp32"]).rows(**words)
-
-
-def test_what_bounds_a_row_is_the_lower_roof() -> None:
-    """Its 100 GOP/s are fed by 100 GB/s from L2 at one operation a byte, by 10 from memory."""
-    small = Row("a", "", 1, 20e-9, 1000, 1000, 0, ROOFS)
-    assert (small.bound, small.of_roof) == ("compute", pytest.approx(1))
-    fewer = small._replace(macs=400)
-    assert (fewer.bound, fewer.of_roof) == ("L2", pytest.approx(0.5))
-    big = small._replace(bytes=2**28, macs=2**28)
-    assert (big.bound, big.least["memory"]) == ("memory", pytest.approx(2**28 / 10e9))
-    assert big._replace(calls=2**10, macs=2**30).bound == "compute"  # a call's bytes are in L2
-    # All weights together do not fit L2: each layer's come from the memory.
-    far = fewer._replace(weights=500, roofs=ROOFS._replace(weights=2**30))
-    assert (far.bound, far.least["memory"]) == ("memory", pytest.approx(5e-9 + 50e-9))
 
 
 def test_the_table_names_every_step(backend: str, models: Mapping[str, ResNet50]) -> None:
