@@ -126,6 +126,14 @@ def test_every_chapter_is_a_notebook(book: ModuleType, tmp_path: Path) -> None:
         assert len({cell["id"] for cell in told["cells"]}) == len(told["cells"])
 
 
+def test_a_notebook_folds_what_the_book_folds(book: ModuleType) -> None:
+    text = CHAPTER.replace("[chapter 5](05_eight_bits)", "[accuracy](../accuracy)")
+    _, told, code, drawing, answer = book.notebook(book.read(text))["cells"]
+    assert "](../docs/accuracy.md)" in "".join(told["source"])
+    hidden = [cell["metadata"].get("jupyter") for cell in (code, drawing, answer)]
+    assert hidden == [None, {"source_hidden": True}, {"source_hidden": True}]
+
+
 def test_a_notebooks_first_cell_finds_the_repository(
     book: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
