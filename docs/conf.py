@@ -12,10 +12,12 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "docs")]  # chapters have helpers
 import book  # noqa: E402
+import landing  # noqa: E402
 
 from minires.kernels.isa import available_isas  # noqa: E402
 from minires.lab.export import export_network  # noqa: E402
@@ -91,7 +93,15 @@ def keep_lines(app: Any, doctree: nodes.document) -> None:
             equation[0] = nodes.Text(rf"\[{equation.astext()}\]")
 
 
-def run_chapters(app: Any) -> None:
+class Gain(SphinxDirective):
+    """How fast INT8 is, in one sentence and one picture."""
+
+    def run(self) -> list[nodes.Node]:
+        """Draw them from the recorded run."""
+        return list(self.parse_text_to_nodes(landing.waterfall()))
+
+
+def make_pages(app: Any) -> None:
     """Make the chapters' pages."""
     book.write_pages(Path(app.srcdir) / "chapters", app.config.chapters, app.config.run_chapters)
 
@@ -106,8 +116,9 @@ def finish(app: Any, error: Exception | None) -> None:
 def setup(app: Any) -> None:
     """Be called by Sphinx."""
     app.add_directive("lab", Lab)
+    app.add_directive("gain", Gain)
     app.add_config_value("chapters", "*", "env")
     app.add_config_value("run_chapters", True, "env")
-    app.connect("builder-inited", run_chapters)
+    app.connect("builder-inited", make_pages)
     app.connect("doctree-read", keep_lines)
     app.connect("build-finished", finish)

@@ -2,7 +2,7 @@
 # # 7. Requantization: from a 32-bit sum back to eight bits
 #
 # Multiply the sum by one number, clip it, round it. That is all that happens at inference. The
-# number depends on the layer alone, so it is worked out beforehand.
+# number does not depend on the photograph, so it is worked out beforehand.
 #
 # But there is more than one way to round. When two INT8 engines differ by one, it usually happens
 # here. This page derives the three steps. Then it shows what ties do, and what becomes of the
@@ -54,7 +54,8 @@ from minires.reference import requantize_ref
 # $$
 #
 # Anything that does not depend on the image is computed once. Each output channel gets an integer
-# bias, worked out in float64, and a float32 multiplier: multiply the two scales, then divide.
+# bias, worked out in float64, and a float32 multiplier: multiply the two scales, then divide. Here
+# rint rounds to the nearest integer.
 #
 # ## What happens at inference
 #
@@ -150,8 +151,9 @@ assert abs(up.mean() - 0.25) < 0.01
 # m \approx q_{31} \cdot 2^{-31} \cdot 2^{-\mathrm{shift}} \tag{7.4}
 # $$
 #
-# 3. At inference, multiply the sum by $q_{31}$ in 64 bits, and keep the high half. That rounds.
-# 4. Shift to the right. That rounds once more.
+# 3. At inference, multiply the sum by $q_{31}$ in 64 bits, and drop the last 31 of them. That
+#   rounds.
+# 4. Shift to the right by *shift* bits. That rounds once more.
 #
 # Two roundings are not one. Let the sum be 1, so that $t = 0.3$. Step 3 gives 0.6 and rounds that
 # up, to 1. Step 4 halves it to 0.5, which is a tie, and rounds up again. But 0.3 should become 0.

@@ -58,7 +58,7 @@ for layer in (int8["maxpool"], int8["conv1"]):
 assert (top, bottom, left, right) == (19, 29, 15, 25)
 preset = fp32.meta["preset"]
 seen = np.clip(image[0].transpose(1, 2, 0) * preset.std + preset.mean, 0, 1)
-figure, axes = plt.subplots(figsize=(3.6, 3.6), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
 axes.imshow(seen)
 frame = Rectangle((left - 0.5, top - 0.5), right - left + 1, bottom - top + 1)
 frame.set(fill=False, edgecolor=COLORS["int8"], linewidth=3)
@@ -119,9 +119,9 @@ plt.show()
 
 # %%
 bias, b = int(p.bias_s32[CHANNEL]), fp32.params[NAME].bias[CHANNEL]
-print(f"sum = {acc}")
-print(f"bias = rint({b:.5f} / ({s_x:.6f} x {s_w:.7f})) = {bias}")
-print(f"sum + bias = {acc + bias}")
+print(f"b = {b:.5f}, b / (s_x s_w) = {b / (s_x * s_w):.2f}")
+print(f"bias = {bias}")
+print(f"sum + bias = {acc} + ({bias}) = {acc + bias}")
 assert abs(b / (s_x * s_w) - bias) <= 0.5
 
 # %% [markdown]

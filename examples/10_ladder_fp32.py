@@ -10,8 +10,8 @@
 # One convolution of ResNet-50 is enough: 3x3, on 28 x 28 pixels, with 128 channels in and out. As a
 # matrix product C = A B ([chapter 2](02_im2col)) it has M = 784 rows, N = 128 columns and
 # K = 1152 products for each sum: 116 million multiply-adds. Each rung is a short file in
-# `minires/ladder/`. Before it is timed, its result is compared with the definition's, because a
-# fast wrong answer is worth nothing.
+# `minires/ladder/`. Before it is timed, its result is compared with the definition's: a fast wrong
+# answer is worth nothing. (Sums in another order round otherwise, so a little may lie between.)
 
 # %%
 import climbing

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
 from access import draw
 from recorded import runs
 
@@ -14,7 +15,8 @@ from minires.kernels.isa import ISA, ISAS, choose_isa
 from minires.kernels.isa.generic import GENERIC
 from minires.kernels.isa.instruction import PER_GROUP
 from minires.ladder import tiled
-from minires.ladder.climb import LAYER, Result, doubts_about, rungs
+from minires.ladder.climb import LAYER, Result, doubts_about, problem, rungs
+from minires.layers import OPERATORS
 from minires.measure.peak import OPERANDS
 from minires.measure.plots import COLORS, GREY
 from minires.measure.trust import HIGHEST, mark, percent, verdict
@@ -50,7 +52,10 @@ LINES = {
     ],
     "engine": [("kernels/microkernel.py", "for address in (later", "prefetch(")],
     "mul, add of bytes": [("kernels/isa/generic.py", "for byte in range(4)", "acc = builder.add(")],
-    "vpmaddubsw": [("kernels/isa/x86.py", "first = {8: ", "quads = call(")],
+    "vpmaddubsw": [
+        ("kernels/isa/x86.py", "pairs = call(", "quads = call("),
+        ("kernels/isa/x86.py", "low = builder.and_(", "return builder.add(vpmaddubsw"),
+    ],
     "vpmaddwd": [("kernels/isa/x86.py", "even = builder.and_(", "acc = builder.add(acc")],
     "vpdpbusd": [("kernels/isa/x86.py", "def vpdpbusd(", "return call(")],
     "requantize": [("kernels/epilogue.py", "def _requantize(", "return builder.trunc(")],
@@ -138,7 +143,7 @@ def traffic(rung: str, precision: str) -> str:
     if (rung, precision) == ("fused", "fp32"):
         # Three passes write a float32 for each sum, and the later two read one.
         return f"{20 / K:.4f} to {4 / K:.4f} {unit}, after the loop"
-    return f"as many {unit} as before"
+    return "fewer bytes after the loop" if rung == "fused" else f"as many {unit} as before"
 
 
 def pair(results: Sequence[Result], rung: str) -> tuple[Result, Result] | None:
@@ -170,9 +175,13 @@ def gain(results: Sequence[Result], rung: str) -> float:
 
 
 def list_rungs(precision: str) -> None:
-    """Print the rungs of this machine's ladder, each with its idea."""
+    """Print the rungs of this machine's ladder, and how far the last is from the definition."""
     for rung in rungs(precision):
         print(textwrap.fill(f"{rung.name:<11}{rung.idea}", WIDTH, subsequent_indent=11 * " "))
+    layer, params, x = problem(precision)
+    y, defined = rung.prepare(layer, params)(x), OPERATORS[precision]["conv"](layer, params, x)
+    apart = abs(y.astype(np.float64) - defined).max()
+    print(f"The last one and the definition are {apart:.0e} apart.")
 
 
 def introduce(precision: str, yours: Sequence[Result]) -> None:
@@ -202,7 +211,8 @@ def gains(rung: str, precision: str, yours: Sequence[Result]) -> None:
         doubts = [doubt for result in found for doubt in result.doubts]
         told = mark(f"{gain(results, rung):.2f}x", doubts)
         before, after = (1e3 * result.seconds for result in found)
-        print(f"{name:<11}{before:>8.2f}{after:>8.2f}{'':3}{told:>9}")
+        which = f"  {found[1].rung.name}" if rung == "vector" else ""
+        print(f"{name:<11}{before:>8.2f}{after:>8.2f}{'':3}{told:>9}{which}")
 
 
 def plot_shares(precision: str, yours: Sequence[Result]) -> None:

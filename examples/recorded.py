@@ -126,12 +126,16 @@ def run(name: str) -> Run:
 
 
 def measure_yours(
-    name: str, measure: Callable[[], Found], doubts_about: Callable[[Found], list[str]]
+    name: str,
+    measure: Callable[[], Found],
+    doubts_about: Callable[[Found], list[str]],
+    tries: int = 1,
 ) -> tuple[Found, list[str]]:
-    """Measure something on this machine, once more if it is in doubt; return it and its doubts.
+    """Measure something on this machine; return it and its doubts.
 
-    It is in doubt also where other programs had too much of the cores' time. `measure` has to
-    compute all the while, on this thread among others.
+    It is in doubt also where other programs had too much of the cores' time. So `measure` has to
+    compute all the while, on this thread among others. Most of what minires measures is measured
+    again where it is in doubt; `tries` is for what is not.
     """
 
     def once() -> tuple[Found, float]:
@@ -141,7 +145,7 @@ def measure_yours(
         return found, 1 - had
 
     (found, _), doubts = measure_until_steady(
-        once, lambda pair: [*doubts_about(pair[0]), *doubt_others(name, pair[1])], tries=2
+        once, lambda pair: [*doubts_about(pair[0]), *doubt_others(name, pair[1])], tries
     )
     return found, doubts
 
@@ -177,8 +181,8 @@ def banner(doubts: Sequence[str]) -> str:
     if not doubts:
         return "Yours are steady: runs of the same thing agree."
     return (
-        f"YOURS ARE IN DOUBT: {_first(doubts)}. Something else uses this machine. Believe the "
-        f"recorded run, and no figure with {MARK}; a {MARK} alone is a ratio not worth telling."
+        f"YOURS ARE IN DOUBT: {_first(doubts)}. Something else uses this machine. Rely on no "
+        f"figure with {MARK}. A {MARK} alone is a ratio that is not worth telling."
     )
 
 

@@ -147,6 +147,7 @@ ROOMS = {
     "doctor.py": 380,
     "kernels/cuda/": 1_850,
     "kernels/isa/arm.py": 190,
+    "kernels/isa/pairs.py": 80,
     "kernels/isa/wasm.py": 90,
     "lab/": 500,
     "ladder/": 1_700,

@@ -169,6 +169,6 @@ def test_other_programs_put_a_measurement_in_doubt(
         had = iter(share * np.arange(8.0))
         clocks = {"perf_counter": passed.__next__, "thread_time": had.__next__}
         monkeypatch.setattr(recorded, "time", type("Clocks", (), clocks))
-        found, doubts = recorded.measure_yours("it", lambda: 7, lambda found: [])
+        found, doubts = recorded.measure_yours("it", lambda: 7, lambda found: [], 2)
         assert (found, doubts) == (7, wanted)
         assert next(passed) == (4 if wanted else 2)  # it was measured once more

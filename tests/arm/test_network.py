@@ -97,7 +97,7 @@ def test_no_pixel_counts_that_is_not_under_the_kernel(precision: str, name: str)
     assert np.array_equal(~np.isfinite(y).any(3), meets)
 
 
-@pytest.mark.parametrize("name", ["neon", "neon-dotprod", "neon-i8mm"])
+@pytest.mark.parametrize("name", ["neon", "neon-dotprod", "neon-i8mm", "neon-mmla"])
 def test_an_int8_network_has_numpys_bits(name: str) -> None:
     model, x = model_of("int8"), seeded_input((1, 3, 32, 35))
     engine = Engine(model.layers, model.params, "int8", ISAS[name], threads=1)

@@ -113,10 +113,10 @@ def test_each_instruction_set_has_a_peak_for_each_precision(isa: ISA) -> None:
     if names["u8s8"] in ("vpdpbusd", "tdpbusd"):
         assert best["int8"] == names["u8s8"]
         assert "vpmaddubsw" in [i.name for i in instructions(isa)]  # what came before, beside it
-    if names["u8s8"] in ("sdot", "usdot"):
+    if names["u8s8"] in ("sdot", "usdot", "usmmla"):
         assert best["int8"] == names["u8s8"]
         assert "smull" in [i.name for i in instructions(isa)]
-    of_its_own = isa.name in ("avx512bf16", "amx", "neon-bf16")
+    of_its_own = isa.name in ("avx512bf16", "amx", "neon-bf16", "neon-mmla")
     assert best["bf16"] == (names["bf16"] if of_its_own else best["fp32"])
 
 
