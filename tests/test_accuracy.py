@@ -33,11 +33,12 @@ class Answers:
         files = [file for file, _ in rows]
         for_calibration = [folder / file for file in files[::3][:128]]
         batches = (preprocess(file, IMAGENET_V1) for file in for_calibration)
+        fp32.backend = "numba"
         int8 = quantize_model(fp32, calibrate(fp32, batches, moments=True))
         simulated = ResNet50(int8.layers, int8.params, "int8-simulated", int8.meta)
         few = list(logits_of([int8], folder, files[:8]))
         self.int8_by_numpy = np.concatenate([logits for (logits,) in few])
-        for model in (fp32, shipped, int8, simulated):
+        for model in (shipped, int8, simulated):
             model.backend = "numba"
         logits = zip(*logits_of([fp32, shipped, int8], folder, files), strict=True)
         self.fp32, self.shipped, self.int8 = map(np.concatenate, logits)
