@@ -210,8 +210,11 @@ def notebook(cells: list[Cell]) -> dict[str, Any]:
         text = cell.text
         if not cell.code:  # chapters are beside it; the lab's views are the book's
             text = re.sub(r"\]\((\d\d_\w+)", r"](\1.ipynb", text)
+            text = re.sub(r"\]\(\.\./(\w+)\)", r"](../docs/\1.md)", text)
             text = re.sub(r"```\{lab\} (\w+)\n```", r"(In the book: the lab, *\1*.)", text)
         made.append(notebook_cell("code" if cell.code else "markdown", text, i))
+        if {"cell", "code"} & cell.options.keys():  # folded in the book, so folded here
+            made[-1]["metadata"] = {"jupyter": {"source_hidden": True}}
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
@@ -238,6 +241,10 @@ def write_pages(folder: Path, pattern: str, execute: bool = True) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
+    names = {chapter.stem for chapter in CHAPTERS}
+    for old in folder.glob("*.md"):
+        if old.stem not in names:  # a chapter that has got another name
+            old.unlink()
     for chapter in CHAPTERS:
         if not fnmatch.fnmatch(chapter.stem, pattern):
             continue

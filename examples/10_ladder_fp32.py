@@ -166,14 +166,14 @@ show("fused")
 gains("fused", "fp32", yours)
 
 # %% [markdown]
-# The bytes are divided by K, and K is 1152 here: there is little to gain. A 1x1 convolution with
-# 64 channels has K = 64, and 18 times as much of its time is at stake.
+# Each sum is worth K multiply-adds, and K is 1152 here, so there is little to gain. A 1x1
+# convolution of 64 channels has K = 64: then these bytes weigh 18 times as much.
 #
 # ## blocks: stay in the cache
 #
 # Each panel of B meets all rows of A, and A has 3.6 MB, more than the second cache holds. So it
-# comes from far away for each of the 8 panels. Take a block of rows that fits, let it meet *all*
-# panels, then go on.
+# comes from *far*, again for each of the 8 panels. Take a block of rows that fits, let it meet
+# *all* panels, then go on.
 
 # %%
 #| alt: The upper half of A is in the second cache. An arrow runs along B, from panel to panel.

@@ -19,7 +19,7 @@ from recorded import runs
 
 from minires.ladder.climb import climb
 from minires.measure.plots import COLORS
-from minires.measure.trust import mark, time_steadily
+from minires.measure.trust import doubt_pair, mark, time_steadily
 from minires.reference import gemm_u8s8_ref
 
 # %%
@@ -65,7 +65,7 @@ introduce("int8", yours["int8"])
 gains("loops", "int8", yours["int8"])
 for run in runs("ladders"):
     floats, ints = (find(run.ladders[p], "loops").seconds for p in ("fp32", "int8"))
-    print(f"{run.name}: loops in INT8 are {floats / ints:.1f} times as fast as in FP32")
+    print(f"{run.name}: INT8's loops are {floats / ints:.1f}x FP32's")
     assert floats / ints > 3
 
 # %% [markdown]
@@ -146,24 +146,28 @@ print(new_lines("requantize"))
 
 # %%
 for name in "fused", "blocks", "threads", "implicit", "engine":
-    print(f"{name}: ", end="")
+    print(name)
     gains(name, "int8", yours["int8"])
 
 # %% [markdown]
 # ## What a share of the peak means
 #
-# A share compares a rung with the fastest instruction on bytes that the CPU has, doing nothing
-# else. With VNNI that is the instruction the kernel uses, so 100% would be perfect. Without VNNI it
-# is `vpmaddubsw`, which minires may not use as it is, because it saturates. The exact way has a
-# lower peak of its own, so even a perfect kernel stays below 100%:
+# A share compares a rung with what the multiplying instruction can do when it has nothing to wait
+# for. With VNNI that is `vpdpbusd`. With AVX2 alone it is the exact way by `vpmaddwd`, whose own
+# peak is far from four times FMA's. So a high share of it need not be fast. (`vpmaddubsw` would be
+# faster, but it saturates.) A question mark in the last line means that this peak was measured
+# twice, and that the two measurements disagree by more than 15%.
 
 # %%
 for run in runs("ladders", "peaks"):
-    peaks = {peak.name: peak.gops for peak in run.peaks if peak.operands == "u8s8"}
-    print(f"{run.name}, INT8 on one core:")
-    for name, gops in peaks.items():
-        print(f"  {name:<12}{gops:>5.0f} GOP/s, {gops / max(peaks.values()):>4.0%}")
-    assert peaks.get("vpmaddwd", 0) < peaks["vpmaddubsw"]
+    fma, *others = [peak for peak in run.peaks if peak.operands in ("f32", "u8s8")]
+    fused = find(run.ladders["int8"], "fused")
+    print(f"{run.name}, on one core:\n  {fma.name:<12}{fma.gops:>5.0f} GFLOP/s")
+    for peak in others:
+        print(f"  {peak.name:<12}{peak.gops:>5.0f} GOP/s, {peak.gops / fma.gops:.1f}x")
+    again = fused.gops / fused.share
+    doubts = doubt_pair("the peak", others[-1].gops, again)
+    print(f"  {others[-1].name}, with the ladder: {mark(f'{again:.0f}', doubts)}")
 
 # %%
 #| alt: For each run a bar for each rung of the INT8 ladder, in percent of the peak.

@@ -67,8 +67,9 @@ plt.show()
 # activations, and most of those come from a ReLU: they are never negative, so a sign would waste a
 # bit. Weights need both signs.
 #
-# Which four bytes share a lane? Neighbours along K: products that belong to the *same* sum. And
-# the 16 lanes belong to 16 *different* sums, for 16 output channels.
+# Which four bytes share a lane? Neighbours along K: products that belong to the *same* sum. The 16
+# lanes belong to 16 *different* sums: one pixel's, for 16 output channels. So minires gives all
+# lanes the same four bytes of a, and each lane its own four weights.
 #
 # Step through it with bytes of your own (x is a, and w is b), and through the other instructions:
 #
@@ -139,7 +140,7 @@ assert total + back == vpdpbusd(1000, a, b) == 531
 # ## How many a cycle
 #
 # An Intel server core of 2019 has two vector units of 512 bits, and each starts one instruction a
-# cycle. The three instructions before VNNI share these units, so they start 2/3 times a cycle. (A
+# cycle. Before VNNI three instructions share these units, so 64 multiply-adds take 1.5 cycles. (A
 # core that adds on other units does better: [chapter 13](13_peak) measures it.)
 
 # %%

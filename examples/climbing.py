@@ -139,7 +139,7 @@ def traffic(rung: str, precision: str) -> str:
         return f"{before:.2f} to {after:.2f} {unit}"
     if rung in far[1:]:
         before, after = (bytes_far(r, precision) for r in (far[far.index(rung) - 1], rung))
-        return f"{before:.3f} to {after:.3f} {unit}, from far away"
+        return f"{before:.3f} to {after:.3f} {unit}, far"
     if (rung, precision) == ("fused", "fp32"):
         # Three passes write a float32 for each sum, and the later two read one.
         return f"{20 / K:.4f} to {4 / K:.4f} {unit}, after the loop"
@@ -181,7 +181,7 @@ def list_rungs(precision: str) -> None:
     layer, params, x = problem(precision)
     y, defined = rung.prepare(layer, params)(x), OPERATORS[precision]["conv"](layer, params, x)
     apart = abs(y.astype(np.float64) - defined).max()
-    print(f"The last one and the definition are {apart:.0e} apart.")
+    print(f"The last one and the definition are {apart:.1g} apart.")
 
 
 def introduce(precision: str, yours: Sequence[Result]) -> None:

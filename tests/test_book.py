@@ -126,6 +126,14 @@ def test_every_chapter_is_a_notebook(book: ModuleType, tmp_path: Path) -> None:
         assert len({cell["id"] for cell in told["cells"]}) == len(told["cells"])
 
 
+def test_a_notebook_folds_what_the_book_folds(book: ModuleType) -> None:
+    text = CHAPTER.replace("[chapter 5](05_eight_bits)", "[accuracy](../accuracy)")
+    _, told, code, drawing, answer = book.notebook(book.read(text))["cells"]
+    assert "](../docs/accuracy.md)" in "".join(told["source"])
+    hidden = [cell["metadata"].get("jupyter") for cell in (code, drawing, answer)]
+    assert hidden == [None, {"source_hidden": True}, {"source_hidden": True}]
+
+
 def test_a_notebooks_first_cell_finds_the_repository(
     book: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,3 +157,12 @@ def test_a_picture_says_what_is_seen_in_it(book: ModuleType, chapter: Path) -> N
     for cell in book.read(chapter.read_text(encoding="utf-8")):
         assert not ("plt.show()" in cell.text and cell.code) or cell.options["alt"]
         assert set(cell.options) <= {"alt", "caption", "code", "output", "cell"}
+
+
+def test_pages_of_chapters_that_are_gone_go_too(
+    book: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # and back: pages are made where the repository begins
+    (tmp_path / "18_old_name.md").write_text("# 18. An old name\n")
+    book.write_pages(tmp_path, "05*", execute=False)
+    assert [path.stem for path in tmp_path.iterdir()] == ["05_eight_bits"]
