@@ -242,6 +242,10 @@ def write_pages(folder: Path, pattern: str, execute: bool = True) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
+    names = {chapter.stem for chapter in CHAPTERS}
+    for old in folder.glob("*.md"):
+        if old.stem not in names:  # a chapter that has got another name
+            old.unlink()
     for chapter in CHAPTERS:
         if not fnmatch.fnmatch(chapter.stem, pattern):
             continue

@@ -15,7 +15,7 @@ LEAST = 0.02  # of INT8's time: smaller parts are one bar together
 
 def waterfall() -> str:
     """Lay out the waterfall of the recorded run where INT8 gains most, as Markdown."""
-    return page(max(runs("waterfall"), key=gain))
+    return page(max(runs("waterfall", "peaks"), key=gain))
 
 
 def gain(run: Any) -> float:
@@ -27,12 +27,10 @@ def gain(run: Any) -> float:
 def page(run: Any) -> str:
     """Lay out a run's figures: a sentence, the picture, and where it comes from."""
     fall = run.waterfall
-    fp32, int8, ratio = (
-        mark(text, fall.doubts)
-        for text in (f"{1e3 * fall.whole.fp32:.1f}", f"{1e3 * fall.whole.int8:.1f}",
-                     f"{gain(run):.1f}")
-    )  # fmt: skip
-    quarter = f"{1e3 * fall.whole.fp32 / 4:.1f}"
+    fp32_ms, int8_ms = 1e3 * fall.whole.fp32, 1e3 * fall.whole.int8
+    fp32, quarter, int8, ratio = (
+        mark(f"{figure:.1f}", fall.doubts) for figure in (fp32_ms, fp32_ms / 4, int8_ms, gain(run))
+    )
     sentence = (
         f"**INT8 is {ratio} times as fast as FP32** on the machine below: a photograph of 224 x "
         f"224 pixels takes {int8} ms in place of {fp32}. A quarter would be {quarter} ms. "
@@ -74,8 +72,8 @@ def draw(fall: Any) -> Figure:
         axes.barh(name, 1e3 * seconds, left=1e3 * start, color=color)
         sign = "+" if 2 <= i < len(bars) - 1 else ""
         end = 1e3 * max(start, start + seconds)
-        axes.annotate(f"{1e3 * seconds:{sign}.1f}", (end, i), (3, 0), va="center",
-                      textcoords="offset points")  # fmt: skip
+        beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{1e3 * seconds:{sign}.1f}", (end, i), **beside)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("milliseconds")

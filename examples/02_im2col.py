@@ -96,9 +96,10 @@ print(f"image {56 * 56 * 64 * 4 / 1e6:.1f} MB, matrix {big.nbytes / 1e6:.1f} MB"
 #
 # A padded convolution also reads outside the image. To ask "am I outside?" at each input would put
 # a test into the innermost loop. So the engine keeps the zeros in memory: it stores each image with
-# its padding around it, and W counts the padding too. Now tap (a, b) of output pixel (y, x), with
-# stride s, reads the stored pixel (s y + a, s x + b). Put that into equation 2.1, and sort the
-# terms by what they depend on:
+# its padding around it, and W counts the padding too. (In INT8 another byte stands for zero: see
+# [chapter 5](05_eight_bits).) Now tap (a, b) of output pixel (y, x), with stride s, reads the
+# stored pixel (s y + a, s x + b). Put that into equation 2.1, and sort the terms by what they
+# depend on:
 #
 # $$
 # \begin{aligned}
@@ -148,7 +149,7 @@ plt.show()
 # %% [markdown]
 # The strip shows one thing more. The taps of one line of the kernel lie side by side, and so do
 # their channels. A row of the matrix is k_h runs of k_w x C values, and W x C values lie between
-# the starts of two runs. A kernel walks through a run without computing an address at all.
+# the starts of two runs. Within a run, a kernel never asks where the next pixel begins.
 #
 # This is *implicit* im2col, and minires's engine works like that. Its plan holds a base for each
 # row of the matrix, in bytes, and one stride from run to run. Here is the layer from above. A line

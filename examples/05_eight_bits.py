@@ -23,9 +23,9 @@ from minires.reference import gemm_u8s8_ref, im2col_ref, quantize_ref
 # has to ask where the image ends ([chapter 2](02_im2col)). In INT8 the image is bytes. Which byte
 # is a zero?
 #
-# Start from what a byte q may mean. Arithmetic on bytes is to give arithmetic on real numbers, so
-# equal steps must stay equal: $\mathrm{real} = A q + B$. Zero is exact if a byte z has
-# $A z + B = 0$. Then $B = -A z$, and $A q + B$ becomes $A (q - z)$. With the usual names, this is
+# Start from what a byte q may mean. If sums of bytes are to tell sums of real numbers, equal steps
+# must stay equal: $\mathrm{real} = A q + B$. Zero is exact if a byte z has $A z + B = 0$. Then
+# $B = -A z$, and $A q + B$ becomes $A (q - z)$. With the usual names, this is
 #
 # $$
 # \mathrm{real} = \mathrm{scale} \cdot (q - \mathrm{zero\_point}) \tag{5.1}
@@ -57,7 +57,7 @@ from minires.reference import gemm_u8s8_ref, im2col_ref, quantize_ref
 # \end{aligned} \tag{5.3}
 # $$
 #
-# The rounding shifts the range by half a step at most. That is the whole price of an exact zero.
+# The rounding shifts the range by half a step at most. A range without 0 in it is widened first.
 
 # %%
 x = np.array([[0.5, -1.0, 0.25, 2.0], [1.5, 0.0, -0.75, 1.0]], np.float32)
@@ -101,7 +101,7 @@ plt.show()
 # ## Who needs a zero point
 #
 # - **Activations after a ReLU** do not: `low` is 0, and so is the zero point.
-# - **The image** does: its mean was subtracted, so it lies unevenly on both sides of zero. So does
+# - **The image** does: its mean was subtracted, so it lies on both sides of zero, unevenly. So does
 #   a *downsample*, the only convolution without a ReLU before its output is stored.
 # - **Weights** do not: they lie around zero, so the signed bytes -127 to 127 fit them. Each output
 #   channel has its own scale. A zero point would cost time, as you will see below.
@@ -145,7 +145,7 @@ assert np.array_equal(wrong[2:-2, 2:-2], right[2:-2, 2:-2]), "none where no padd
 # %%
 #| code: folded
 #| alt: Two curves along a row of 32 output pixels lie on each other, but for the first two pixels.
-#|   There the one padded with the byte 0 rises to 7, far above all other values.
+#|   There the one padded with the byte 0 rises to nearly 8, far above all other values.
 #| caption: One channel of the first convolution, along the middle row. The edge becomes a bright
 #|   stripe that is in no picture. Deeper layers read the stripe as if it were there.
 channel = int(np.abs(wrong - right)[16, 0].argmax())
@@ -240,9 +240,9 @@ assert np.abs(y - x @ w).max() < 0.03
 #
 # </details>
 #
-# **3.** Leave the zero point of -0.7 to 1.9 unrounded, as the number 68.65. Pad with the nearest
-# byte. Three weights of 0.5 lie over the padding. By how much is the sum off, and for which
-# pictures?
+# **3.** Suppose that the zero point of the range -0.7 to 1.9 stays unrounded, 68.65, and you pad
+# with the nearest byte. Three weights of 0.5 lie over the padding. By how much is the sum off, and
+# for which pictures?
 #
 # <details>
 # <summary>Answer</summary>

@@ -149,7 +149,7 @@ plt.show()
 #| caption: On an ellipse the outputs are equally wrong. The nearest point is not the best one.
 w, hessian = np.array([2.4, 1.4]), np.array([[1, 0.9], [0.9, 1]])
 cost = {q: float((w - q) @ hessian @ (w - q)) for q in [(3, 1), (2, 1)]}
-print(f"nearest {cost[2, 1]:.3f}, GPTQ {cost[3, 1]:.3f}")
+print(f"squared error of the nearest {cost[2, 1]:.3f}, of GPTQ {cost[3, 1]:.3f}")
 grid = np.stack(np.meshgrid(np.linspace(0.5, 4.4, 200), np.linspace(-0.4, 3.2, 200)), axis=-1)
 figure, axes = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
 all_costs = np.einsum("...i,ij,...j", grid - w, hessian, grid - w)

@@ -13,8 +13,8 @@
 # also added to a sum, so it counts as **2** operations. The **clock** says how many cycles a
 # second has. Multiply them all:
 #
-# $$ \text{peak} = \text{lanes} \times \text{products} \times 2 \times \text{rate} \times
-# \text{clock} \tag{13.1} $$
+# $$ \begin{aligned} \text{peak} = {} & \text{lanes} \times \text{products} \\ & \times 2 \times
+# \text{rate} \times \text{clock} \end{aligned} \tag{13.1} $$
 #
 # Take 8 lanes, as AVX2 has, two multiply-adds a cycle, and 3 GHz. In FP32 that makes
 # $8 \times 1 \times 2 \times 2 \times 3 = 96$ billion operations a second (GOP/s), for each core.
@@ -26,7 +26,7 @@ from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
-from recorded import measure_yours, run, side_by_side, worked_out
+from recorded import measure_yours, run, side_by_side, tell, worked_out
 
 from minires.kernels.isa import ISAS
 from minires.ladder.climb import problem, rungs
@@ -60,7 +60,8 @@ for what, label in [("gops", "GOP/s"), ("rate", "a cycle"), ("clock", "GHz")]:
         that, this = (
             f"{getattr(of[name], what):.2f}" if name in of else "" for of in (theirs, mine)
         )
-        rows.append([f"{name}, {label}", that, mark(this, doubts) if this else ""])
+        write = worked_out if what == "rate" else mark
+        rows.append([f"{name}, {label}", that, write(this, doubts) if this else ""])
 print(side_by_side("of one core", rows, [recorded], ["peaks"], doubts))
 
 # %% [markdown]
@@ -87,8 +88,9 @@ print("\n".join(peaks[0].assembly.splitlines()[:6]))
 # Divide the operations by both sides. On the left stands the speed. On the right a new number
 # appears, the operations for each byte. It is called the *intensity*:
 #
-# $$ \text{speed} \le \min\left( \text{peak}, \; \text{intensity} \times \text{bandwidth}
-# \right), \quad \text{intensity} = \frac{\text{operations}}{\text{bytes}} \tag{13.3} $$
+# $$ \begin{aligned} \text{intensity} &= \frac{\text{operations}}{\text{bytes}} \\
+# \text{speed} &\le \min(\text{peak}, \\ &\quad \text{intensity} \times \text{bandwidth})
+# \end{aligned} \tag{13.3} $$
 #
 # Draw that limit over the intensity and you get a roof: a slope, where memory limits, and a flat
 # top, where arithmetic does (Williams et al. 2009). The corner lies where both are equal, at
@@ -123,12 +125,10 @@ plt.show()
 # %% [markdown]
 # ## Predict a layer's gain
 #
-# Equation 13.2 gives the shortest time in each precision. Their ratio is the gain that you should
-# expect from INT8:
+# The right side of equation 13.2 is the *least time* that a layer can take. The gain to expect from
+# INT8 is the ratio of the two:
 #
-# $$ \text{gain} = \frac{\max(\text{operations} / \text{peak}_{32}, \;
-# \text{bytes}_{32} / \text{bandwidth})}{\max(\text{operations} / \text{peak}_{8}, \;
-# \text{bytes}_{8} / \text{bandwidth})} \tag{13.4} $$
+# $$ \text{gain} = \frac{\text{least time in FP32}}{\text{least time in INT8}} \tag{13.4} $$
 #
 # Right of both corners the operations cancel, and the gain is the ratio of the peaks. Left of
 # both, it is the ratio of the bytes: 4. The peaks here are those of one core, times the threads.
@@ -168,7 +168,7 @@ apart = measured / predicted
 print(f"measured over predicted, the median of {len(pairs)} layers: {np.median(apart):.2f}")
 for i in np.argsort(apart)[[0, 1, -2, -1]]:
     print(f"  {pairs[i][0].name:<22}{predicted[i]:.2f} predicted, {measured[i]:.2f} measured")
-print(*(f"In doubt: {doubt}." for doubt in recorded.doubts_about("peaks", "layers")), sep="\n")
+print(tell(recorded, "peaks", "layers"))
 
 # %% [markdown]
 # **When the prediction is wrong, it tells you something.**

@@ -11,11 +11,12 @@ import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
-from recorded import measure_yours, run, side_by_side, worked_out
+from recorded import measure_yours, run, side_by_side, tell, worked_out
 
 import minires
 from minires.measure.latency import measure_latency
 from minires.measure.plots import BLUE, COLORS, GREEN, GREY, PURPLE, RED
+from minires.measure.text import format_columns
 from minires.measure.trust import mark
 
 # %% [markdown]
@@ -32,11 +33,9 @@ medians = {
     one.precision: {part: float(np.median(times)) for part, times in one.seconds.items()}
     for one in recorded.latency
 }
-for part in medians["fp32"]:
-    cells = [f"{1e3 * medians[precision][part]:>8.2f} ms" for precision in medians]
-    print(f"{part:<10}", *cells)
-print(f"({', '.join(medians)}; {recorded})")
-print(*(f"In doubt: {doubt}." for doubt in recorded.doubts_about("latency")), sep="\n")
+rows = [[part, *(f"{1e3 * medians[p][part]:.2f}" for p in medians)] for part in medians["fp32"]]
+print(format_columns(["milliseconds", *medians], rows), end="\n\n")
+print(tell(recorded, "latency"))
 
 # %%
 #| alt: Two stacked bars, FP32 above and INT8 below. In both, the grey piece for inference is by
@@ -89,7 +88,8 @@ def gains(medians):
 
 
 of_run = gains(medians)
-print(", ".join(f"{what} {gain:.2f}x" for what, gain in of_run.items()))
+for what, gain in of_run.items():
+    print(f"{what:<10}{gain:>6.2f}x")
 assert 1 < of_run["predicted"] < of_run["network"]
 
 # %% [markdown]

@@ -19,10 +19,10 @@ from minires.measure import plots
 # ## What a machine can do at most
 #
 # An image takes 4.089 billion multiply-adds. Each is two operations, so that is 8.18 GOP. A machine
-# with a peak of $P$ operations a second cannot do more images than
+# with a peak of $P$ operations a second cannot do more than $N$ images a second:
 #
 # $$
-# \text{images a second} \le \frac{P}{8.18 \cdot 10^9}. \tag{19.1}
+# N \le \frac{P}{8.18 \cdot 10^9} \tag{19.1}
 # $$
 #
 # For the peak you need no machine, only its data sheet: cores, times operations in a cycle, times
@@ -100,10 +100,10 @@ axes.invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# A T4 makes 11 times as many images a watt as the two Xeons, and a Titan RTX 8 times. So the answer
-# of 2019 stands, though the article's figures do not show it.
+# A T4 makes 11 times as many images a watt as the two Xeons, and a Titan RTX 8 times. So in 2019
+# the GPUs were far ahead, though the article's own figures do not show it.
 #
-# Best of all is one card and one program with two precisions. [On an H100](../gpu) minires makes
+# Fairest of all is one card and one program with two precisions. [On an H100](../gpu) minires makes
 # 1.58 times as many images in INT8 as in FP16, and its INT8 makes 46% of what TensorRT reached
 # under MLPerf's rules. The peak's ratio is 2.
 

@@ -24,7 +24,7 @@ from minires.measure.waterfall import Part, Waterfall, doubt_convolutions
 
 Found = TypeVar("Found")
 PARTS = ("peaks", "memory", "ladders", "layers", "waterfall", "latency")
-WIDTH = 72  # letters of a printed line
+WIDTH = 48  # letters of a printed line, as a phone shows
 FILE = Path(__file__).parents[1] / "docs" / "cpu.json"
 
 
@@ -165,15 +165,19 @@ def side_by_side(
     """Lay out figures of recorded runs beside yours, and say what to believe of both.
 
     A row has a name, a cell for each run, and yours last. `parts` are what was shown of the runs,
-    and `doubts` those about yours. Beneath stand where all of them come from, and a banner if
-    yours are in doubt.
+    and `doubts` those about yours: if there are any, a banner stands above.
     """
-    lines = [format_columns([head, *(run.name for run in recorded), "yours"], rows), ""]
-    for run in recorded:
-        lines += _fill(f"{run.name}: {run}.")
-        lines += _fill(f"In doubt: {_first(why)}.") if (why := run.doubts_about(*parts)) else []
-    lines += _fill(f"yours: {describe_measurement()}.")
-    return "\n".join([*lines, *_fill(banner(doubts))])
+    table = format_columns([head, *(run.name for run in recorded), "yours"], rows)
+    told = [*(tell(run, *parts) for run in recorded), _fill(f"yours: {describe_measurement()}.")]
+    trust = _fill(banner(doubts))
+    return "\n".join([trust, "", table, "", *told] if doubts else [table, "", *told, trust])
+
+
+def tell(run: Run, *parts: str) -> str:
+    """Say where a run comes from, and why not to rely on these parts of it."""
+    doubts = run.doubts_about(*parts)
+    in_doubt = [_fill(f"In doubt there: {_first(doubts)}.")] if doubts else []
+    return "\n".join([_fill(f"{run.name}: {run}."), *in_doubt])
 
 
 def banner(doubts: Sequence[str]) -> str:
@@ -191,5 +195,5 @@ def _first(doubts: Sequence[str]) -> str:
     return f"{doubts[0]}{more}"
 
 
-def _fill(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+def _fill(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

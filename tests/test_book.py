@@ -159,3 +159,12 @@ def test_a_picture_says_what_is_seen_in_it(book: ModuleType, chapter: Path) -> N
     for cell in book.read(chapter.read_text(encoding="utf-8")):
         assert not ("plt.show()" in cell.text and cell.code) or cell.options["alt"]
         assert set(cell.options) <= {"alt", "caption", "code", "output", "cell"}
+
+
+def test_pages_of_chapters_that_are_gone_go_too(
+    book: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # and back: pages are made where the repository begins
+    (tmp_path / "18_old_name.md").write_text("# 18. An old name\n")
+    book.write_pages(tmp_path, "05*", execute=False)
+    assert [path.stem for path in tmp_path.iterdir()] == ["05_eight_bits"]

@@ -63,7 +63,7 @@ def test_the_page_shows_the_recorded_run_that_gains_most(landing: Any) -> None:
     from recorded import runs
 
     shown = landing.waterfall()
-    best = max(runs("waterfall"), key=landing.gain)
+    best = max(runs("waterfall", "peaks"), key=landing.gain)
     assert f"Recorded on {best}." in shown
     (told,) = re.findall(r"INT8 is ([\d.]+)\?? times", shown)
     assert float(told) == pytest.approx(landing.gain(best), abs=0.051)

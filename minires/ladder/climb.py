@@ -133,7 +133,8 @@ def _engine(precision: str, isa: ISA, threads: int = 1) -> Callable[..., Conv]:
 def vector_isa(operands: str) -> ISA:
     """Choose the best instruction set that multiplies in vectors, for all rungs but the engine's.
 
-    A matrix instruction has registers of its own, but the rungs keep their tiles in vectors.
+    The rungs keep their tiles in vectors, one of columns for each row; a matrix instruction has
+    registers of its own, or vectors of two rows.
     """
     chosen = choose_isa()
     if chosen.instructions[operands].rows == 1:

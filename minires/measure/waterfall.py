@@ -296,7 +296,7 @@ def plot_waterfall(
     # One above the other, and no wider than a phone shows legibly.
     rows = len(steps), len(convs)
     height = 2.2 + 0.25 * sum(rows)
-    with plots.drawing(path, title, 6.2, height, 1, dark, rows) as (drawn, (upper, lower)):
+    with plots.drawing(path, title, 5.4, height, 1, dark, rows) as (drawn, (upper, lower)):
         _draw(upper, steps, fall.doubts, totals=("fp32 / 4", "int8"))
         upper.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
         # A second scale of the same axis shows ratios: FP32's time over the time at that place. It
