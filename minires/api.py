@@ -28,6 +28,7 @@ from minires.layers import OPERATORS, Array, Layer
 from minires.layouts import NAMES, torchvision_names
 from minires.metadata import read_json, read_meta
 from minires.model import ResNet50
+from minires.notice import tell_once
 from minires.preprocess import IMAGENET_V1, Preset, preprocess
 from minires.quantize.calibrate import STORED_CALIBRATION
 from minires.quantize.default import default_int8
@@ -93,9 +94,18 @@ def instruction_set() -> str:
     return ""
 
 
+def gpu_name() -> str:
+    """Name the GPU that runs have opened; to show a network must open none."""
+    from minires.kernels.cuda import driver
+
+    with contextlib.suppress(MiniresError):  # the next run says it
+        return driver.open_gpu().name if os.getpid() in driver.opened_by else ""
+    return ""
+
+
 ResNet50.backends |= {
     "numba": Backend(("fp32", "bf16", "int8", "int8-simulated"), make_engine, instruction_set),
-    "cuda": Backend(("fp32", "tf32", "fp16", "bf16", "int8"), make_cuda_engine),
+    "cuda": Backend(("fp32", "tf32", "fp16", "bf16", "int8"), make_cuda_engine, gpu_name),
 }
 BACKENDS = tuple(ResNet50.backends)
 
@@ -129,7 +139,7 @@ def resnet50(
         those of the weights' file are used.
     preset : Preset or str, optional
         How the network wants its images, or the name of weights that want them so. If you give
-        none and nothing is known of the weights, IMAGENET1K_V1's.
+        none and nothing is known of the weights, IMAGENET1K_V1's, and a line on stderr says so.
     progress : bool
         Whether downloading and calibrating show a bar on stderr.
 
@@ -162,6 +172,15 @@ def resnet50(
     return model
 
 
+def _tell_guess(model: ResNet50) -> None:
+    """Say of a network of the reader's own that its preset is a guess; ImageNet's is a good one."""
+    if model.layers[-1].out_c != len(download.imagenet_categories()):
+        tell_once(
+            f"minires: {model.meta['name']} does not say how it wants its images; they are "
+            "prepared as for IMAGENET1K_V1, unless you give a preset (--preset)"
+        )
+
+
 def _name_classes(model: ResNet50, names: list[str]) -> None:
     classes = model.layers[-1].out_c
     if len(names) != classes:
@@ -188,13 +207,17 @@ def _load(
         told = {"preset": wanted} if wanted else {}
         model.meta = Meta(_guess_meta(path, model.layers[-1].out_c) | model.meta | told)
         return model
-    if precision not in INT8:
-        return load_fp32()
-    with checkpoint.naming(path):
-        files = checkpoint.files_of(path)
-        sums = [entry.sha256] if entry else [noted_sha256(Path(file)) for file in files]
-    key = " ".join([*sums, repr(wanted)] if wanted else sums)  # it calibrates by the preset
-    return default_int8(load_fp32, key, progress)
+    if precision in INT8:
+        with checkpoint.naming(path):
+            files = checkpoint.files_of(path)
+            sums = [entry.sha256] if entry else [noted_sha256(Path(file)) for file in files]
+        key = " ".join([*sums, repr(wanted)] if wanted else sums)  # it calibrates by the preset
+        model = default_int8(load_fp32, key, progress)
+    else:
+        model = load_fp32()
+    if not (wanted or entry or checkpoint.read_metadata(path).get("format") == FORMAT):
+        _tell_guess(model)
+    return model
 
 
 def _choose_preset(preset: object) -> Preset:

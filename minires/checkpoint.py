@@ -28,6 +28,7 @@ from minires.unpickle import widen
 MOST_FILE = 2**30  # bytes; a ResNet-50 in float64, with its optimizer's state, has 600 MB
 MOST_HEADER = 2**23  # bytes of a .safetensors file's header; a ResNet-50's has 30 KB
 MOST_SHARDS = 64
+WEIGHT_FILES = (".index.json", ".safetensors", ".pth", ".pt", ".bin")  # the likeliest first
 SHARD = re.compile(r"(.+)-\d{5}-of-(?!00001)\d{5}(\.\w+)")  # Hugging Face's names
 BF16 = "BF16"
 SAFETENSORS_TYPES = (
@@ -244,7 +245,12 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file, if it is one: opening a pipe may wait for ever, and nobody can go back in it."""
-    if not (os.path.isdir(path) or stat.S_ISREG(os.stat(path).st_mode)):
+    if os.path.isdir(path):
+        inside = sorted(os.listdir(path))
+        found = [name for end in WEIGHT_FILES for name in inside if name.endswith(end)]
+        such = f", such as {short(found[0])}" if found else ""
+        raise WeightsError(f"a folder; give the file in it that has the weights{such}")
+    if not stat.S_ISREG(os.stat(path).st_mode):
         raise WeightsError("a pipe or a device; wanted a file, so save it first")
     if os.path.getsize(path) > MOST_FILE:
         raise WeightsError(f"refused: it has more than {MOST_FILE} bytes")

@@ -34,6 +34,7 @@ from minires.measure.stopwatch import Stopwatch
 from minires.model import resnet50_layers
 from minires.notice import bar_hidden, complain, tell
 from minires.options import Parser
+from minires.preprocess import IMAGENET_V1
 from minires.quantize import commands as quantizing
 from minires.sources import SHOWN, STDIN, find_images, opened, some
 from minires.summary import format_edges, format_summary, summarize
@@ -223,6 +224,7 @@ def add_summary(parser: Parser) -> None:
     either = parser.add_mutually_exclusive_group()
     options.weights(either)
     options.number(either, "--classes", 1000, "how many classes")
+    options.preset(parser)
     options.offline(parser)
     options.precision(parser)
     options.input_size(parser)
@@ -230,15 +232,17 @@ def add_summary(parser: Parser) -> None:
 
 def summary(arguments: Namespace) -> int:
     """Print the network's layers: shapes, parameters and multiply-adds."""
-    if arguments.precision and not arguments.weights:
-        raise MiniresError("--precision is that of weights; give --weights with it")
-    height, width = arguments.size
-    layers, edges = resnet50_layers(arguments.classes), ""
+    for name in ("precision", "preset"):
+        if getattr(arguments, name) and not arguments.weights:
+            raise MiniresError(f"--{name} is that of weights; give --weights with it")
+    layers, edges, preset = resnet50_layers(arguments.classes), "", IMAGENET_V1
     if arguments.weights:
-        model = api.resnet50(arguments.weights, options.chosen_precision(arguments))
-        layers = list(model.layers)
+        precision = options.chosen_precision(arguments)
+        model = api.resnet50(arguments.weights, precision, **options.own(arguments))
+        layers, preset = list(model.layers), model.meta["preset"]
         if model.precision.startswith("int8"):
             edges = f"\n\n{format_edges(layers, model.meta.get('saturated', {}))}"
+    height, width = options.chosen_size(arguments, preset)
     print(f"{format_summary(summarize(layers, height, width, arguments.batch))}{edges}")
     return 0
 

@@ -1,6 +1,7 @@
 """Messages on stderr, which may be missing: a service may have closed it, or its disk is full."""
 
 import contextlib
+import functools
 import sys
 import traceback
 import warnings
@@ -15,6 +16,12 @@ def tell(text: str) -> None:
     if sys.stderr is not None:  # print would take None for stdout
         with contextlib.suppress(OSError, ValueError):
             print(text, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def tell_once(text: str) -> None:
+    """Print a line on stderr, though it is asked for again: two precisions have one file."""
+    tell(text)
 
 
 def complain(error: Exception, debug: bool) -> None:

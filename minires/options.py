@@ -15,6 +15,7 @@ from minires import download
 from minires.errors import MiniresError
 from minires.kernels.cpu import set_num_threads
 from minires.layers import OPERATORS
+from minires.preprocess import Preset
 from minires.quantize.int8_file import is_int8_file
 
 PRECISIONS = tuple(OPERATORS)
@@ -92,13 +93,18 @@ def own_network(parser: Parser) -> None:
     """Add --categories and --preset, for `own`."""
     text = "names of a network of your own: a line each, or a folder with a folder for each class"
     parser.add_argument("--categories", type=path, metavar="FILE|FOLDER", help=text)
-    text = "how it wants its images: as the weights of this name do, IMAGENET1K_V1 unless given"
+    preset(parser)
+
+
+def preset(parser: Parser) -> None:
+    """Add --preset alone, for `own`: where no label is shown."""
+    text = "prepare images as for the weights of this name, if a network of your own wants them so"
     parser.add_argument("--preset", metavar="NAME", help=text)
 
 
 def own(arguments: Namespace) -> dict[str, Any]:
     """Hand to `minires.resnet50` what --categories and --preset say."""
-    return {"categories": arguments.categories, "preset": arguments.preset}
+    return {name: getattr(arguments, name, None) for name in ("categories", "preset")}
 
 
 def offline(parser: Parser) -> None:
@@ -138,15 +144,10 @@ def number(
 
 
 def input_size(parser: Parser) -> None:
-    """Add --size and --batch."""
-    parser.add_argument(
-        "--size",
-        nargs=2,
-        type=at_least(32),
-        default=(224, 224),
-        metavar=("HEIGHT", "WIDTH"),
-        help="pixels: 224 224 unless given",
-    )
+    """Add --size, for `chosen_size`, and --batch."""
+    text = "pixels: those of the network's own images, such as 224 224, unless given"
+    metavar = ("HEIGHT", "WIDTH")
+    parser.add_argument("--size", nargs=2, type=at_least(32), metavar=metavar, help=text)
     number(parser, "--batch", 1, "how many images")
 
 
@@ -165,6 +166,12 @@ def chosen_weights(arguments: Namespace) -> str | download.Weights:
     """Choose the weights once, if several networks are to be made of them."""
     given: str | None = arguments.weights
     return download.default_weights() if given is None else given
+
+
+def chosen_size(arguments: Namespace, preset: Preset) -> tuple[int, int]:
+    """Choose the images' height and width: as asked, or as the network's preset makes them."""
+    height, width = arguments.size or (preset.side, preset.side)
+    return height, width
 
 
 def chosen_precision(arguments: Namespace) -> str:

@@ -18,7 +18,9 @@ from minires.checkpoint import read_checkpoint
 from minires.cli import main
 from minires.errors import MiniresError
 from minires.model import ResNet50, resnet50_layers
+from minires.notice import tell_once
 from minires.preprocess import IMAGENET_V1, Preset
+from minires.quantize.convert import keep_layers
 from minires.unfuse import unfuse
 from tests.comparing import Array, assert_same
 
@@ -77,6 +79,24 @@ def test_own_names_and_preset_are_used(own: Path) -> None:
     assert minires.classify(CAT, model=model)[0].label == "name 3"
     other = Preset(40, 40, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     assert minires.resnet50(own, preset=other).preprocess(CAT).shape == (1, 3, 40, 40)
+
+
+def test_a_guessed_preset_is_told_once(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_once.cache_clear()
+    minires.resnet50(own, preset="CIFAR10")
+    minires.resnet50("CIFAR10")
+    minires.resnet50(FILE)  # a copy of known weights is known, too
+    assert capsys.readouterr().err == ""
+    model = minires.resnet50(own)
+    told = "own.safetensors does not say how it wants its images; they are prepared as for "
+    assert told in capsys.readouterr().err
+    minires.resnet50(own, "bf16")
+    quantize.save_int8(minires.resnet50("CIFAR10", "int8"), tmp_path / "int8.safetensors")
+    minires.resnet50(tmp_path / "int8.safetensors", "int8")  # it has the preset
+    api._tell_guess(ResNet50(resnet50_layers(1000), {}, meta=model.meta))  # ImageNet's classes
+    assert capsys.readouterr().err == ""
 
 
 def test_known_weights_can_be_told_otherwise() -> None:
@@ -139,6 +159,9 @@ def test_the_command_line_takes_names_and_preset(
     assert main(["classify", str(CAT), *options, "--categories", str(names)]) == 0
     assert capsys.readouterr().out.split("%")[1].strip() == "name 3"
     names.write_text("one")
+    for command in ["profile", str(CAT)], ["roofline"], ["summary"], ["explain", "conv1", str(CAT)]:
+        assert main([*command, "--weights", str(own), "--preset", "IMAGENET"]) == 1
+        assert "there is no preset 'IMAGENET'" in capsys.readouterr().err
     assert main(["classify", str(CAT), *options, "--categories", str(names)]) == 1
     told = "minires: 1 categories are given for 10 classes\n"
     assert tuple(capsys.readouterr()) == ("", told)
@@ -240,6 +263,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     state = {key: value.astype(np.float32) for key, value in read_checkpoint(FILE).items()}
     limits = {layer.name: (0.0, 1.0) for layer in model.layers}
     calibration = quantize.Calibration(limits, {}, "minmax", 1)
+    prof, roofs = minires.profile(model), minires.measure.measure_roofs
     return {
         "resnet50": (
             minires.resnet50,
@@ -275,7 +299,27 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             quantize.calibrate,
             {"model": model, "batches": [], "observer": "minmax"},
         ),
-        "quantize_model": (quantize.quantize_model, {"model": model, "calibration": calibration}),
+        "quantize_model": (
+            quantize.quantize_model,
+            {"model": model, "calibration": calibration, "rounding": "x", "correction": "off"},
+        ),
+        "keep": (
+            lambda keep: keep_layers(model.layers, keep),
+            {"keep": ["fc"]},
+        ),
+        "Calibration": (
+            lambda ranges: quantize.quantize_model(
+                model, quantize.Calibration(ranges, {}, "minmax", 1)
+            ),
+            {"ranges": {}},
+        ),
+        "qparams_of_range": (quantize.qparams_of_range, {"low": 0.0, "high": 1.0}),
+        "measure_roofs": (roofs, {"precision": "fp32"}),
+        "rows": (prof.rows, {"group": "step", "sort": "order", "roofs": None}),
+        "table": (prof.table, {"group": "step", "sort": "order", "roofs": None}),
+        "to_json": (prof.to_json, {"roofs": None}),
+        "trace": (prof.export_chrome_trace, {"path": "trace.json"}),
+        "plot": (prof.plot, {"path": None, "group": "stage"}),
         "save_int8": (quantize.save_int8, {"model": int8, "path": ""}),
         "load_int8": (quantize.load_int8, {"path": ""}),
         "resnet50_layers": (resnet50_layers, {"num_classes": 10}),
@@ -288,7 +332,7 @@ def test_every_wrong_argument_is_one_sentence(tmp_path: Path, monkeypatch: Any) 
     refused = 0
     for name, (function, arguments) in calls().items():
         for parameter in arguments:
-            may_be_none = name == "resnet50" or (name, parameter) == ("classify", "model")
+            may_be_none = name == "resnet50" or parameter in ("roofs", "rounding", "model", "path")
             for value in WRONG if may_be_none else [None, *WRONG]:
                 what = f"{name}({parameter}={value!r:.50})"
                 error = error_of(function, {**arguments, parameter: value})

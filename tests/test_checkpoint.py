@@ -262,6 +262,13 @@ def test_bfloat16_becomes_float32(format_name: str, file: Path) -> None:
     assert np.signbit(read_checkpoint(file)["a"][1, 2])
 
 
+def test_a_folder_is_no_file_but_names_one(tmp_path: Path) -> None:
+    for name in ("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(WeightsError, match=r"a folder; .*, such as model\.s.*\.index\.json$"):
+        read_checkpoint(tmp_path)
+
+
 def test_an_index_names_the_files(file: Path) -> None:
     save_file({"a": np.ones(2)}, file.parent / "a-00001-of-00002.safetensors")
     write_zip(file.parent / "b.bin", *tensors({"b": np.zeros(3)}))
@@ -482,7 +489,7 @@ def safetensors_header(header: bytes) -> Callable[[Path], object]:
 
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "No such file"),
-    "folder": (lambda path: path.mkdir(), "cannot be read"),
+    "folder": (lambda path: path.mkdir(), "a folder; give"),
     "empty": (lambda path: path.write_bytes(b""), "empty"),
     "text": (lambda path: path.write_text("<html>not found</html>"), "not a .pth"),
     "JPEG": (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(99)), "not a .pth"),
@@ -496,7 +503,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "numbered": (lambda path: write_zip(path, {7: tensor(0, (6,), (1,))}, SIX), "its 7 is"),
     "JSON": (lambda path: path.write_text("{}"), "JSON, but not the index"),
     "an index of folders": (index_of("../a"), "files in other folders"),
-    "an index of a folder": (index_of(".."), "cannot be read"),
+    "an index of a folder": (index_of(".."), "a folder; give"),
     "an index of too many": (index_of(*map(str, range(65))), "too many files"),
     "an index of itself": (index_of("weights.any"), "an index that an index names"),
     "an index of what is missing": (index_of("b.safetensors"), "b.safetensors: cannot be read"),

@@ -391,10 +391,16 @@ def test_summary_counts_the_network(capsys: Capture) -> None:
     assert "2 x 10" in rows[-2]
 
 
-@pytest.mark.usefixtures("loaded")
-def test_summary_of_weights(model: api.ResNet50, capsys: Capture) -> None:
-    assert main(["summary", "--weights", "seeded.safetensors"]) == 0
-    assert capsys.readouterr().out == f"{model}\n"
+def test_summary_of_weights_has_the_size_of_their_images(capsys: Capture) -> None:
+    assert main(["summary", "--weights", "CIFAR10"]) == 0
+    assert capsys.readouterr().out == f"{api.resnet50('CIFAR10')}\n"
+    assert main(["summary", "--weights", "CIFAR10", "--preset", "IMAGENET1K_V1"]) == 0
+    assert "1 x 224 x 224 x 3" in capsys.readouterr().out
+    assert main(["summary", "--weights", "CIFAR10", "--size", "32", "96"]) == 0
+    assert "1 x 32 x 96 x 3" in capsys.readouterr().out
+    for option in ["--precision", "int8"], ["--preset", "CIFAR10"]:
+        assert main(["summary", *option]) == 1
+        assert "give --weights with it" in complaint(capsys)
 
 
 def test_weights_that_are_not_here(

@@ -2,6 +2,7 @@ import base64
 import copy
 import io
 import json
+import os
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from minires.api import Prediction, Predictions
 from minires.backends import Backend
+from minires.kernels.cuda import driver
 from minires.layers import Layer
 from minires.model import ResNet50, Step
 from minires.preprocess import IMAGENET_V2, Preset
@@ -40,6 +42,16 @@ def test_a_wrong_instruction_set_does_not_spoil_the_line(monkeypatch: pytest.Mon
     assert repr(model) == "ResNet50(own, fp32, numba, 7 classes, 64 x 64 pixels)"
     monkeypatch.setenv("MINIRES_ISA", "generic")
     assert "numba on generic," in repr(model)
+
+
+def test_a_gpu_is_named_once_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ResNet50(LAYERS, {}, meta=META)
+    model.backend = "cuda"
+    monkeypatch.setattr(driver, "open_gpu", lambda: driver.Gpu("H1", (9, 0), 132, os.getpid()))
+    monkeypatch.setattr(driver, "opened_by", [])
+    assert repr(model) == "ResNet50(own, fp32, cuda, 7 classes, 64 x 64 pixels)"
+    driver.opened_by.append(os.getpid())
+    assert repr(model) == "ResNet50(own, fp32, cuda on H1, 7 classes, 64 x 64 pixels)"
 
 
 def test_the_tables_are_of_the_networks_own_images() -> None:

@@ -14,6 +14,7 @@ def add_lab(parser: Parser) -> None:
     parser.add_argument("image", nargs="?", type=options.path, metavar="IMAGE", help=text)
     text = f"a name that 'minires weights list' shows, or a file: {download.FALLBACK} unless given"
     parser.add_argument("--weights", default=download.FALLBACK, metavar="NAME|PATH", help=text)
+    options.own_network(parser)
     options.offline(parser)
     text = "the server's port: any that is free unless given"
     parser.add_argument("--port", type=options.at_least(0), default=0, metavar="N", help=text)
@@ -28,7 +29,8 @@ def lab(arguments: Namespace) -> int:
     from minires.lab.export import export_network
     from minires.lab.serve import make_server, site
 
-    files = site(export_network(arguments.weights, arguments.image))
+    own = options.own(arguments)
+    files = site(export_network(arguments.weights, arguments.image, **own))
     with make_server(files, arguments.port) as server:
         url = f"http://127.0.0.1:{server.server_port}/"
         print(url, flush=True)

@@ -36,11 +36,16 @@ OPERANDS = {"int8": "u8s8", "fp32": "f32"}
 
 
 def export_network(
-    weights: str | download.Weights = download.FALLBACK, image: ImageSource | None = None
+    weights: str | download.Weights = download.FALLBACK,
+    image: ImageSource | None = None,
+    **own: Any,
 ) -> dict[str, bytes]:
-    """Make a network's files, by name; without an image the example is the cat."""
+    """Make a network's files, by name; without an image the example is the cat.
+
+    `own` are the categories and the preset that `minires.resnet50` takes.
+    """
     path, _ = download.resolve(weights)
-    int8 = api.resnet50(weights, "int8", "numpy")
+    int8 = api.resnet50(weights, "int8", "numpy", **own)
     with open_image(find_cat() if image is None else image) as decoded:
         pixels = resize_and_crop(decoded, int8.meta["preset"])
     files = {"example.rgb": pixels.tobytes()}
@@ -49,7 +54,7 @@ def export_network(
         save_int8(int8, file)
         files[file.name] = file.read_bytes()
     if not is_int8_file(path):
-        fp32 = api.resnet50(weights, "fp32", "numpy")
+        fp32 = api.resnet50(weights, "fp32", "numpy", **own)
         state = checkpoint.read_checkpoint(path)
         tensors = {name: np.ascontiguousarray(value) for name, value in state.items()}
         files |= {"fp32.json": _plan_text(fp32), "fp32.safetensors": save(tensors)}
@@ -82,14 +87,8 @@ def plan_for(model: ResNet50, size: int | None = None) -> Plan:
         rows=rows,
         columns=vectors * WASM.lanes,
     )
-    side = size or input_size(model)
+    side = size or model.meta["preset"].side
     return lay_out(model.layers, (1, 3, side, side), tiling, Division(0, 1, 1))
-
-
-def input_size(model: ResNet50) -> int:
-    """Tell the side of the images that a network's preset makes."""
-    preset = model.meta["preset"]
-    return int(preset.enlarge or preset.crop)
 
 
 def describe(model: ResNet50, size: int | None = None) -> dict[str, Any]:

@@ -111,6 +111,12 @@ def _check(arguments: Namespace) -> None:
         raise MiniresError("--dark is of a plot; give --plot FILE with it")
 
 
+def _load(arguments: Namespace) -> dict[str, ResNet50]:
+    """Load the networks to be measured, by precision."""
+    weights, own = options.chosen_weights(arguments), options.own(arguments)
+    return {p: api.resnet50(weights, p, arguments.backend, **own) for p in arguments.precisions}
+
+
 def _quick(parser: Parser) -> None:
     """Add --quick."""
     text = "measure in fewer rounds, and once even where they differ: sooner, and less certain"
@@ -127,6 +133,7 @@ def add_profile(parser: Parser) -> None:
     """Add the options of `profile`."""
     parser.add_argument("image", type=options.path, help="a photograph")
     options.weights(parser)
+    options.preset(parser)
     options.offline(parser)
     options.precisions(parser, "fp32", "bf16", "int8")
     _backend(parser)
@@ -164,8 +171,7 @@ def profile(arguments: Namespace) -> int:
         raise MiniresError("--sort is of the table, and --json has phases in their order")
     load_image(arguments.image)  # a bad image should be told before weights are downloaded
     data = arguments.image.read_bytes()
-    weights = options.chosen_weights(arguments)
-    models = {p: api.resnet50(weights, p, arguments.backend) for p in arguments.precisions}
+    models = _load(arguments)
     with session(arguments.quick):
         if arguments.latency:
             _tell_latency(models, data, arguments)
@@ -278,6 +284,7 @@ PEAKS = {"numba": _peak_of_cpu, "cuda": _peak_of_gpu}
 def add_roofline(parser: Parser) -> None:
     """Add the options of `roofline`."""
     options.weights(parser)
+    options.preset(parser)
     options.offline(parser)
     options.precisions(parser, "fp32", "int8")
     _backend(parser)
@@ -290,13 +297,12 @@ def add_roofline(parser: Parser) -> None:
 def roofline(arguments: Namespace) -> int:
     """Put every layer on the CPU's roofline, or on a GPU's."""
     _check(arguments)
-    shape = (arguments.batch, 3, *arguments.size)
+    models = _load(arguments)
+    facts = next(iter(models.values())).meta
+    shape = (arguments.batch, 3, *options.chosen_size(arguments, facts["preset"]))
     x = np.random.default_rng(0).standard_normal(shape, np.float32)  # fine for measuring speed
-    weights = options.chosen_weights(arguments)
-    models = {p: api.resnet50(weights, p, arguments.backend) for p in arguments.precisions}
-    name = next(iter(models.values())).meta["name"]
     with session(arguments.quick):
-        _tell_roofline(models, x, f"{name}, {' x '.join(map(str, shape))}", arguments)
+        _tell_roofline(models, x, f"{facts['name']}, {' x '.join(map(str, shape))}", arguments)
     return 0
 
 

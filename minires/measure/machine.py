@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minires.cache import cache_dir
-from minires.errors import MiniresError
+from minires.errors import MiniresError, check_choice
 from minires.kernels.compile import source_hash
 from minires.kernels.cpu import cpu_quota, get_num_threads, sysctl_text
 from minires.kernels.ir import ARM, FAMILY, X86
@@ -21,6 +21,7 @@ from minires.kernels.operators import FORMATS
 from minires.measure import session
 from minires.measure.peak import (
     FEWEST,
+    OPERANDS,
     PRECISIONS,
     ROUNDS,
     Bandwidth,
@@ -110,6 +111,7 @@ def measure_roofs(precision: str) -> Roofs:
     >>> print(f"{roofs.peak:.0f} GOP/s, and the memory gives {roofs.memory[-1].all:.0f} GB/s")
     1920 GOP/s, and the memory gives 21 GB/s
     """
+    check_choice("precision", precision, OPERANDS)
     known = known_roofs(precision)
     if known:
         return known

@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minires.errors import MiniresError
+from minires.errors import MiniresError, check_is
 from minires.html import Html, fold, lines
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def check(path: Path | None) -> None:
         raise MiniresError('plots need matplotlib: pip install "minires[plot]"')
     if path is None:  # it is shown, not written
         return
+    check_is("path", path, str | os.PathLike, "that of a picture to write")
     if os.path.splitext(path)[1].lower() not in (".png", ".svg", ".pdf"):
         raise MiniresError(f"{path}: a plot's name ends in .png, .svg or .pdf")
     if not os.path.isdir(os.path.dirname(os.path.abspath(path))):

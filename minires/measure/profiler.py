@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minires.errors import MiniresError, check_is
+from minires.errors import MiniresError, check_choice, check_is
 from minires.layers import Array, Layer, PhaseTime, Record, Shape
 from minires.measure import plots, session
 from minires.measure.groups import GROUPS, SORTS, kind_of
@@ -128,11 +128,9 @@ class Profile:
         list of Row
             Their times add up to `seconds`.
         """
-        choices: list[tuple[str, str, Mapping[str, Any]]]
-        choices = [("group", group, GROUPS), ("sort", sort, SORTS)]
-        for what, value, known in choices:
-            if value not in known:
-                raise MiniresError(f"{what} is {value!r}; wanted one of {', '.join(known)}")
+        check_choice("group", group, GROUPS)
+        check_choice("sort", sort, SORTS)
+        check_is("roofs", roofs, Roofs | None, "what minires.measure.measure_roofs returns")
         weights = ACTIVATION_BYTES[self.precision] * sum(
             layer.parameters for layer in self.model.layers
         )

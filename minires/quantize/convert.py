@@ -11,7 +11,7 @@ from minires.errors import MiniresError, check_choice, check_is, short
 from minires.layers import Array, FloatParams, Int8Params, Layer
 from minires.mixed import KeptParams
 from minires.model import ResNet50
-from minires.quantize.calibrate import STORED_CALIBRATION, Calibration
+from minires.quantize.calibrate import STORED_CALIBRATION, Calibration, quantized_edges
 from minires.quantize.correction import CORRECTIONS
 from minires.quantize.moments import Moments
 from minires.quantize.observers import qparams_of_range
@@ -120,7 +120,7 @@ def quantize_model(
     check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
     check_is("calibration", calibration, Calibration, "what minires.quantize.calibrate returns")
     rounding = _check_recipe(rounding, correction, calibration.moments)
-    qparams = {name: qparams_of_range(*limits) for name, limits in calibration.ranges.items()}
+    qparams = {edge: _edge_qparams(edge, calibration) for edge in quantized_edges(model.layers)}
     qparams["maxpool"] = qparams["conv1"]  # a max-pool computes no new value: it picks one
     marked = keep_layers(model.layers, keep)
     layers = [replace(layer, qparams=qparams.get(layer.name)) for layer in marked]
@@ -136,6 +136,18 @@ def quantize_model(
     meta.pop("accuracy", None)  # it was measured in fp32
     meta.pop(STORED_CALIBRATION, None)  # "calibration" tells of the one that was used
     return ResNet50(layers, params, "int8", meta)
+
+
+def _edge_qparams(edge: str, calibration: Calibration) -> QParams:
+    """Choose an edge's scale and zero point; somebody may have written the range by hand."""
+    try:
+        low, high = calibration.ranges[edge]
+    except (TypeError, ValueError, LookupError) as error:
+        raise MiniresError(
+            f"the calibration has no range (low, high) for {edge}; take that of "
+            "minires.quantize.calibrate"
+        ) from error
+    return qparams_of_range(low, high)
 
 
 def _quantize_layer(
@@ -159,7 +171,7 @@ def _quantize_layer(
 
 def _check_recipe(rounding: str | None, correction: str, moments: Mapping[str, Moments]) -> str:
     """Return the rounding, which has to be known and must find the moments that it needs."""
-    rounding = rounding or ("gptq" if moments else "nearest")
+    rounding = ("gptq" if moments else "nearest") if rounding is None else rounding
     check_choice("rounding", rounding, ROUNDINGS)
     check_choice("correction", correction, CORRECTIONS)
     if not moments and (rounding, correction) != ("nearest", "off"):
@@ -172,10 +184,13 @@ def _check_recipe(rounding: str | None, correction: str, moments: Mapping[str, M
 
 def keep_layers(layers: Iterable[Layer], names: Iterable[str]) -> list[Layer]:
     """Mark the layers that stay in float32; refuse the name of one that has no weights."""
-    names = set(names)
-    marked = [replace(layer, kept=layer.name in names) for layer in layers]
-    for name in sorted(names - {layer.name for layer in marked if layer.op in ("conv", "linear")}):
-        raise MiniresError(
-            f"no layer with weights is called {short(name)}; minires summary lists them"
-        )
-    return marked
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise MiniresError(f"keep is {short(names)}; wanted names of layers, such as ['fc']")
+    layers, names = list(layers), list(names)
+    with_weights = {layer.name for layer in layers if layer.op in ("conv", "linear")}
+    for name in names:
+        if not isinstance(name, str) or name not in with_weights:
+            raise MiniresError(
+                f"no layer with weights is called {short(name)}; minires summary lists them"
+            )
+    return [replace(layer, kept=layer.name in names) for layer in layers]

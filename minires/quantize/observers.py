@@ -8,7 +8,7 @@ does not grow.
 import numpy as np
 import numpy.typing as npt
 
-from minires.errors import MiniresError
+from minires.errors import MiniresError, short
 from minires.reference import QParams
 
 Array = npt.NDArray[np.float32]
@@ -16,6 +16,7 @@ Counts = npt.NDArray[np.float64]
 
 BINS = 4096  # of the histogram, half of them below zero
 CANDIDATES = 96  # ranges that entropy and MSE try
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def qparams_of_range(low: float, high: float) -> QParams:
@@ -24,6 +25,10 @@ def qparams_of_range(low: float, high: float) -> QParams:
     The range is widened to hold zero, because padding and ReLU need an exact zero. A range that
     holds nothing but zero gets the scale 1.
     """
+    for end in (low, high):
+        real = isinstance(end, int | float | np.integer | np.floating)
+        if not (real and abs(end) <= LARGEST):  # NaN is not
+            raise MiniresError(f"a range ends at {short(end)}; wanted a finite number")
     low, high = min(low, 0.0), max(high, 0.0)
     scale = np.float32((high - low) / 255) or np.float32(1)
     return QParams(scale, int(np.clip(np.rint(-low / scale), 0, 255)))

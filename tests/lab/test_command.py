@@ -12,11 +12,11 @@ from minires.lab import export
 
 
 @pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, object]]:
-    asked: list[tuple[object, object]] = []
+def network(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    asked: list[tuple[object, ...]] = []
 
-    def made(weights: object, image: object) -> dict[str, bytes]:
-        asked.append((weights, image))
+    def made(weights: object, image: object, **own: object) -> dict[str, bytes]:
+        asked.append((weights, image, own))
         return {"int8.json": b"{}"}
 
     monkeypatch.setattr(export, "export_network", made)
@@ -30,7 +30,7 @@ def interrupt(server: ThreadingHTTPServer) -> None:
 
 
 def test_it_serves_until_ctrl_c(
-    network: list[tuple[object, object]],
+    network: list[tuple[object, ...]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -47,15 +47,15 @@ def test_it_serves_until_ctrl_c(
     readers: list[threading.Thread] = []
     monkeypatch.setattr(webbrowser, "open", look)
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", interrupt)
-    assert cli.main(["lab", "--weights", "mine.safetensors"]) == 0
+    assert cli.main(["lab", "--weights", "mine.safetensors", "--preset", "CIFAR10"]) == 0
     readers[0].join()
     assert answers == [b"{}"]
-    assert network == [("mine.safetensors", None)]
+    assert network == [("mine.safetensors", None, {"categories": None, "preset": "CIFAR10"})]
     assert capsys.readouterr().out.startswith("http://127.0.0.1:")
 
 
 def test_the_browser_can_be_left_closed(
-    network: list[tuple[object, object]], monkeypatch: pytest.MonkeyPatch
+    network: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(_: ThreadingHTTPServer) -> None:
         raise KeyboardInterrupt
@@ -78,6 +78,6 @@ def test_bad_words_are_told(
     words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if "--port" in words:
-        monkeypatch.setattr(export, "export_network", lambda *_: {})
+        monkeypatch.setattr(export, "export_network", lambda *_, **__: {})
     assert cli.main(["lab", "--no-browser", *words]) == 1
     assert told in capsys.readouterr().err

@@ -203,6 +203,8 @@ def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(WeightsError, match=path.name):
             load_int8(path)
+    with pytest.raises(WeightsError, match=r"a folder; give the file in it that has the weights$"):
+        load_int8(tmp_path)
 
 
 def test_float_weights_are_an_error(tmp_path: Path) -> None:
