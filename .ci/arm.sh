@@ -80,7 +80,7 @@ emulated neoverse-n1 logits.py "$cat" image.npy arm.npy neon-dotprod
 "$python" compare.py
 echo "neoverse-n1 by neon-dotprod: INT8 has the bits of x86"
 # Compiling a network takes minutes there. tests/arm runs one for each set; here each CPU chooses.
-for pair in cortex-a72:neon max:neon-bf16; do # a CPU, and its set
+for pair in cortex-a72:neon max:neon-mmla; do # a CPU, and its set
     emulated "${pair%:*}" -c "from minires.kernels.isa import choose_isa
 assert choose_isa().name == '${pair#*:}', choose_isa().name"
     echo "${pair%:*} chooses ${pair#*:}"

@@ -7,8 +7,8 @@ The first command measures the peaks, the ladder, the layers, the waterfall and 
 the instruction set that is in use (MINIRES_ISA chooses another). It puts each part into
 docs/cpu.json, under the name that you give, as soon as it is measured. Each output is compared
 with the definition's before it is timed. Take a quiet machine: what speaks against a measurement
-is kept in the run as its doubts. The second command measures nothing: it writes a run into the
-README, and draws its pictures.
+is kept in the run as the doubts of that part. The second command measures nothing: it writes a run
+into the README, and draws its pictures.
 """
 
 import argparse
@@ -107,27 +107,36 @@ def record(name, weights, image):
         "date": f"{datetime.datetime.now(datetime.UTC).date()}",
         "commit": commit(),
         "note": "",
-        "doubts": [],
+        "doubts": {},
     }
     data = Path(image).read_bytes()
     for measure in PARTS:
         told, doubts = measure(models, data)
         run |= json.loads(to_json(told))
-        run["doubts"] += doubts
+        part = next(iter(told))
+        run["doubts"] |= {part: list(dict.fromkeys(doubts))}
         known = {}
         if recorded.FILE.exists():
             known = json.loads(recorded.FILE.read_text(encoding="utf-8"))
         known[name] = run
         recorded.FILE.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        print(f"{measure.__name__}: {'; '.join(doubts) or 'nothing in doubt'}", flush=True)
+        print(f"{part}: {'; '.join(doubts) or 'nothing in doubt'}", flush=True)
+
+
+def tell(run):
+    """Lay out a run's ladder as the README has it, between its marks."""
+    ladders = {precision: run.ladders[precision] for precision in SHOWN}
+    title = f"{climb.describe_problem()}, on {run}"
+    note = f"\n\n{run.note}" if run.note else ""
+    return f"{climb.format_table(ladders, title)}{note}"
 
 
 def show(name):
     """Put a run's ladder into the README between its marks, and draw the pictures."""
     run, readme = recorded.run(name), ROOT / "README.md"
-    ladders = {precision: run.ladders[precision] for precision in SHOWN}
     before, after = around(readme, "ladder")
-    readme.write_text(f"{before}\n{climb.format_table(ladders)}\n\n{after}", encoding="utf-8")
+    readme.write_text(f"{before}\n{tell(run)}\n\n{after}", encoding="utf-8")
+    ladders = {precision: run.ladders[precision] for precision in SHOWN}
     title = f"{climb.describe_problem()}, on {run}"
     climb.plot(ladders, ROOT / "docs" / "ladder.png", title)
     if run.has("waterfall"):

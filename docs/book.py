@@ -9,6 +9,7 @@ and puts beneath each what it printed and drew. A cell of code may begin with op
     #| alt: what is seen in the picture, for those who do not see it
     #| caption: what the picture says
     #| code: folded                the code stands behind a fold, its output does not
+    #| output: python            what it printed is coloured as this language
     #| cell: The answer, computed  all of it stands behind a fold with this title
 
 An option goes on in the next line behind ``#|`` and at least two blanks.
@@ -139,10 +140,10 @@ def run_cell(cell: Cell, file: str, names: dict[str, Any]) -> Output:
     figures = [plt.figure(number) for number in plt.get_fignums()]
     if isinstance(value, Figure) and value not in figures:
         figures.append(value)
-    shown = getattr(value, "_repr_html_", str)() if value is not None else ""
+    shown = getattr(value, "_repr_html_", str)() or ""
     pictures = [to_svg(figure) for figure in figures]
     plt.close("all")
-    return Output(printed.getvalue(), pictures, shown if shown.startswith("<") else "")
+    return Output(printed.getvalue(), pictures, shown)
 
 
 def to_svg(figure: Any) -> str:
@@ -155,7 +156,7 @@ def to_svg(figure: Any) -> str:
     return re.sub(r"\n\s*\n", "\n", drawn)  # an empty line would end it in Markdown
 
 
-def page(chapter: Path, cells: list[Cell], outputs: list[Output]) -> str:
+def page(name: str, cells: list[Cell], outputs: list[Output]) -> str:
     """Lay a chapter out as a page of MyST Markdown."""
     parts = []
     for cell, output in zip(cells, outputs, strict=True):
@@ -165,14 +166,14 @@ def page(chapter: Path, cells: list[Cell], outputs: list[Output]) -> str:
         code = fence("python", cell.text)
         if cell.options.get("code") == "folded":
             code = fold(DRAWING, code)
-        results = [fence("none", output.printed.rstrip(), "output")] if output.printed else []
+        language = cell.options.get("output", "none")
+        results = [fence(language, output.printed.rstrip(), "output")] if output.printed else []
         results += [picture(drawn, cell.options) for drawn in output.pictures]
         results += [f"```{{raw}} html\n{output.shown}\n```"] if output.shown else []
         # A picture is what its cell is for, so folded code stands beneath it.
         both = [*results, code] if "code" in cell.options else [code, *results]
         text = "\n\n".join(both)
         parts.append(fold(cell.options["cell"], text) if "cell" in cell.options else text)
-    name = chapter.stem
     parts.append(
         f"---\n\nRun this chapter on your machine: `python examples/{name}.py`, or open "
         f'<a href="{name}.ipynb" download>its notebook</a> in the repository.'
@@ -209,8 +210,11 @@ def notebook(cells: list[Cell]) -> dict[str, Any]:
         text = cell.text
         if not cell.code:  # chapters are beside it; the lab's views are the book's
             text = re.sub(r"\]\((\d\d_\w+)", r"](\1.ipynb", text)
+            text = re.sub(r"\]\(\.\./(\w+)\)", r"](../docs/\1.md)", text)
             text = re.sub(r"```\{lab\} (\w+)\n```", r"(In the book: the lab, *\1*.)", text)
         made.append(notebook_cell("code" if cell.code else "markdown", text, i))
+        if {"cell", "code"} & cell.options.keys():  # folded in the book, so folded here
+            made[-1]["metadata"] = {"jupyter": {"source_hidden": True}}
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
@@ -230,16 +234,23 @@ def write_notebooks(folder: Path) -> None:
         (folder / f"{chapter.stem}.ipynb").write_text(told + "\n", encoding="utf-8")
 
 
-def write_pages(folder: Path, pattern: str) -> None:
-    """Run the chapters whose names match, and write their pages; an error in one ends the build."""
+def write_pages(folder: Path, pattern: str, execute: bool = True) -> None:
+    """Run the chapters whose names match, and write their pages; an error in one ends the build.
+
+    Without `execute` the pages show what cells say, and nothing that they print or draw.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
+    names = {chapter.stem for chapter in CHAPTERS}
+    for old in folder.glob("*.md"):
+        if old.stem not in names:  # a chapter that has got another name
+            old.unlink()
     for chapter in CHAPTERS:
         if not fnmatch.fnmatch(chapter.stem, pattern):
             continue
-        print(f"running {chapter.name}", flush=True)
         cells = read(chapter.read_text(encoding="utf-8"))
-        text = page(chapter, cells, run(cells, str(chapter)))
+        outputs = run(cells, str(chapter)) if execute else [Output("", [], "")] * len(cells)
+        text = page(chapter.stem, cells, outputs)
         (folder / f"{chapter.stem}.md").write_text(text, encoding="utf-8")
 
 

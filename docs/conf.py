@@ -1,7 +1,8 @@
 """How Sphinx builds the book: ``python -m sphinx -W docs docs/_build``.
 
 Chapters are the numbered scripts in examples/, run as they are built: what a page prints and
-draws, this build has computed. ``-D chapters='05*'`` runs and builds only some of them anew.
+draws, this build has computed. ``-D chapters='05*'`` makes only some of their pages anew, and
+``-D run_chapters=0`` leaves out what they print and draw.
 """
 
 import os
@@ -11,10 +12,12 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "docs")]  # chapters have helpers
 import book  # noqa: E402
+import landing  # noqa: E402
 
 from minires.kernels.isa import available_isas  # noqa: E402
 from minires.lab.export import export_network  # noqa: E402
@@ -82,9 +85,25 @@ class Lab(Directive):
         return [nodes.raw("", html, format="html")]
 
 
-def run_chapters(app: Any) -> None:
+def keep_lines(app: Any, doctree: nodes.document) -> None:
+    """Leave equations of several lines as they are: Sphinx would wrap them where no tag may be."""
+    for equation in doctree.findall(nodes.math_block):
+        if r"\begin{aligned}" in equation.astext():
+            equation["no-wrap"] = equation["nowrap"] = True
+            equation[0] = nodes.Text(rf"\[{equation.astext()}\]")
+
+
+class Gain(SphinxDirective):
+    """How fast INT8 is, in one sentence and one picture."""
+
+    def run(self) -> list[nodes.Node]:
+        """Draw them from the recorded run."""
+        return list(self.parse_text_to_nodes(landing.waterfall()))
+
+
+def make_pages(app: Any) -> None:
     """Make the chapters' pages."""
-    book.write_pages(Path(app.srcdir) / "chapters", app.config.chapters)
+    book.write_pages(Path(app.srcdir) / "chapters", app.config.chapters, app.config.run_chapters)
 
 
 def finish(app: Any, error: Exception | None) -> None:
@@ -97,6 +116,9 @@ def finish(app: Any, error: Exception | None) -> None:
 def setup(app: Any) -> None:
     """Be called by Sphinx."""
     app.add_directive("lab", Lab)
+    app.add_directive("gain", Gain)
     app.add_config_value("chapters", "*", "env")
-    app.connect("builder-inited", run_chapters)
+    app.add_config_value("run_chapters", True, "env")
+    app.connect("builder-inited", make_pages)
+    app.connect("doctree-read", keep_lines)
     app.connect("build-finished", finish)

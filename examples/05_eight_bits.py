@@ -1,49 +1,204 @@
 # %% [markdown]
 # # 5. Numbers in eight bits
 #
-# INT8 inference computes with integers that stand for real numbers: 0 to 255 for activations, -127
-# to 127 for weights. This page does so by hand, for a product of a 2 x 4 by a 4 x 3 matrix, and
-# shows where the small error comes from.
+# INT8 inference computes with bytes that stand for real numbers. Two constants say what a byte
+# means. The *scale* is the size of one step, and the *zero point* is the byte that stands for 0.
+# This page derives both from one demand: zero must be exact. At its end, a layer is a sum of
+# integers times one number (equation 5.5).
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 
+import minires
+from minires.measure.plots import BLUE, GREY, ORANGE, SKY
 from minires.quantize import qparams_of_range
-from minires.reference import dequantize_ref, gemm_u8s8_ref, quantize_ref
+from minires.reference import gemm_u8s8_ref, im2col_ref, quantize_ref
 
 # %% [markdown]
-# ## Scale and zero point
+# ## Padding demands an exact zero
 #
-# An integer q stands for the real number
+# At the edge of an image, a 3 x 3 kernel reads pixels that are not there. The network was trained
+# with zeros in their place. So an engine surrounds the image with zeros, and its inner loop never
+# has to ask where the image ends ([chapter 2](02_im2col)). In INT8 the image is bytes. Which byte
+# is a zero?
+#
+# Start from what a byte q may mean. If sums of bytes are to tell sums of real numbers, equal steps
+# must stay equal: $\mathrm{real} = A q + B$. Zero is exact if a byte z has $A z + B = 0$. Then
+# $B = -A z$, and $A q + B$ becomes $A (q - z)$. With the usual names, this is
 #
 # $$
 # \mathrm{real} = \mathrm{scale} \cdot (q - \mathrm{zero\_point}) \tag{5.1}
 # $$
 #
-# so the real numbers that can be written lie one *scale* apart, and `zero_point` stands for 0.
-# Zero has to be exact: ReLU makes so many of it, and padding consists of it.
+# The byte `zero_point` stands for 0, whatever the scale. Only one condition is left: it must be a
+# whole number from 0 to 255. (The argument is gemmlowp's: see its [Building a quantization paradigm
+# from first principles](https://github.com/google/gemmlowp/blob/master/doc/quantization.md).)
+#
+# To turn a real number into a byte, solve for q, round to the nearest, and stay in the byte:
 #
 # $$
-# q = \mathrm{clip}(\mathrm{rint}(\mathrm{real} / \mathrm{scale})
-# + \mathrm{zero\_point}, 0, 255) \tag{5.2}
+# \begin{aligned}
+# n &= \mathrm{rint}(\mathrm{real} / \mathrm{scale}) + \mathrm{zero\_point} \\
+# q &= \mathrm{clip}(n, 0, 255)
+# \end{aligned} \tag{5.2}
 # $$
 #
-# A range from low to high, with 0 in it, has 255 steps between 256 integers; here 3 / 255 each:
+# ## From a range to both constants
+#
+# A tensor's values lie from `low` to `high`. 256 bytes have 255 steps between them, so a step is a
+# 255th of that. The byte 0 should stand for `low`: by equation 5.1,
+# $\mathrm{low} = -\mathrm{scale} \cdot \mathrm{zero\_point}$. Solve, and round to a whole number:
 #
 # $$
-# \mathrm{scale} = (\mathrm{high} - \mathrm{low}) / 255 \qquad
-# \mathrm{zero\_point} = \mathrm{rint}(-\mathrm{low} / \mathrm{scale}) \tag{5.3}
+# \begin{aligned}
+# \mathrm{scale} &= (\mathrm{high} - \mathrm{low}) / 255 \\
+# \mathrm{zero\_point} &= \mathrm{rint}(-\mathrm{low} / \mathrm{scale})
+# \end{aligned} \tag{5.3}
 # $$
+#
+# The rounding shifts the range by half a step at most. A range without 0 in it is widened first.
 
 # %%
 x = np.array([[0.5, -1.0, 0.25, 2.0], [1.5, 0.0, -0.75, 1.0]], np.float32)
 scale, zero_point = qparams_of_range(x.min(), x.max())
 x_u8 = quantize_ref(x, scale, zero_point)
 print(f"scale {scale:.5f}, zero_point {zero_point}", x_u8, sep="\n")
+assert x_u8[1, 1] == zero_point, "zero is exact"
 
 # %% [markdown]
-# Weights are signed, with the zero point 0 and a scale for each output channel, here a column:
+# 256 steps are too many to draw, so here the same range has three bits: eight numbers, and steps of
+# 3/7. There $-\mathrm{low} / \mathrm{scale}$ is 2.33, and 2 is the zero point.
+
+# %%
+#| code: folded
+#| alt: A staircase of eight steps rises along a diagonal from -0.86 to 2.14. Left and right of
+#|   these ends it runs flat. One step is exactly at zero. Below, the error is a saw, whose teeth
+#|   stay within half a step inside the range and grow without limit outside it.
+#| caption: Eight numbers for the range from -1 to 2. Inside it, rounding moves a number by half a
+#|   step at most. Outside, a number *saturates*: it becomes the nearest end, and the error grows
+#|   with the distance.
+step, zero = np.float32(3 / 7), 2
+reals = np.linspace(-1.9, 3.1, 3000, dtype=np.float32)
+written = step * (np.clip(np.rint(reals / step) + zero, 0, 7) - zero)
+_, (top, below) = plt.subplots(2, 1, figsize=(5.6, 4.8), sharex=True, layout="constrained")
+top.plot(reals, reals, color=GREY, linewidth=1, label="the real number")
+top.plot(reals, written, color=ORANGE, label="what three bits write")
+top.plot(0, 0, "o", color=BLUE, label="zero, exact")
+top.set_ylabel("written")
+top.legend()
+below.axhspan(-step / 2, step / 2, color=GREY, alpha=0.2)
+below.plot(reals, written - reals, color=ORANGE)
+below.set(xlabel="real number", ylabel="error")
+plt.show()
+
+# %% [markdown]
+# A wide range has coarse steps, and a narrow one saturates more. Try it on a real layer:
+#
+# ```{lab} range
+# ```
+#
+# ## Who needs a zero point
+#
+# - **Activations after a ReLU** do not: `low` is 0, and so is the zero point.
+# - **The image** does: its mean was subtracted, so it lies on both sides of zero, unevenly. So does
+#   a *downsample*, the only convolution without a ReLU before its output is stored.
+# - **Weights** do not: they lie around zero, so the signed bytes -127 to 127 fit them. Each output
+#   channel has its own scale. A zero point would cost time, as you will see below.
+#
+# The bundled network's five tensors that have one:
+
+# %%
+model = minires.resnet50("CIFAR10", "int8", backend="numpy")
+for layer in model.layers:
+    if layer.qparams and layer.qparams.zero_point:
+        print(f"{layer.name:<22}{layer.qparams.zero_point}")
+
+# %% [markdown]
+# ## What a wrong padding byte does
+#
+# The first convolution reads the image, whose zero point is 124. Suppose that you pad with the byte
+# 0 all the same. Each weight over the padding then meets $\mathrm{scale} \cdot (0 - 124)$, which is
+# -2, instead of 0. That error does not depend on the picture. So every picture gets the same one,
+# in the same direction: a *bias*, which no averaging removes.
+
+# %%
+p = model.params["conv1"]
+photograph = minires.preprocess("examples/images/cat.jpg", model.meta["preset"])
+
+
+def conv1(image, padding_byte):
+    """Compute the first convolution in integers, and return its sums as real numbers."""
+    image_u8 = quantize_ref(image.transpose(0, 2, 3, 1), *p.x_qparams)
+    patches = im2col_ref(image_u8, 7, 7, stride=2, padding=3, fill=padding_byte)
+    acc_s32 = gemm_u8s8_ref(patches, p.w_s8.T) + p.bias_s32
+    return (acc_s32 * (p.x_qparams.scale * p.w_scale)).reshape(32, 32, 64)
+
+
+right, wrong = conv1(photograph, 124), conv1(photograph, 0)
+other = 0.5 * photograph[:, :, ::-1]  # another picture: dark, and upside down
+print(f"root mean square of the output {np.sqrt(np.mean(right**2)):.2f}")
+print(f"error along its left edge      {np.sqrt(np.mean((wrong - right)[:, 0] ** 2)):.2f}")
+assert np.allclose(wrong - right, conv1(other, 0) - conv1(other, 124)), "the same error"
+assert np.array_equal(wrong[2:-2, 2:-2], right[2:-2, 2:-2]), "none where no padding is read"
+
+# %%
+#| code: folded
+#| alt: Two curves along a row of 32 output pixels lie on each other, but for the first two pixels.
+#|   There the one padded with the byte 0 rises to nearly 8, far above all other values.
+#| caption: One channel of the first convolution, along the middle row. The edge becomes a bright
+#|   stripe that is in no picture. Deeper layers read the stripe as if it were there.
+channel = int(np.abs(wrong - right)[16, 0].argmax())
+figure, axes = plt.subplots(layout="constrained")
+axes.plot(wrong[16, :, channel], color=ORANGE, label="padded with the byte 0")
+axes.plot(right[16, :, channel], color=SKY, label="padded with the zero point")
+axes.set(xlabel="output pixel", ylabel="value")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# ## From two zero points to one multiplier
+#
+# We write s for a scale and z for a zero point. The subscripts x, w and y mean input, weights and
+# output. For a moment the weights have a zero point too. By equation 5.1, a sum of K products is
+#
+# $$
+# \begin{aligned}
+# & \sum s_x (x - z_x)\, s_w (w - z_w) \\
+# & = s_x s_w \sum (x - z_x)(w - z_w)
+# \end{aligned}
+# $$
+#
+# The scales are the same in every product, so they leave the sum. Integers remain. Multiply out:
+#
+# $$
+# \begin{aligned}
+# & \sum (x - z_x)(w - z_w) \\
+# & = \sum x\, w - z_x \sum w - z_w \sum x + K z_x z_w
+# \end{aligned}
+# $$
+#
+# The first term is the kernel's work. The second and the last do not depend on the picture. The
+# third does: it needs another sum for every output pixel, while the network runs. This is why
+# weights have no zero point. With $z_w = 0$ the third term vanishes, and the last one too:
+#
+# $$
+# \sum (x - z_x)\, w = \sum x\, w - z_x \sum w \tag{5.4}
+# $$
+#
+# The zero point adds the same constant to every sum in an output channel, so we subtract it once,
+# in advance, by folding it into the bias. The output is a byte too, for the real number
+# $s_y (y - z_y)$. Set that equal to $s_x s_w$ times the sum, and solve for y:
+#
+# $$
+# y = z_y + \frac{s_x s_w}{s_y} \Big( \sum x\, w - z_x \sum w \Big) \tag{5.5}
+# $$
+#
+# Three scales have become one multiplier. [Chapter 7](07_requantization) rounds y and clips it.
+#
+# ## By hand
+#
+# Weights for the x above. Each column is an output channel, with its own scale:
 
 # %%
 w = np.array([[30, -90, 1], [60, 10, 2], [-20, 40, -3], [10, 50, 4]], np.float32) / 100
@@ -52,57 +207,54 @@ w_s8 = np.rint(w / w_scale).astype(np.int8)
 print(w_s8)
 
 # %% [markdown]
-# ## The product, in integers
-#
-# What the zero point adds to a sum is the same for all rows: it is taken off once, with the bias.
-#
-# $$
-# \sum_k (x_k - z)\, w_k = \sum_k x_k w_k - z \sum_k w_k \tag{5.4}
-# $$
-#
-# The first by hand: (127 - 85) 64 + (0 - 85) 127 + (106 - 85)(-42) + (255 - 85) 21 = -5419, which
-# stands for -5419 x 0.01176 x 0.00472 = -0.301.
+# The first sum: (127 - 85) 64 + (0 - 85) 127 + (106 - 85)(-42) + (255 - 85) 21 = -5419. It stands
+# for -5419 x 0.01176 x 0.00472 = -0.301. All of them, by the right side of equation 5.4:
 
 # %%
 acc_s32 = gemm_u8s8_ref(x_u8, w_s8) - zero_point * w_s8.sum(axis=0, dtype=np.int32)
-print(acc_s32)
 y = acc_s32 * (scale * w_scale)
-print(np.round(y, 3), "in eight bits")
-print(np.round(x @ w, 3), "in float32")
+print(acc_s32, np.round(y, 3), "the same in float32:", np.round(x @ w, 3), sep="\n")
 assert np.abs(y - x @ w).max() < 0.03
 
 # %% [markdown]
-# The sums are exact: integers do not round. All of the error was made when x and w were rounded,
-# by half a step at most.
+# The sums are exact: integers do not round. All error was made before, in rounding x and w.
+#
+# ## Exercises
+#
+# **1.** A tensor lies from -0.5 to 4.6. What are its scale and zero point? Which byte does 5 get?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# The scale is 5.1 / 255 = 0.02, and the zero point is 0.5 / 0.02 = 25. For 5 equation 5.2 gives
+# n = 250 + 25 = 275, which saturates at 255. That byte stands for 4.6.
+#
+# </details>
+#
+# **2.** Does a sum of K = 4608 products of u8 by s8 fit into 32 bits?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# Yes. No sum exceeds 255 x 128 x 4608 = 150,405,120, a fourteenth of what fits.
+#
+# </details>
+#
+# **3.** Suppose that the zero point of the range -0.7 to 1.9 stays unrounded, 68.65, and you pad
+# with the nearest byte. Three weights of 0.5 lie over the padding. By how much is the sum off, and
+# for which pictures?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# The nearest byte is 69, which stands for (69 - 68.65) x 2.6 / 255 = 0.0035. So the sum is off by
+# 3 x 0.5 x 0.0035 = 0.0053, at this edge of all pictures. It is small, but it never cancels out.
+#
+# </details>
 
 # %%
-#| alt: 05_eight_bits, a picture
-figure, drawn = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
-for axes, low, high in zip(drawn, (-1.4, -0.05), (2.4, 0.05), strict=True):
-    reals = np.linspace(low, high, 2000, dtype=np.float32)
-    written = dequantize_ref(quantize_ref(reals, scale, zero_point), scale, zero_point)
-    axes.plot(reals, written - reals)
-    axes.axhspan(-scale / 2, scale / 2, color="0.9")
-    axes.set_xlabel("real number")
-drawn[0].set_ylabel("error of its eight bits")
-plt.show()
-
-# %% [markdown]
-# Outside of the range numbers *saturate*: they become the nearest end, and the error grows.
-#
-# **Exercise.** Why does a product of u8 by s8, summed over K = 4608, fit in 32 bits?
-#
-# *Answer.* No sum exceeds 255 x 128 x 4608, a fourteenth of what fits:
-
-# %%
+#| cell: All three answers, computed
+assert quantize_ref(np.float32([0, 5]), *qparams_of_range(-0.5, 4.6)).tolist() == [25, 255]
 largest = gemm_u8s8_ref(np.full((1, 4608), 255, np.uint8), np.full((4608, 1), -128, np.int8))
-print(f"{largest.item():,} of {-(2**31):,}")
-assert largest.item() == -255 * 128 * 4608 > -(2**31)
-
-# %% [markdown]
-# ## In your browser
-#
-# Take bits away from a real layer, and see what is left of it.
-#
-# ```{lab} range
-# ```
+assert largest.item() == -255 * 128 * 4608 > -(2**31) / 14
+assert round(1.5 * (69 - 0.7 / (2.6 / 255)) * 2.6 / 255, 4) == 0.0053

@@ -1,99 +1,259 @@
 # %% [markdown]
 # # 9. One pixel by hand, from u8 to u8
 #
-# INT8 inference is the same few lines of arithmetic, billions of times over. Here they are once: a
-# single output value of `layer1.0.conv1`, a 1x1 convolution of 64 channels, with the network's
-# own numbers, FP32 beside INT8.
+# If you read one page of this book, read this one. A network in INT8 does one small calculation,
+# again and again. Here you do it once, with the network's own numbers:
+#
+# 1. Multiply bytes of the input by bytes of the weights.
+# 2. Add up the products. The sum is a 32-bit integer, and it is exact.
+# 3. Add the bias, which is an integer too.
+# 4. Multiply by one float32 number, the *multiplier*.
+# 5. Clip the result to what a byte can hold, and round it.
+#
+# Out comes one byte, and the next layer reads it. [Chapter 5](05_eight_bits) tells why a byte can
+# stand for a real number. [Chapter 7](07_requantization) derives steps 3 to 5.
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Rectangle
 
 import minires
-from minires.reference import requantize_ref
+from minires.measure.plots import COLORS, GREY
+from minires.reference import gemm_u8s8_ref, requantize_ref
 
 fp32 = minires.resnet50("CIFAR10", "fp32", backend="numpy")
 int8 = minires.resnet50("CIFAR10", "int8", backend="numpy")
 image = fp32.preprocess("examples/images/cat.jpg")
-NAME, ROW, COLUMN = "layer1.0.conv1", 8, 8
 real, steps = ({s.name: s for s in model.steps(image)} for model in (fp32, int8))
-CHANNEL = int(real[NAME].output[0, ROW, COLUMN].argmax())  # one that is not cut off by the ReLU
+NAME, ROW, COLUMN = "layer1.0.conv1", 6, 5
+CHANNEL = int(real[NAME].output[0, ROW, COLUMN].argmax())  # the one that answers most strongly here
+print(f"layer {NAME}, row {ROW}, column {COLUMN}, channel {CHANNEL}")
 
 # %% [markdown]
-# ## What goes in
+# ## What this pixel sees
 #
-# A 1x1 convolution reads one pixel: 64 numbers. In INT8 they are bytes, with a scale and the zero
-# point 0, since a ReLU came before. They are not quite x: INT8's own layers have computed them.
+# `layer1.0.conv1` is the first convolution after the max-pool. Its kernel is 1 x 1. So its pixel in
+# row 6 reads one pixel of the max-pool, in row 6. Go back from there. A layer with a kernel of $k$
+# pixels, a stride $s$ and a padding $p$ makes its row $r$ from these rows of its input:
+#
+# $$
+# \mathrm{first} = s\,r - p \qquad \mathrm{last} = s\,r - p + k - 1 \tag{9.1}
+# $$
+#
+# The max-pool has $k = 3$, $s = 2$, $p = 1$. Its row 6 reads rows 11 to 13 of `conv1`. `conv1` has
+# $k = 7$, $s = 2$, $p = 3$. Its row 11 begins at row 19 of the photograph, and its row 13 ends at
+# row 29. That makes 11 rows, and the columns go the same way: 15 to 25. This square is the pixel's
+# *receptive field*.
 
 # %%
-x_f32, x_u8 = (of[NAME].inputs[0][0, ROW, COLUMN] for of in (real, steps))  # (64,)
+#| code: folded
+#| alt: The cat's face in 64 by 64 pixels. A square of 11 by 11 pixels frames its left eye.
+#| caption: The photograph as the network gets it. Nothing outside the square can change our byte.
+first, last = np.array([ROW, COLUMN]), np.array([ROW, COLUMN])
+for layer in (int8["maxpool"], int8["conv1"]):
+    first = layer.stride * first - layer.padding
+    last = layer.stride * last - layer.padding + layer.kernel - 1
+(top, left), (bottom, right) = first, last
+assert (top, bottom, left, right) == (19, 29, 15, 25)
+preset = fp32.meta["preset"]
+seen = np.clip(image[0].transpose(1, 2, 0) * preset.std + preset.mean, 0, 1)
+figure, axes = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
+axes.imshow(seen)
+frame = Rectangle((left - 0.5, top - 0.5), right - left + 1, bottom - top + 1)
+frame.set(fill=False, edgecolor=COLORS["int8"], linewidth=3)
+axes.add_patch(frame)
+axes.set(xticks=[left, right], yticks=[top, bottom], xlabel="column", ylabel="row")
+plt.show()
+
+# %% [markdown]
+# ## Step 1: multiply
+#
+# A pixel of the max-pool has 64 channels. So 64 bytes come in, one from each channel. Each byte
+# $x_k$ stands for the real number $s_x x_k$. The zero point is 0, because a ReLU came before, and
+# nothing is negative. Our channel has 64 weights, which are signed bytes. Each $w_k$ stands for
+# $s_w w_k$.
+
+# %%
 p = int8.params[NAME]
-x_scale, x_zero_point = p.x_qparams
-w_f32, w_s8 = fp32.params[NAME].weight[CHANNEL], p.w_s8[CHANNEL]
-print(f"x_scale {x_scale:.6f}, x_zero_point {x_zero_point}, w_scale {p.w_scale[CHANNEL]:.7f}")
-print(f"{'k':>3}{'x':>9}{'x_u8':>6}{'back':>9}{'w':>10}{'w_s8':>6}{'back':>10}{'product':>9}")
-for k in range(6):
-    back = x_u8[k] * x_scale, w_s8[k] * p.w_scale[CHANNEL]
-    print(
-        f"{k:>3}{x_f32[k]:>9.4f}{x_u8[k]:>6}{back[0]:>9.4f}"
-        f"{w_f32[k]:>10.5f}{w_s8[k]:>6}{back[1]:>10.5f}{int(x_u8[k]) * int(w_s8[k]):>9}"
-    )
+s_x, z_x = p.x_qparams
+s_w, w = p.w_scale[CHANNEL], p.w_s8[CHANNEL].astype(np.int32)
+x = steps[NAME].inputs[0][0, ROW, COLUMN].astype(np.int32)
+products = x * w
+print(f"s_x = {s_x:.6f}, s_w = {s_w:.7f}")
+for k in range(4):
+    print(f"x[{k}] w[{k}] = {x[k]} x {w[k]} = {products[k]}")
+assert z_x == 0
 
 # %% [markdown]
-# ## The sum
+# The view below has all 64. Press *Start the network*. Choose `layer1.0.conv1`, then the channel,
+# the row and the column from above. Go through the products one by one.
 #
-# 64 products of u8 by s8, summed in 32 bits: exact. Then the bias, which is in the same units.
+# ```{lab} pixel
+# ```
+#
+# ## Step 2: add
+#
+# The largest product is 255 x 127 = 32,385, so 64 of them fit into 32 bits with much room. Integers
+# do not round. The order of the additions makes no difference, and no CPU gets another sum.
 
 # %%
-products = x_u8.astype(np.int32) * w_s8.astype(np.int32)
-acc, bias = int(products.sum()), int(p.bias_s32[CHANNEL])
-print(f"acc {acc}, bias_s32 {bias}, together {acc + bias}")
+#| code: folded
+#| alt: Bars show the 64 products, some above and some below zero. A line beneath shows their sum.
+#| caption: The 64 products, and their sum so far.
+acc = int(products.sum())
+figure, (upper, lower) = plt.subplots(2, 1, figsize=(5.6, 4), sharex=True, layout="constrained")
+upper.bar(range(64), products, color=COLORS["int8"])
+upper.set(ylabel="product")
+lower.step(range(64), np.cumsum(products), where="mid", color=COLORS["int8"])
+lower.set(xlabel="k, the input channel", ylabel="sum so far")
+for axes in (upper, lower):
+    axes.axhline(0, color=GREY, linewidth=0.8)
+plt.show()
 
 # %% [markdown]
-# ## Back to eight bits
+# ## Step 3: add the bias
 #
-# Equations 7.2 and 7.3 ([chapter 7](07_requantization)): multiply; clip, which is the ReLU; round.
+# One unit of the sum is worth $s_x s_w$. The channel has a bias $b$, which is a real number. Divide
+# it by $s_x s_w$ and round: now it counts in the same units. This was done beforehand.
 
 # %%
-y_scale, y_zero_point = int8[NAME].qparams
-m = x_scale * p.w_scale[CHANNEL] / y_scale
+bias, b = int(p.bias_s32[CHANNEL]), fp32.params[NAME].bias[CHANNEL]
+print(f"b = {b:.5f}, b / (s_x s_w) = {b / (s_x * s_w):.2f}")
+print(f"bias = {bias}")
+print(f"sum + bias = {acc} + ({bias}) = {acc + bias}")
+assert abs(b / (s_x * s_w) - bias) <= 0.5
+
+# %% [markdown]
+# ## Steps 4 and 5: back to a byte
+#
+# The output has a scale of its own: one step of its byte is worth $s_y$. One unit of the sum is
+# worth $s_x s_w$. So multiply the sum by $m = s_x s_w / s_y$, and it counts in steps of the output.
+# Then clip to 0 and 255, and round. These are equations 7.2 and 7.3. The clip at 0 is also this
+# layer's ReLU.
+
+# %%
+s_y, z_y = int8[NAME].qparams
+m = s_x * s_w / s_y
 t = np.float32(acc + bias) * m
-y_u8 = int(np.rint(np.clip(t, 0, 255)))
-print(f"m = {x_scale:.6f} x {p.w_scale[CHANNEL]:.7f} / {y_scale:.6f} = {m:.8f}")
-print(f"t = {acc + bias} x {m:.8f} = {t:.4f}, so y = {y_u8}")
-assert y_u8 == steps[NAME].output[0, ROW, COLUMN, CHANNEL], "the network computed the same"
+y = int(np.rint(np.clip(t, 0, 255)))
+print(f"m = {s_x:.6f} x {s_w:.7f} / {s_y:.6f} = {m:.8f}")
+print(f"t = {acc + bias} x {m:.8f} = {t:.4f}")
+print(f"y = rint(clip({t:.4f}, 0, 255)) = {y}")
+assert z_y == 0
+assert y == steps[NAME].output[0, ROW, COLUMN, CHANNEL], "the network computed the same byte"
+
+# %% [markdown]
+# That is all. The layer does it for 16 x 16 pixels and 64 channels. The 64 bytes of a pixel are a
+# row of one matrix and the 64 weights of a channel a column of another. So the whole layer is a
+# product of two matrices, and two lines:
+
+# %%
+sums = gemm_u8s8_ref(steps[NAME].inputs[0].reshape(-1, 64), p.w_s8.T) + p.bias_s32  # (256, 64)
+whole = requantize_ref(sums, s_x * p.w_scale / s_y, z_y).reshape(1, 16, 16, 64)
+assert np.array_equal(whole, steps[NAME].output)
 
 # %% [markdown]
 # ## FP32 beside it
 #
-# Half a step at most is this output's own rounding; the rest came in with the weights and with x.
+# FP32 computes the same pixel from real numbers, without steps. How far apart are the two? Four
+# things move INT8 away. Two of them lie in the products. Write $\hat x$ and $\hat w$ for what bytes
+# stand for, and split the difference:
+#
+# $$
+# \begin{aligned} \hat x \hat w - x w = {} & (\hat x - x)\, w \cr
+# & + \hat x\, (\hat w - w) \end{aligned} \tag{9.2}
+# $$
+#
+# The first part comes from the inputs: they were rounded, and so were the layers before. The second
+# part comes from the rounded weights. The bias and the output are rounded once each.
 
 # %%
-#| alt: 09_one_pixel, a picture
-exact = max(0.0, float(x_f32 @ w_f32 + fp32.params[NAME].bias[CHANNEL]))
-print(f"fp32 {exact:.5f}; int8 {y_u8} x {y_scale:.6f} = {y_u8 * y_scale:.5f}")
-print(f"off by {abs(y_u8 * y_scale - exact) / y_scale:.2f} steps")
-
-figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
-axes.plot(np.cumsum(x_f32 * w_f32), label="fp32")
-axes.plot(np.cumsum(products) * x_scale * p.w_scale[CHANNEL], "--", label="int8")
-axes.set(xlabel="k, the input channels so far", ylabel="the sum so far, no bias")
-axes.legend()
+#| code: folded
+#| alt: A ruler of the byte's steps around the result. FP32's value and INT8's value before rounding
+#|   are marked close to each other; INT8's value is rounded to the nearest whole step. Beneath it
+#|   bars show the four errors, in steps of the output.
+#| caption: Above, the result among the steps of a byte. Below, what moves INT8 away from FP32. The
+#|   four add up to the whole difference. Rounding the output costs half a step at most.
+x_real, w_real = real[NAME].inputs[0][0, ROW, COLUMN], fp32.params[NAME].weight[CHANNEL]
+exact = max(0.0, float(x_real @ w_real + b)) / s_y  # in steps of the output
+parts = {
+    "the inputs": float((s_x * x - x_real) @ w_real) / s_y,
+    "the weights": float((s_x * x) @ (s_w * w - w_real)) / s_y,
+    "the bias": float(s_x * s_w * bias - b) / s_y,
+    "the output": y - float(t),
+}
+assert np.isclose(sum(parts.values()), y - exact, atol=1e-3)
+assert abs(parts["the output"]) <= 0.5
+print(f"FP32 {exact * s_y:.5f}, which is {exact:.2f} steps")
+print(f"INT8 {y * s_y:.5f}, which is {y} steps")
+figure, (ruler, bars) = plt.subplots(2, 1, figsize=(5.6, 3.6), layout="constrained")
+ruler.plot([exact], [0], "o", color=COLORS["fp32"], label="FP32")
+ruler.plot([t], [0], "o", color=COLORS["int8"], label="INT8, t")
+ruler.plot([y], [0], "^", color=COLORS["int8"], label="INT8, y")
+ruler.set(xlim=(y - 3, y + 3), ylim=(-0.6, 1.2), yticks=[], xticks=range(y - 3, y + 4))
+ruler.set(xlabel="steps of the output")
+ruler.legend(ncols=3, loc="upper center")
+bars.barh(list(parts), list(parts.values()), color=COLORS["int8"])
+bars.axvline(0, color=GREY, linewidth=0.8)
+bars.invert_yaxis()
+bars.set(xlabel="INT8 less FP32, in steps of the output")
 plt.show()
 
 # %% [markdown]
-# **Exercise.** What would y be without a bias? *Answer.* rint(acc x m), if that is not negative.
+# ## Exercises
+#
+# **1.** What would the byte be without a bias? Use the numbers from above.
+#
+# <details>
+# <summary>Answer</summary>
+#
+# Leave step 3 out: $y = \mathrm{rint}(\mathrm{clip}(\mathrm{sum} \cdot m, 0, 255))$.
+#
+# </details>
 
 # %%
+#| cell: The answer, computed
 bare = requantize_ref(np.array([[acc]], np.int32), m, 0).item()
-print("without a bias", bare)
+print(f"{acc} x {m:.8f} = {acc * m:.2f}, so y = {bare}")
 assert bare == int(np.rint(np.clip(np.float32(acc) * m, 0, 255)))
-assert np.isclose(x_scale * p.w_scale[CHANNEL] * bias, fp32.params[NAME].bias[CHANNEL], atol=1e-4)
 
 # %% [markdown]
-# ## In your browser
+# **2.** Which sums give 0, and which give 255? Take $m$ from above.
 #
-# Do the same with any layer, any channel and any pixel.
+# <details>
+# <summary>Answer</summary>
 #
-# ```{lab} pixel
-# ```
+# All sums up to $0.5 / m$ give 0: the negative ones by the clip, the others by rounding. All sums
+# from $254.5 / m$ on give 255. Between them, a byte cannot tell $1 / m$ neighbouring sums apart.
+#
+# </details>
+
+# %%
+#| cell: The answer, computed
+ends = np.array([[np.floor(0.5 / m), np.ceil(0.5 / m), np.ceil(254.5 / m)]], np.int32)
+print(f"sum + bias up to {ends[0, 0]}, and from {ends[0, 2]} on; 1 / m = {1 / m:.0f}")
+assert requantize_ref(ends, m, 0).tolist() == [[0, 1, 255]]
+
+# %% [markdown]
+# **3.** Change one pixel of the photograph, just outside the square. Does our byte change? And
+# a pixel in the middle of the square?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# Outside it cannot: no product reads that pixel. Inside it does, if the change is large enough to
+# survive the max-pool and the rounding.
+#
+# </details>
+
+# %%
+#| cell: The answer, computed
+bytes_now = []
+for row in (bottom + 1, (top + bottom) // 2):
+    changed = image.copy()
+    changed[0, :, row, (left + right) // 2] = 2.0  # nearly white
+    output = next(s.output for s in int8.steps(changed) if s.name == NAME)
+    bytes_now.append(int(output[0, ROW, COLUMN, CHANNEL]))
+print(f"was {y}; outside {bytes_now[0]}, inside {bytes_now[1]}")
+assert bytes_now[0] == y != bytes_now[1]

@@ -1,89 +1,249 @@
 # %% [markdown]
 # # 11. Climbing it again in INT8
 #
-# The same layer in eight bits. Four values fit where one float was, so the ladder could end four
-# times as high. This page shows how much of that each rung brings, and which instruction decides
-# it.
+# Four bytes fit where one float was, so this ladder could end four times as high as the last one.
+# It does, but only on a CPU that has an instruction for it. The loops, the panels, the blocks and
+# the threads stay as they were in [chapter 10](10_ladder_fp32). One instruction decides.
+#
+# ## What a byte changes
+#
+# Count again how many bytes go between registers and memory for one multiply-add. A and B have a
+# quarter of the bytes. But a *sum* needs 32 bits in INT8 as well, so a rung that loads and stores
+# its sums gains little.
 
 # %%
-import time
-
 import matplotlib.pyplot as plt
 import numpy as np
+from climbing import bytes_near, find, gain, gains, introduce, list_rungs, new_lines, plot_shares
+from recorded import runs
 
-from minires.kernels.isa import choose_isa
-from minires.ladder.climb import climb, doubts_about
-from minires.measure.peak import best_instruction, measure_peak
-from minires.measure.trust import percent, verdict
+from minires.ladder.climb import climb
+from minires.measure.plots import COLORS
+from minires.measure.trust import doubt_pair, mark, time_steadily
 from minires.reference import gemm_u8s8_ref
 
-# %% [markdown]
-# ## What the machine has
-#
-# With VNNI one instruction, `vpdpbusd`, multiplies four pairs of bytes a lane and adds them up.
-# Without it, it takes three, and those saturate ([chapter 16](16_saturation)), so that an
-# exact kernel needs more: no share of such a peak can be 100%. With AMX `tdpbusd` does it for
-# 16 x 16 sums at once.
-
 # %%
-isa = choose_isa()
-print(f"{isa.name}: {isa.instructions['u8s8'].name} on {isa.lanes} lanes")
-peaks = {p: measure_peak(best_instruction(p, isa), isa, 1).gops for p in ("fp32", "int8")}
-print(
-    f"peak of a core: fp32 {peaks['fp32']:.0f}, int8 {peaks['int8']:.0f} GOP/s, "
-    f"{peaks['int8'] / peaks['fp32']:.2f}x"
-)
-
-# %% [markdown]
-# ## The climb
-#
-# Each rung has to give the definition's bytes, to the last bit, before it is timed. Again a share
-# is of the peak of as many cores as the rung uses.
-
-# %%
-#| alt: 11_ladder_int8, a picture
-climbed = {precision: list(climb(precision, rounds=5)) for precision in ("fp32", "int8")}
-for result in climbed["int8"]:
-    print(
-        f"{result.rung.name:<12}{1e3 * result.seconds:>9.2f} ms{result.gops:>8.1f} GOP/s"
-        f"{percent(result.share, result.doubts):>6} of the peak"
-    )
-print(verdict(doubts_about(climbed["int8"])))
-
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, layout="constrained")
-for place, (precision, results) in zip(axes, climbed.items(), strict=True):
-    place.barh([r.rung.name for r in results], [r.gops for r in results])
-    place.axvline(max(r.gops / r.share for r in results), color="k", label="peak, all cores")
-    place.set(title=precision, xlabel="GOP/s")
-    place.invert_yaxis()
-axes[0].legend()
+#| alt: Bars for five rungs. loops 12 bytes in FP32 and 2 in INT8, ordered 12 and 9, tiled 3 and
+#|   2.25, panels 1.25 and 0.32, the vector instruction 0.92 and 0.32.
+#| caption: Bytes for one multiply-add on AVX2, by arithmetic. From `panels` on, sums stay in
+#|   registers, and INT8 moves about a quarter or a third.
+#| code: folded
+names, height = ["loops", "ordered", "tiled", "panels", "vector"], 0.4
+figure, axes = plt.subplots(figsize=(5.6, 3), layout="constrained")
+for shift, precision in enumerate(("fp32", "int8")):
+    counts = [bytes_near(name, precision) for name in names]
+    places = np.arange(len(names)) + height * shift
+    bars = axes.barh(places, counts, height, color=COLORS[precision], label=precision)
+    axes.bar_label(bars, [f"{count:.2f}" for count in counts], padding=3)
+axes.set_yticks(np.arange(len(names)) + height / 2, names)
+axes.set(xlabel="bytes a multiply-add", xlim=(0, 14))
+axes.invert_yaxis()
+axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# ## What is different
+# ## The ladder
 #
-# * NumPy has no BLAS for integers, so the definition multiplies in float32, in blocks of K that are
-#   exact (255 x 128 x 512 is less than 2^24). Below, what that saves.
-# * Compiled loops do well here that do badly in float32. Integer sums may be taken in any order,
-#   so the compiler makes vectors of *loops* already; *ordered* and *tiled* add little to that.
-# * The epilogue is longer: convert, multiply, clip, round, narrow, where FP32 adds and clips. It
-#   is paid once for each output, so it weighs most where K is small.
+# The layer is the same, and so are the rungs. The test is stricter: each rung has to give the
+# definition's bytes to the last bit. Integers never round, so the order of the sums does not
+# matter.
 
 # %%
-best = {precision: min(r.seconds for r in results) for precision, results in climbed.items()}
-print(f"on this layer INT8 is {best['fp32'] / best['int8']:.2f} times as fast as FP32")
-a, b = np.full((98, 1152), 255, np.uint8), np.full((1152, 128), -128, np.int8)
-for name, multiply in [("exact float32", gemm_u8s8_ref), ("int32", lambda a, b: np.int32(a) @ b)]:
-    started = time.perf_counter()
-    assert (multiply(a, b) == -255 * 128 * 1152).all()
-    print(f"NumPy's product as {name}: {1e3 * (time.perf_counter() - started):.1f} ms")
+list_rungs("int8")
+print()
+yours = {precision: list(climb(precision, rounds=5)) for precision in ("fp32", "int8")}
+introduce("int8", yours["int8"])
 
 # %% [markdown]
-# **Exercise.** K is 1152 here and 64 in `layer1.0.conv1`. By how much does the share of the
-# epilogue grow, if it takes as long as 30 steps along K (a step takes four values)? *Answer.* From
-# 30 / (288 + 30) to 30 / (16 + 30):
+# ## loops, ordered, tiled: the compiler's part
+#
+# In FP32 `loops` waited for each addition. Here the compiler may add in any order, so it makes
+# vectors of `loops` by itself, and keeps the sums in registers. That is why the first rung of this
+# ladder is several times as fast as FP32's.
 
 # %%
-shares = [30 / (K / 4 + 30) for K in (1152, 64)]
-print(" to ".join(f"{share:.0%}" for share in shares))
-assert shares[1] > 6 * shares[0]
+gains("loops", "int8", yours["int8"])
+for run in runs("ladders"):
+    floats, ints = (find(run.ladders[p], "loops").seconds for p in ("fp32", "int8"))
+    print(f"{run.name}: INT8's loops are {floats / ints:.1f}x FP32's")
+    assert floats / ints > 3
+
+# %% [markdown]
+# `ordered` was the great leap of FP32, because it removed the waiting. Here there is none to
+# remove, and 2 bytes become 9. `tiled` brings them back to 2.25. So expect little of these two:
+
+# %%
+gains("ordered", "int8", yours["int8"])
+gains("tiled", "int8", yours["int8"])
+for run in runs("ladders"):
+    assert gain(run.ladders["int8"], "ordered") < 2 < gain(run.ladders["fp32"], "ordered")
+
+# %% [markdown]
+# ## panels: bytes without an instruction for bytes
+#
+# A group of 32 bits now holds four values along K instead of one. Panels, tile and loop are the
+# same file as in FP32. But this rung may use only what every CPU has, so it takes the bytes out of
+# their lane one by one:
+
+# %%
+#| output: python
+print(new_lines("mul, add of bytes"))
+
+# %%
+gains("panels", "int8", yours["int8"])
+
+# %% [markdown]
+# ## The instruction
+#
+# This is where the ladders part. Before VNNI, x86 had `vpmaddubsw`, which makes products of bytes
+# and saturates ([chapter 12](12_one_instruction)). To be exact, minires has to split each
+# activation in two and multiply twice:
+
+# %%
+#| output: python
+print(new_lines("vpmaddubsw"))
+
+# %%
+gains("vpmaddubsw", "int8", yours["int8"])
+
+# %% [markdown]
+# On a CPU with AVX2 alone, it is better to widen the bytes to 16 bits and to use `vpmaddwd`: two
+# products a lane instead of four, but no cutting off. With VNNI there is `vpdpbusd`: four products
+# a lane, added up, in one instruction.
+
+# %%
+#| output: python
+print(new_lines("vpmaddwd"))
+print("\n" + new_lines("vpdpbusd"))
+
+# %%
+gains("vector", "int8", yours["int8"])
+for run in runs("ladders"):
+    names = [result.rung.name for result in run.ladders["int8"][2:]]
+    every = {name: gain(run.ladders["int8"], name) for name in names}
+    assert "vpdpbusd" not in names or max(every, key=every.get) == "vpdpbusd"
+
+# %% [markdown]
+# Where VNNI is there, this rung gains more than any other of the compiled ones. Nothing else in the
+# file has changed.
+#
+# ## fused: a longer epilogue
+#
+# FP32 adds a bias and clips. INT8 converts, multiplies, clips, rounds and narrows
+# ([chapter 7](07_requantization)). It is paid once for each output, so it weighs most where K is
+# small: see exercise 2.
+
+# %%
+#| output: python
+print(new_lines("requantize"))
+
+# %% [markdown]
+# ## blocks, threads, implicit, engine: four times the room
+#
+# A has 0.9 MB instead of 3.6, and four times as many rows fit in the second cache. The im2col
+# matrix that NumPy writes has a quarter of the bytes, too. One thing is new: the padding around the
+# image is not 0 but the zero point ([chapter 5](05_eight_bits)).
+
+# %%
+for name in "fused", "blocks", "threads", "implicit", "engine":
+    print(name)
+    gains(name, "int8", yours["int8"])
+
+# %% [markdown]
+# ## What a share of the peak means
+#
+# A share compares a rung with what the multiplying instruction can do when it has nothing to wait
+# for. With VNNI that is `vpdpbusd`. With AVX2 alone it is the exact way by `vpmaddwd`, whose own
+# peak is far from four times FMA's. So a high share of it need not be fast. (`vpmaddubsw` would be
+# faster, but it saturates.) A question mark in the last line means that this peak was measured
+# twice, and that the two measurements disagree by more than 15%.
+
+# %%
+for run in runs("ladders", "peaks"):
+    fma, *others = [peak for peak in run.peaks if peak.operands in ("f32", "u8s8")]
+    fused = find(run.ladders["int8"], "fused")
+    print(f"{run.name}, on one core:\n  {fma.name:<12}{fma.gops:>5.0f} GFLOP/s")
+    for peak in others:
+        print(f"  {peak.name:<12}{peak.gops:>5.0f} GOP/s, {peak.gops / fma.gops:.1f}x")
+    again = fused.gops / fused.share
+    doubts = doubt_pair("the peak", others[-1].gops, again)
+    print(f"  {others[-1].name}, with the ladder: {mark(f'{again:.0f}', doubts)}")
+
+# %%
+#| alt: For each run a bar for each rung of the INT8 ladder, in percent of the peak.
+#| caption: Each bar shows the percentage of peak reached on the cores that rung uses. Pale bars are
+#|   in doubt.
+#| code: folded
+plot_shares("int8", yours["int8"])
+plt.show()
+
+# %% [markdown]
+# ## Four times as high?
+#
+# Compare the ends of both ladders:
+
+# %%
+print(f"{'':11}{'FP32':>7}{'INT8':>8} GOP/s{'ratio':>7}")
+ends = {run.name: run.ladders for run in runs("ladders")} | {"yours": yours}
+for name, ladders in ends.items():
+    floats, ints = (ladders[precision][-1] for precision in ("fp32", "int8"))
+    sure = "?" * bool(floats.doubts or ints.doubts)
+    ratio = ints.gops / floats.gops
+    print(f"{name:<11}{floats.gops:>7.0f}{ints.gops:>8.0f}{'':6}{ratio:>6.2f}x{sure}")
+    assert name != "xeon-vnni" or (4.1 < ratio < 4.3 and floats.share < ints.share)
+
+# %% [markdown]
+# On the Xeon the INT8 ladder ends 4.2 times as high. (More than four, because FP32 reached less of
+# its own peak.) On a CPU with AVX2 alone it cannot. There `vpmaddwd` and the addition after it make
+# two multiply-adds a lane with two instructions, where one FMA makes one with one. What INT8 still
+# saves there is memory: [chapter 14](14_waterfall) follows that through a whole network.
+#
+# NumPy's definition does not gain either. NumPy has no library for integer matrices, so its own
+# loop is slow. The definition therefore multiplies in float32, in blocks of K that are exact:
+# 255 x 128 x 512 is less than $2^{24}$.
+
+# %%
+a, b = np.full((784, 1152), 255, np.uint8), np.full((1152, 128), -128, np.int8)
+for name, multiply in [("exact float32", gemm_u8s8_ref), ("int32", lambda a, b: np.int32(a) @ b)]:
+    assert (multiply(a, b) == -255 * 128 * 1152).all()
+    seconds, doubts = time_steadily(name, lambda multiply=multiply: multiply(a, b), runs=3)
+    print(f"yours, as {name + ':':<15}{mark(f'{1e3 * seconds:.1f}', doubts)} ms")
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Why does `ordered` move 9 bytes for a multiply-add in INT8, and not 12 / 4 = 3?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# It loads one byte of B, but it loads and stores a sum of four bytes: 1 + 4 + 4.
+#
+# </details>
+#
+# **2.** Suppose that the epilogue takes as long as 30 steps along K, and a step takes four values.
+# Which share of the time is that for K = 1152? And for K = 64, as in `layer1.0.conv1`?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# K = 1152 has 288 steps: 30 / (288 + 30) = 9%. K = 64 has 16: 30 / (16 + 30) = 65%.
+#
+# </details>
+#
+# **3.** A CPU starts two instructions on vectors of 8 lanes a cycle, of any kind. How many
+# multiply-adds a cycle do FMA, `vpmaddwd` with its addition, and `vpdpbusd` make?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# FMA: 2 x 8 = 16. `vpmaddwd` and `vpaddd`: 2 x 8 for two instructions, one pair a cycle, so 16
+# again. `vpdpbusd`: 2 x 8 x 4 = 64. (Many CPUs add on a third unit, too, and get beyond 16.)
+#
+# </details>
+
+# %%
+#| cell: The answers, computed
+assert bytes_near("ordered", "int8") == 1 + 4 + 4
+assert [f"{30 / (K / 4 + 30):.0%}" for K in (1152, 64)] == ["9%", "65%"]
+assert (2 * 8 * 1, 2 / 2 * 8 * 2, 2 * 8 * 4) == (16, 16, 64)

@@ -1,68 +1,172 @@
 # %% [markdown]
 # # 12. One instruction, 64 multiply-adds
 #
-# Why four times? Because of one instruction. This page shows what it does, in NumPy, and what it
-# replaced; then the code that minires's microkernels become for CPUs with and without it.
+# Why could INT8 be four times as fast as FP32? Because one instruction, `vpdpbusd`, makes 64
+# multiply-adds of bytes, where the best one for floats makes 16. It has the same registers, and a
+# CPU can start it as often. This chapter shows what it does, what came before it, and what ARM has
+# in its place. Then you read minires's inner loops. At the end you add an instruction yourself.
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+from lanes import draw_lane
 
 from minires.kernels.isa import ISAS
 from minires.kernels.microkernel import Microkernel, assembly
 
 # %% [markdown]
-# ## What `vpdpbusd` does
+# ## FMA: a lane holds one float
 #
-# A vector register has 512 bits: 16 lanes of 32. A lane holds one float, or four bytes. In each
-# lane the instruction multiplies four u8 by four s8 and adds all four products to an s32. This is
-# why activations are u8; and as most come from a ReLU, a sign would be a bit wasted.
-
+# A vector register of AVX-512 has 512 bits. The CPU divides them into 16 *lanes* of 32 bits, and an
+# instruction does the same thing in all lanes at once. A float has 32 bits, so it fills a lane.
+# An FMA, `vfmadd231ps`, multiplies two floats and adds the product to a third one: 16
+# multiply-adds, one a lane.
 
 # %%
-def vpdpbusd(acc_s32, a_u8, b_s8):
-    """Do in NumPy what one instruction does: (16,) s32, (16, 4) u8, (16, 4) s8 to (16,) s32."""
-    return acc_s32 + (a_u8.astype(np.int32) * b_s8).sum(axis=1, dtype=np.int32)
-
-
-random = np.random.default_rng(0)
-a, b = random.integers(0, 256, (16, 4), np.uint8), random.integers(-128, 128, (16, 4), np.int8)
-print(vpdpbusd(np.zeros(16, np.int32), a, b))
-
-# %% [markdown]
-# 64 multiply-adds, where `vfmadd231ps` does 16 in the same register and at the same rate. That
-# is all there is to the 4x.
-#
-# ## Before VNNI
-#
-# Three instructions did the same: `vpmaddubsw` (pairs of products, in 16 bits), `vpmaddwd` by
-# ones (pairs of those, in 32), `vpaddd`. Where all three share two vector units, as on Intel's
-# server cores, that is 64 x 2 / 3 a cycle against 16 x 2: 1.33x. A core that adds on other units
-# gets nearer to 2x: [chapter 13](13_peak) measures it. Xeons since 2023 have AMX besides: `tdpbusd`
-# multiplies 16 x 64 bytes by 64 x 16 in 16 cycles, 1024 products a cycle or 32x. FP32 has nothing
-# like it.
-
-# %%
-#| alt: 12_one_instruction, a picture
-per_cycle = {"fma": 16 * 2, "three instructions": 64 * 2 / 3, "vpdpbusd": 64 * 2}
-for name, products in per_cycle.items():
-    print(f"{name:<20}{products:>6.1f} products a cycle, {products / per_cycle['fma']:.2f}x")
-
-plt.figure(figsize=(7, 2.4), layout="constrained")
-plt.barh(list(per_cycle), list(per_cycle.values()))
-plt.xlabel("products a cycle of a core with two 512-bit units (arithmetic)")
+#| alt: A register of 16 lanes. In its first lane the float 1.5 of a, the float -2.0 of b, and the
+#|   sum, which is 10.0 before and 7.0 after.
+#| caption: An FMA in one lane: 10 + 1.5 x (-2) = 7.
+#| code: folded
+rows = [("a", [1.5], "a"), ("b", [-2.0], "b"), ("sum before", [10.0], "sum")]
+draw_lane(16, [*rows, ("sum after", [10.0 + 1.5 * -2.0], "sum")])
 plt.show()
 
 # %% [markdown]
-# ## In the microkernel
+# ## vpdpbusd: a lane holds four bytes
 #
-# LLVM makes code for any CPU on any other, so some products of inner loops can be read here. Per
-# step along K, each row of the tile broadcasts 32 bits, which are multiplied by the weights'
-# vectors. With AVX-512 the result, which comes last, is a sum in its register. AVX2's loop first
-# widens bytes, so as not to saturate ([chapter 16](16_saturation)), and adds apart. ARM writes
-# the result first, and takes a lane of a vector as it is; a step has four lanes of each row.
+# Where one float was, four bytes fit. `vpdpbusd` takes four unsigned bytes a (u8, from 0 to 255)
+# and four signed bytes b (s8, from -128 to 127). It multiplies them pair by pair, adds the four
+# products together, and adds the result to the lane's sum. The sum is a signed integer of 32 bits
+# (s32): one for four products, so it fills the lane again. In NumPy:
+
 
 # %%
+def vpdpbusd(sum_s32, a_u8, b_s8):
+    """Do what one instruction does: (16,) s32, (16, 4) u8 and (16, 4) s8 make (16,) s32."""
+    products = a_u8.astype(np.int32) * b_s8  # (16, 4)
+    return sum_s32 + products.sum(axis=1, dtype=np.int32)
+
+
+a, b = np.array([[200, 3, 0, 255]], np.uint8), np.array([[-5, 7, 100, 2]], np.int8)
+print(vpdpbusd(np.array([1000], np.int32), a, b))
+
+# %%
+#| alt: In the first of 16 lanes four bytes of a, four bytes of b, their four products, and one sum:
+#|   1000 before, 531 after.
+#| caption: The same lane with `vpdpbusd`: four products and one sum. The products never saturate,
+#|   because the instruction keeps all of their bits.
+#| code: folded
+products = a.astype(np.int32) * b
+rows = [("a, u8", list(a[0]), "a"), ("b, s8", list(b[0]), "b")]
+rows += [("products", list(products[0]), "between"), ("sum before, s32", [1000], "sum")]
+draw_lane(16, [*rows, ("sum after, s32", [1000 + products.sum()], "sum")])
+plt.show()
+
+# %% [markdown]
+# 16 lanes times 4 is 64 multiply-adds. Why is a unsigned and b signed? Because a is meant for
+# activations, and most of those come from a ReLU: they are never negative, so a sign would waste a
+# bit. Weights need both signs.
+#
+# Which four bytes share a lane? Neighbours along K: products that belong to the *same* sum. The 16
+# lanes belong to 16 *different* sums: one pixel's, for 16 output channels. So minires gives all
+# lanes the same four bytes of a, and each lane its own four weights.
+#
+# Step through it with bytes of your own (x is a, and w is b), and through the other instructions:
+#
+# ```{lab} instruction
+# ```
+#
+# ## Before VNNI: three instructions
+#
+# VNNI is the extension that brought `vpdpbusd`. Before it, three instructions did its work.
+# `vpmaddubsw` multiplies the bytes, and adds the products in pairs into 16 bits. `vpmaddwd`
+# multiplies those by 1, and adds them in pairs into 32 bits. `vpaddd` adds that to the sum.
+
+
+# %%
+def before_vnni(sum_s32, a_u8, b_s8):
+    """Do the same by three instructions."""
+    products = a_u8.astype(np.int32) * b_s8
+    pairs = products.reshape(-1, 2, 2).sum(axis=2)
+    pairs = np.clip(pairs, -(2**15), 2**15 - 1)  # vpmaddubsw: 16 bits, and what is larger is cut
+    return sum_s32 + pairs.sum(axis=1, dtype=np.int32)  # vpmaddwd, then vpaddd
+
+
+assert before_vnni(1000, a, b) == vpdpbusd(1000, a, b)
+large, largest = np.array([[255, 255, 3, 0]], np.uint8), np.array([[127, 127, 7, 100]], np.int8)
+print("exact:", vpdpbusd(0, large, largest), "before VNNI:", before_vnni(0, large, largest))
+
+# %%
+#| alt: In one lane four bytes of a and of b. The first pair's sum should be 64,770, and is cut off
+#|   at 32,767. The second one is 21. Together they are 32,788.
+#| caption: Two large products do not fit in 16 bits. `vpmaddubsw` cuts their sum off, in silence.
+#| code: folded
+pairs = (large.astype(np.int32) * largest).reshape(2, 2).sum(axis=1)
+cut = np.clip(pairs, -(2**15), 2**15 - 1)
+rows = [("a, u8", list(large[0]), "a"), ("b, s8", list(largest[0]), "b")]
+rows += [("should be", list(pairs), "between"), ("vpmaddubsw, s16", list(cut), "cut off")]
+draw_lane(
+    16, [*rows, ("vpmaddwd, s32", [cut.sum()], "between"), ("vpaddd, s32", [cut.sum()], "sum")]
+)
+plt.show()
+
+# %% [markdown]
+# 255 x 127 + 255 x 127 = 64,770, but 16 bits hold at most 32,767. This is what *saturates* means.
+# [Chapter 16](16_saturation) shows what it does to a network, and what minires does instead.
+#
+# ## sdot: ARM's dot product
+#
+# ARM's registers have 128 bits: 4 lanes. `sdot` also adds four products in each lane, 16 in all,
+# where ARM's FMA, `fmla`, makes 4. The factor is the same. But `sdot` wants *both* operands signed.
+# So minires takes 128 from each activation. u8 becomes s8, and each sum comes out too small by
+# 128 x (the sum of its weights). That does not depend on the image, so minires adds it back once,
+# in the bias. (`usdot`, which newer CPUs have, takes u8 and s8 as they are.)
+
+# %%
+#| alt: In one of 4 lanes four bytes of a less 128, four bytes of b, their products, and one sum:
+#|   -12,781. With the bias it is 531.
+#| caption: `sdot` with the same bytes as above, and the same 531 in the end.
+#| code: folded
+less = a.astype(np.int32) - 128
+total = 1000 + (less * b).sum()
+back = 128 * b.sum(dtype=np.int32)
+rows = [("a - 128, s8", list(less[0]), "a"), ("b, s8", list(b[0]), "b")]
+rows += [("products", list((less * b)[0]), "between"), ("sum after, s32", [total], "sum")]
+draw_lane(4, [*rows, ("with the bias", [total + back], "sum")])
+plt.show()
+assert total + back == vpdpbusd(1000, a, b) == 531
+
+# %% [markdown]
+# ## How many a cycle
+#
+# An Intel server core of 2019 has two vector units of 512 bits, and each starts one instruction a
+# cycle. Before VNNI three instructions share these units, so 64 multiply-adds take 1.5 cycles. (A
+# core that adds on other units does better: [chapter 13](13_peak) measures it.)
+
+# %%
+#| alt: Bars of multiply-adds a cycle: FMA 32, three instructions 42.7, vpdpbusd 128.
+#| caption: By arithmetic, for a core with two units of 512 bits.
+#| code: folded
+per_cycle = {"FMA": 2 * 16, "before VNNI": 2 * 64 / 3, "vpdpbusd": 2 * 64}
+plt.figure(figsize=(5.6, 1.8), layout="constrained")
+bars = plt.barh(list(per_cycle), list(per_cycle.values()))
+plt.bar_label(bars, [f"{count / 32:.2f}x" for count in per_cycle.values()], padding=3)
+plt.gca().set(xlabel="multiply-adds a cycle", xlim=(0, 150))
+plt.gca().invert_yaxis()
+plt.show()
+
+# %% [markdown]
+# So VNNI's step was from 1.33x to 4x. Xeons since 2023 also have AMX. Its `tdpbusd` multiplies
+# 16 x 64 bytes by 64 x 16 bytes in 16 cycles. That is 1024 multiply-adds a cycle, 32x, and FP32 has
+# nothing like it.
+#
+# ## In the microkernel
+#
+# LLVM can compile for CPUs that you do not own. So here are four inner loops, with three
+# multiplying instructions from each.
+
+# %%
+MULTIPLY = ("vfmadd", "vpdp", "vpmadd", "fmla", "sdot")
 for name, operands, epilogue in [
     ("avx512vnni", "f32", "activate"),
     ("avx512vnni", "u8s8", "requantize"),
@@ -71,29 +175,104 @@ for name, operands, epilogue in [
 ]:
     kernel = Microkernel.of(ISAS[name], operands, epilogue)
     lines = [" ".join(line.split()) for line in assembly(kernel).splitlines()]
-    used = [line for line in lines if line.startswith(("vfmadd", "vpdp", "vpmadd", "fmla", "sdot"))]
-    print(
-        f"{name}, {operands}: {kernel.rows * kernel.vectors} sums, "
-        f"{len(used)} multiplying instructions a step"
-    )
+    used = [line for line in lines if line.startswith(MULTIPLY)]
+    print(f"{name}, {operands}: {kernel.rows * kernel.vectors} sums, {len(used)} a step")
     print(*(f"    {line}" for line in used[:3]), sep="\n")
 
 # %% [markdown]
-# **Exercise.** Two cores with two units each at 3.5 GHz: what are the peaks in FP32 and in INT8, a
-# multiply-add being two operations? *Answer.* 2 x 2 x 16 x 2 x 3.5 = 448 GFLOP/s, and four times
-# that.
+# How to read them:
+#
+# * **x86** names the register of the sums last. In the first two loops, the three lines share the
+#   register before it: a float of a, or four bytes, copied to all lanes. The first holds weights.
+# * The first two loops have as many sums, and as many instructions a step. Only the instruction
+#   differs. But a step of the second one covers four values along K.
+# * **AVX2** without VNNI first widens the bytes to 16 bits. Then `vpmaddwd` is exact. It takes two
+#   for each sum, and additions besides.
+# * **ARM** names the sums first. `.4b[0]` is lane 0 of a register: the instruction itself copies
+#   four bytes to all lanes. A step takes all four lanes, so it has four instructions for each sum.
+#
+# ## Exercises
+#
+# **1.** Two cores have two units of 512 bits each, at 3.5 GHz. What are their peaks in FP32 and
+# INT8? A multiply-add is two operations.
+#
+# <details>
+# <summary>Answer</summary>
+#
+# 2 cores x 2 units x 16 lanes x 2 operations x 3.5 GHz = 448 GFLOP/s; in INT8 4 x 448 = 1792 GOP/s.
+#
+# </details>
+#
+# **2.** `vpdpbusd` does not check its sum of 32 bits. How many products can it add before the sum
+# might overflow? ResNet-50 needs at most 4608.
+#
+# <details>
+# <summary>Answer</summary>
+#
+# The largest product is 255 x 128 = 32,640 in size. $2^{31} / 32640$ is 65,793 products.
+#
+# </details>
+#
+# **3.** How large may weights be, so that `vpmaddubsw` never saturates?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# Two products have to fit: 2 x 255 x w must be at most 32,767, so w is at most 64: seven bits.
+#
+# </details>
 
 # %%
-peaks = {name: 2 * 2 * products * 3.5 for name, products in per_cycle.items()}
-assert (peaks["fma"], peaks["vpdpbusd"]) == (448, 4 * 448)
-assert np.array_equal(
-    vpdpbusd(np.ones(16, np.int32), a, b) - 1, np.einsum("ij,ij->i", a.astype(int), b)
-)
+#| cell: The answers, computed
+peaks = {name: 2 * 2 * count * 3.5 for name, count in [("FMA", 16 * 2), ("vpdpbusd", 64 * 2)]}
+assert peaks == {"FMA": 448, "vpdpbusd": 1792}
+assert 2**31 // (255 * 128) == 65793 > 4608
+assert (2**15 - 1) // (2 * 255) == 64
 
 # %% [markdown]
-# ## In your browser
+# ## Final project: add an instruction set
 #
-# Step through the instruction with bytes of your own.
+# Some CPUs since 2024 have AVX-VNNI-INT8. Its `vpdpbssd` is the `sdot` of x86: it multiplies s8 by
+# s8, in 8 lanes (`_mm256_dpbssd_epi32` in Intel's intrinsics guide). Teach it to minires:
 #
-# ```{lab} instruction
-# ```
+# 1. Read `minires/kernels/isa/x86.py`, and in `minires/kernels/isa/arm.py` what belongs to `SDOT`.
+# 2. Write the function that emits it. LLVM calls it `llvm.x86.avx2.vpdpbssd.256`.
+# 3. Describe it as an `Instruction`. Like `SDOT` it needs `before` and `less`, because activations
+#    are u8.
+# 4. Write an `ISA` whose `features` are AVXVNNI's and `avxvnniint8`. List it in
+#    `minires/kernels/isa/__init__.py`, ahead of `AVXVNNI`.
+# 5. Run `pytest tests/kernels/test_microkernel.py`. It finds your set in the list. On any CPU it
+#    looks for the instruction in the assembly. On a CPU that has it, it compares the bits.
+#
+# No loop changes, no packing, no engine. This solution does not even touch the files, so you can
+# check it here, whichever CPU you have.
+
+# %%
+#| cell: A solution, and its check
+from dataclasses import replace
+
+from minires.kernels.ir import I8, LLVM_22, call, vector
+from minires.kernels.isa.arm import less_128
+from minires.kernels.isa.x86 import AVXVNNI, VPDPBUSD
+
+
+def vpdpbssd(builder, acc, a, b):
+    """Add four products of s8 and s8 in s32 by one instruction."""
+    if LLVM_22:  # before, LLVM wanted vectors of 32-bit lanes
+        a, b = (builder.bitcast(v, vector(I8, 32)) for v in (a, b))
+    return call(builder, "llvm.x86.avx2.vpdpbssd.256", acc.type, acc, a, b)
+
+
+VPDPBSSD = replace(
+    VPDPBUSD, name="vpdpbssd", emit=vpdpbssd, mnemonics=("vpdpbssd",), before=less_128, less=128
+)
+MINE = replace(
+    AVXVNNI,
+    name="avxvnniint8",
+    features=AVXVNNI.features | {"avxvnniint8"},
+    instructions={**AVXVNNI.instructions, "u8s8": VPDPBSSD},
+)
+kernel = Microkernel.of(MINE, "u8s8", "requantize")
+found = assembly(kernel).count("vpdpbssd")
+print(f"{found} times vpdpbssd for {kernel.rows * kernel.vectors} sums")
+assert found == kernel.rows * kernel.vectors

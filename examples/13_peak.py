@@ -1,85 +1,258 @@
 # %% [markdown]
 # # 13. Your machine's peak
 #
-# A fraction of the peak says more than a time: it says how much is left. The peak is arithmetic,
-# lanes x products x 2 x rate x clock, but the clock moves, and the rate, in instructions a cycle,
-# is in no data sheet that one has at hand. So it is measured.
+# A time says how long a layer took. It does not say how much faster it could be. For that you need
+# two limits: how fast the machine multiplies, and how fast it reads. This chapter derives both,
+# measures both, and predicts from them how much faster each layer gets in INT8.
+#
+# ## The peak is a product of five numbers
+#
+# Say that a core never waits. It starts some multiplying instructions in each cycle: that is the
+# **rate**. Each works on a register of several **lanes** of 32 bits. A lane multiplies several
+# pairs of numbers, its **products**: one pair of floats, or four pairs of bytes. Each product is
+# also added to a sum, so it counts as **2** operations. The **clock** says how many cycles a
+# second has. Multiply them all:
+#
+# $$ \begin{aligned} \text{peak} = {} & \text{lanes} \times \text{products} \\ & \times 2 \times
+# \text{rate} \times \text{clock} \end{aligned} \tag{13.1} $$
+#
+# Take 8 lanes, as AVX2 has, two multiply-adds a cycle, and 3 GHz. In FP32 that makes
+# $8 \times 1 \times 2 \times 2 \times 3 = 96$ billion operations a second (GOP/s), for each core.
+# With VNNI a lane takes four pairs of bytes in one instruction. Only `products` changes, from 1 to
+# 4, so INT8 peaks at 4 times FP32. Without VNNI one instruction is not enough, and the rate falls.
 
 # %%
 from functools import partial
 
 import matplotlib.pyplot as plt
+import numpy as np
+from recorded import measure_yours, run, side_by_side, tell, worked_out
 
+from minires.kernels.isa import ISAS
 from minires.ladder.climb import problem, rungs
-from minires.measure.machine import format_machine, measure_machine
-from minires.measure.peak import peak
-from minires.measure.trust import doubt_share, time_steadily, verdict
+from minires.measure.machine import measure_machine
+from minires.measure.peak import best_instruction, doubts_about, peak
+from minires.measure.plots import COLORS, GREY
+from minires.measure.trust import doubt_share, mark, time_steadily
+
+lanes, products, rate, clock = 8, 1, 2, 3
+assert lanes * products * 2 * rate * clock == 96
 
 # %% [markdown]
 # ## Measuring it
 #
-# A loop that does nothing but multiply and add in registers: as many sums beside each other as the
-# latency asks for, no loads, no stores. In between, a chain of instructions that take one cycle
-# each tells the clock. `minires peak` prints the same. What else runs can only make a round
-# slower, so the best of many counts, if the best of another half of them agrees.
+# No data sheet at hand tells the rate, and the clock moves. So `minires peak` measures both. It
+# runs a loop that only multiplies and adds. The loop keeps enough independent sums to hide the
+# latency, and never touches memory. Between rounds it times a chain of instructions that take one
+# cycle each, which gives the clock. Then it solves equation 13.1 for the rate.
+#
+# Other programs can only make a round slower. So the best of many rounds counts, if the best of
+# the other half of them agrees.
 
 # %%
-peaks, memory = measure_machine()
-print(format_machine(peaks, memory).partition("what was timed")[0].rpartition("\n")[0])
+recorded, (peaks, memory) = run("zen3-avx2"), measure_machine()
+doubts = [doubt for found in peaks for doubt in found.doubts]
+mine = {found.instruction.name: found for found in peaks}
+theirs = {found.name: found for found in recorded.peaks}
+rows = []
+for what, label in [("gops", "GOP/s"), ("rate", "a cycle"), ("clock", "GHz")]:
+    for name in dict.fromkeys([*theirs, *mine]):
+        that, this = (
+            f"{getattr(of[name], what):.2f}" if name in of else "" for of in (theirs, mine)
+        )
+        write = worked_out if what == "rate" else mark
+        rows.append([f"{name}, {label}", that, write(this, doubts) if this else ""])
+print(side_by_side("of one core", rows, [recorded], ["peaks"], doubts))
 
 # %% [markdown]
-# ## What was timed
+# A rate of 2 says that the core starts two such instructions in each cycle. A rate of 0.67 belongs
+# to a sequence: without VNNI, four products of bytes take several instructions, and the core
+# begins two such sequences in three cycles. `vpmaddubsw` takes fewer, but it can saturate
+# ([chapter 16](16_saturation)), so minires does not multiply with it alone.
 #
-# The inner loop, as the compiler left it: each line has its own sum, so none waits for another.
+# This is the loop that was timed here, as the compiler left it. Each line has a sum of its own, so
+# none waits for another.
 
 # %%
-print(peaks[0].assembly)
+print("\n".join(peaks[0].assembly.splitlines()[:6]))
 
 # %% [markdown]
-# ## The roofline
+# ## The roofline, derived
 #
-# Few operations a byte, and the memory is the limit; many, and the arithmetic is. A layer should
-# lie to the right of the corner between the two (Williams et al. 2009). Here is one on it, the 3x3
-# convolution of chapters 10 and 11: what its roof allows, and what the top rung takes. In INT8 it
-# moves a quarter of the bytes, so it lies further to the right.
+# A layer has to do two things: compute its operations, and move its bytes. A good program does
+# both at once, so the longer of the two decides:
+#
+# $$ \text{time} \ge \max\left( \frac{\text{operations}}{\text{peak}},
+# \frac{\text{bytes}}{\text{bandwidth}} \right) \tag{13.2} $$
+#
+# Divide the operations by both sides. On the left stands the speed. On the right a new number
+# appears, the operations for each byte. It is called the *intensity*:
+#
+# $$ \begin{aligned} \text{intensity} &= \frac{\text{operations}}{\text{bytes}} \\
+# \text{speed} &\le \min(\text{peak}, \\ &\quad \text{intensity} \times \text{bandwidth})
+# \end{aligned} \tag{13.3} $$
+#
+# Draw that limit over the intensity and you get a roof: a slope, where memory limits, and a flat
+# top, where arithmetic does (Williams et al. 2009). The corner lies where both are equal, at
+# peak / bandwidth. A convolution uses each weight for many pixels, so it lies far to the right of
+# the corner. The last layer, `fc`, uses each weight once for an image, so it lies to the left.
+#
+# In INT8 each value has a quarter of the bytes. The operations stay the same, so each layer moves
+# to the right, to four times its intensity.
 
 # %%
-#| alt: 13_peak, a picture
-slowest, operations = memory[-1].all, 2 * 784 * 128 * 1152
-figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
-intensities = [2**e for e in range(-2, 11)]
-predicted, measured, intensity, doubts = {}, {}, {}, []
-for precision, size in [("fp32", 4), ("int8", 1)]:
-    roof, moved = peak(precision).all_gops, size * (2 * 784 * 128 + 128 * 1152)
-    allowed = max(operations / roof, moved / slowest) / 1e9
-    layer, params, x = problem(precision)
-    run = rungs(precision)[-1].prepare(layer, params)
-    taken, differ = time_steadily(precision, partial(run, x))
-    predicted[precision], measured[precision] = allowed, taken
-    intensity[precision] = operations / moved
-    doubts += differ + peak(precision).doubts + doubt_share(precision, allowed / taken)
-    bent = sorted([*intensities, roof / slowest])
-    line = axes.loglog(bent, [min(roof, i * slowest) for i in bent], label=precision)
-    axes.plot(intensity[precision], operations / taken / 1e9, "o", color=line[0].get_color())
-    print(
-        f"{precision}: {intensity[precision]:.0f} operations a byte, the corner is at "
-        f"{roof / slowest:.0f}; {1e3 * allowed:.2f} ms allowed, {1e3 * taken:.2f} ms taken"
-    )
-print(verdict(doubts))
-axes.set(xlabel="operations a byte", ylabel="10⁹ operations a second", title="from memory")
+#| alt: Two roofs over operations a byte, one for FP32 and a higher one for INT8. Each is a slope
+#|   that ends in a flat top. Nearly all layers are dots beneath the flat tops, and those of INT8
+#|   lie
+#|   further to the right. One dot of each colour, fc, lies far to the left, at the slope.
+#| caption: Each dot is a layer of ResNet-50 in the recorded run. All but `fc` lie under the flat
+#|   top.
+#| code: folded
+roofs = {}
+figure, axes = plt.subplots(layout="constrained")
+slope = recorded.memory[-1].all
+for precision in ("fp32", "int8"):
+    name = best_instruction(precision, ISAS[recorded.isa]).name
+    roofs[precision] = roof = recorded.threads * theirs[name].gops
+    at = sorted([0.25, 1024, roof / slope])
+    axes.plot(at, [min(roof, i * slope) for i in at], color=COLORS[precision], label=precision)
+    steps = recorded.layers[precision]
+    axes.plot([r.intensity for r in steps], [r.gops for r in steps], ".", color=COLORS[precision])
+axes.set(xscale="log", yscale="log", xlabel="operations for each byte", ylabel="GOP/s, all threads")
 axes.legend()
 plt.show()
 
 # %% [markdown]
-# Nothing is faster than its roof. Where it seems so, the roof was measured while the machine did
-# something else; the line above says that, and another run may do better.
+# ## Predict a layer's gain
 #
-# **Exercise.** Predict how much faster this layer is in INT8. *Answer.* Where it is to the right of
-# both corners, by the ratio of the peaks; the epilogue and the loads take their share of it.
+# The right side of equation 13.2 is the *least time* that a layer can take. The gain to expect from
+# INT8 is the ratio of the two:
+#
+# $$ \text{gain} = \frac{\text{least time in FP32}}{\text{least time in INT8}} \tag{13.4} $$
+#
+# Right of both corners the operations cancel, and the gain is the ratio of the peaks. Left of
+# both, it is the ratio of the bytes: 4. The peaks here are those of one core, times the threads.
+# What the equation leaves out is what the two precisions do not share equally: the epilogue, the
+# edges of tiles, and how near each comes to its roof.
+
 
 # %%
-ratios = {
-    what: t["fp32"] / t["int8"] for what, t in [("predicted", predicted), ("measured", measured)]
-}
-print(", ".join(f"{what} {ratio:.2f}x" for what, ratio in ratios.items()))
-assert intensity["int8"] == 4 * intensity["fp32"], "a quarter of the bytes for the same operations"
+#| alt: For each of the 54 layers, from left to right, a grey line shows the predicted gain and a
+#|   dot
+#|   the measured one. The line is flat for all convolutions and jumps at fc. The dots scatter
+#|   around
+#|   the line.
+#| caption: INT8's gain, layer by layer, in the recorded run. The line is equation 13.4, and the
+#|   dots
+#|   were measured.
+#| code: folded
+def least(row, precision):
+    """Give the shortest time of a layer, by equation 13.2, in seconds."""
+    return max(2 * row.macs / roofs[precision], row.bytes / slope) / 1e9
+
+
+pairs = list(zip(recorded.layers["fp32"], recorded.layers["int8"], strict=True))
+predicted = np.array([least(a, "fp32") / least(b, "int8") for a, b in pairs])
+measured = np.array([a.seconds / b.seconds for a, b in pairs])
+figure, axes = plt.subplots(layout="constrained")
+axes.step(range(len(pairs)), predicted, where="mid", color=GREY, label="predicted")
+axes.plot(measured, "o", markersize=4, color=COLORS["int8"], label="measured")
+starts = [i for i, (a, _) in enumerate(pairs) if a.name.endswith((".0.conv1", "fc"))]
+axes.set_xticks(starts, [pairs[i][0].name.removesuffix(".0.conv1") for i in starts])
+axes.set(ylim=(0, None), ylabel="times as fast as FP32")
+axes.legend(ncols=2)
+plt.show()
+
+# %%
+apart = measured / predicted
+print(f"measured over predicted, the median of {len(pairs)} layers: {np.median(apart):.2f}")
+for i in np.argsort(apart)[[0, 1, -2, -1]]:
+    print(f"  {pairs[i][0].name:<22}{predicted[i]:.2f} predicted, {measured[i]:.2f} measured")
+print(tell(recorded, "peaks", "layers"))
+
+# %% [markdown]
+# **When the prediction is wrong, it tells you something.**
+#
+# * *Measured is below.* INT8 pays for something that the equation does not know: an epilogue, a
+#   tile that hangs over the edge, weights that come late. [Chapter 14](14_waterfall) finds out
+#   which.
+# * *Measured is above.* FP32 stayed further below its roof than INT8 did. Its weights have four
+#   times the bytes, so it can miss the cache where INT8 hits.
+# * *Measured is above for all layers alike.* Then suspect a peak: one of the two was measured too
+#   low or too high. The doubts above say whether the measurements disagree.
+#
+# ## Yours
+#
+# The same on your machine, for the 3x3 convolution of chapters [10](10_ladder_fp32) and
+# [11](11_ladder_int8), as the top rung computes it.
+
+# %%
+operations, allowed, taken, doubts = 2 * 784 * 128 * 1152, {}, {}, doubts_about(memory)
+for precision, size in [("fp32", 4), ("int8", 1)]:
+    layer, params, x = problem(precision)
+    compute = partial(rungs(precision)[-1].prepare(layer, params), x)
+    roof, moved = peak(precision).all_gops, size * (2 * 784 * 128 + 128 * 1152)
+    allowed[precision] = max(operations / roof, moved / memory[-1].all) / 1e9
+    (taken[precision], _), more = measure_yours(
+        f"the layer in {precision}",
+        partial(time_steadily, precision, compute),
+        lambda pair: pair[1],
+    )
+    share = allowed[precision] / taken[precision]
+    doubts += [*more, *peak(precision).doubts, *doubt_share(f"the layer in {precision}", share)]
+(i,) = [i for i, (a, _) in enumerate(pairs) if a.name == layer.name]
+rows = [
+    [f"{precision}, {what}", f"{1e3 * that:.2f}", mark(f"{1e3 * this:.2f}", doubts)]
+    for precision, row in zip(taken, pairs[i], strict=True)
+    for what, that, this in [("allowed", least(row, precision), allowed[precision]),
+                             ("taken", row.seconds, taken[precision])]
+]  # fmt: skip
+for what, that, of in [("predicted", predicted[i], allowed), ("measured", measured[i], taken)]:
+    gain = worked_out(f"{of['fp32'] / of['int8']:.2f}x", doubts)
+    rows.append([f"gain, {what}", f"{that:.2f}x", gain])
+print(side_by_side("milliseconds", rows, [recorded], ["peaks", "layers"], doubts))
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** A core with AVX-512 has 16 lanes and starts two instructions a cycle, at 2.5 GHz. What are
+# its peaks in FP32 and, with VNNI, in INT8?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# By equation 13.1, $16 \times 1 \times 2 \times 2 \times 2.5 = 160$ GOP/s in FP32. With four
+# products a lane, it is 640 in INT8.
+#
+# </details>
+#
+# **2.** That core reads 20 GB/s from memory. Where is the corner in FP32? How fast can `fc` be,
+# which has 2048 x 1000 weights? For which batch does it reach the corner?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# The corner is at $160 / 20 = 8$ operations a byte. `fc` does 2 operations with each weight, which
+# has 4 bytes: 0.5 operations a byte. So it does $0.5 \times 20 = 10$ GOP/s at most. A batch of 16
+# uses each weight 16 times, and $16 \times 0.5 = 8$.
+#
+# </details>
+#
+# **3.** A CPU without VNNI peaks at 1.3 times FP32's rate in INT8. A layer lies at half the
+# intensity of FP32's corner. Which gain do you predict? Is it a surprise?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# In FP32 memory limits it: half the peak. In INT8 its intensity is four times as high, twice
+# FP32's corner, and INT8's corner is at 1.3 of it. So it runs at the INT8 peak, and the gain is
+# $1.3 / 0.5 = 2.6$. It is more than the ratio of the peaks, because INT8 also took the wait away.
+#
+# </details>
+
+# %%
+#| cell: The answers, computed
+assert (16 * 1 * 2 * 2 * 2.5, 16 * 4 * 2 * 2 * 2.5) == (160, 640)
+assert 160 / 20 == 8 == 16 * 0.5
+fp32, int8 = min(1, 0.5), min(1.3, 4 * 0.5)
+assert int8 / fp32 == 2.6

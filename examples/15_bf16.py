@@ -1,84 +1,205 @@
 # %% [markdown]
 # # 15. bfloat16, the point between
 #
-# bfloat16 is the upper half of a float32: the same range, 8 bits of precision instead of 24. It
-# needs no calibration and no scales, and where a lane holds one float, `vdpbf16ps` multiplies two
-# pairs. This page shows what it keeps, and what it takes.
+# bfloat16 is the upper half of a float32. It keeps the range and gives up precision: 8 bits in
+# place of 24. It needs no calibration, no scales and no zero points. In return it saves only half
+# of the bytes, and whether it is faster at all depends on one instruction of your CPU.
+#
+# ## Half a float
+#
+# A float32 has a sign, 8 bits of exponent, and 23 bits behind the point. Cut off the lower 16 of
+# its 32 bits, and 7 bits behind the point remain. The exponent is still whole, so the range is as
+# well: from $10^{-38}$ to $10^{38}$.
+#
+# Just cutting would always round down. To round to the nearest, add half of what the last kept bit
+# is worth, and then cut. That is 0x8000 in the lower half. A tie should go to the even neighbour,
+# so the code adds 0x7fff, and one more where the last kept bit is odd.
 
 # %%
+import sys
+
 import matplotlib.pyplot as plt
 import numpy as np
+from recorded import measure_yours, run, side_by_side, worked_out
 
 import minires
 from minires.kernels.isa import choose_isa
+from minires.measure.plots import COLORS, GREY
 from minires.measure.profiler import profile_in_turns
-from minires.measure.trust import mark, verdict
+from minires.measure.trust import mark
 from minires.reference import fake_quantize_ref, round_bf16_ref
 
-# %% [markdown]
-# ## Half a float
-#
-# Rounding is an addition on the bits: add 0x7fff, and one more where the last bit that stays is
-# odd; then cut.
 
-# %%
+def round_by_hand(x):
+    """Round float32 to the nearest bfloat16, on the bits."""
+    bits = x.view(np.uint32)
+    odd = (bits >> 16) & 1
+    return ((bits + 0x7FFF + odd) & 0xFFFF0000).view(np.float32)
+
+
 x = np.array([1.0, 1.001, 1.01, 3.14159265, 1e-20, 1e20], np.float32)
+assert (round_by_hand(x) == round_bf16_ref(x)).all()
 for real, rounded in zip(x, round_bf16_ref(x), strict=True):
-    print(
-        f"{real:<12.7g}{real.view(np.uint32):>10x} -> {rounded.view(np.uint32):>8x}  {rounded:.7g}"
-    )
+    bits, kept = real.view(np.uint32), rounded.view(np.uint32)
+    print(f"{real:<12.7g}{bits:08x} -> {kept:08x}  {rounded:.7g}")
 
 # %% [markdown]
 # ## Relative error against absolute
 #
-# bfloat16 keeps every number to one part in 256, INT8 to half a step of its tensor's scale. So
-# bfloat16 is better for small numbers, and INT8 for those near the end of the range.
+# Take a number between $2^e$ and $2^{e+1}$. With 7 bits behind the point its neighbours are
+# $2^{e-7}$ apart. Rounding moves it by half of that at most, and it is at least $2^e$. So
+#
+# $$ \frac{|\text{error}|}{|x|} \le \frac{2^{e-8}}{2^e} = 2^{-8} = \frac{1}{256} \tag{15.1} $$
+#
+# The exponent cancels: small numbers and large ones are kept equally well. INT8 has one scale $s$
+# for a whole tensor, and its error is half a step whatever the number is:
+#
+# $$ \frac{|\text{error}|}{|x|} \le \frac{s}{2 |x|} \tag{15.2} $$
+#
+# The two bounds meet at $|x| = 128 s$, the middle of the 255 steps. Above it INT8 is at least as
+# precise. Below it bfloat16 is, and the smaller the number, the larger the difference.
 
 # %%
-#| alt: 15_bf16, a picture
-reals = np.geomspace(1e-3, 1, 400, dtype=np.float32)
-plt.figure(figsize=(7, 3), layout="constrained")
-eight = fake_quantize_ref(reals, np.float32(1 / 255), 0)
-for name, kept in [("bfloat16", round_bf16_ref(reals)), ("INT8, scale 1/255", eight)]:
-    plt.loglog(reals, np.maximum(np.abs(kept - reals) / reals, 1e-6), label=name)
-plt.xlabel("real number")
-plt.ylabel("relative error")
-plt.legend()
+#| alt: Relative error over the real number, both on logarithmic scales. The curve of bfloat16 is a
+#|   row of teeth of the same height, 1/256, at every size. The teeth of INT8 grow towards small
+#|   numbers until the error is all of the number. They cross at half of the range.
+#| caption: bfloat16 is equally precise everywhere. INT8 is better only in the upper half of its
+#|   range.
+#| code: folded
+reals, scale = np.geomspace(1e-3, 1, 4000, dtype=np.float32), np.float32(1 / 255)
+figure, axes = plt.subplots(layout="constrained")
+eight = fake_quantize_ref(reals, scale, 0)
+for name, kept, color in [
+    ("INT8, scale 1/255", eight, COLORS["int8"]),
+    ("bfloat16", round_bf16_ref(reals), COLORS["bf16"]),
+]:
+    error = np.abs(kept - reals) / reals
+    axes.loglog(reals, np.maximum(error, 1e-5), label=name, color=color, linewidth=1)
+axes.axvline(128 * scale, color=GREY, linestyle="--")
+axes.set(xlabel="real number", ylabel="relative error")
+axes.legend()
 plt.show()
 
+# %%
+bf16_error = np.abs(round_bf16_ref(reals) - reals) / reals
+int8_error = np.abs(eight - reals) / reals
+assert bf16_error.max() <= 2**-8
+assert (int8_error <= 1.0001 * scale / 2 / reals).all()
+
 # %% [markdown]
-# ## In the network
+# ## Sums stay in float32
+#
+# Two significands of 8 bits make a product of 16. A float32 holds 24, so every product is exact.
+# Sums are kept in float32 as well, and each layer's output is rounded once, at the end. That is
+# not a luxury. Add ones in bfloat16, and the sum stops at 256: the next number is 258, the true
+# 257 is a tie, and it goes back to the even 256.
 
 # %%
-models = {
-    precision: minires.resnet50("CIFAR10", precision) for precision in ("fp32", "bf16", "int8")
-}
+total = np.zeros(1, np.float32)
+for _ in range(1000):
+    total = round_bf16_ref(total + np.float32(1))
+print("a thousand ones, summed in bfloat16:", total[0])
+assert total[0] == 256
+
+# %% [markdown]
+# ## How fast it is
+#
+# Count as in [chapter 13](13_peak). `vdpbf16ps` multiplies two pairs in a lane, where FMA
+# multiplies one. So bfloat16 peaks at twice FP32, if the CPU can start it as often as an FMA. Some
+# Xeons start it a quarter as often. That makes $2 / 4$, half of FP32's peak. AMX has `tdpbf16ps`,
+# which does half as many products as its INT8 instruction.
+#
+# A CPU without any of these has to use FMA. minires splits each pair into its upper and its lower
+# half and multiplies both as float32: two FMAs for two products, as many as in FP32, and the
+# splitting on top. Then bfloat16 saves only memory. The recorded machine is of that kind. Its
+# figures are of the ImageNet network at 224. Yours are of the small network that comes with
+# minires, or of the weights that you name: `python examples/15_bf16.py imagenet.safetensors`.
+
+# %%
+recorded = run("zen3-avx2")
+weights = sys.argv[1] if len(sys.argv) > 1 else "CIFAR10"
+precisions = ("fp32", "bf16", "int8")
+models = {precision: minires.resnet50(weights, precision) for precision in precisions}
 photograph = models["fp32"].preprocess("examples/images/cat.jpg")
-expected = models["fp32"](photograph)
-profiles = profile_in_turns(models, photograph, 20)
-for precision, prof in profiles.items():
-    y = models[precision](photograph)
-    milliseconds = mark(f"{1e3 * prof.seconds / prof.runs:.2f}", prof.doubts)
-    print(
-        f"{precision}: {milliseconds} ms, a logit differs by "
-        f"{np.abs(y - expected).max():.3f}, same label: {y.argmax() == expected.argmax()}"
-    )
-print(verdict([doubt for prof in profiles.values() for doubt in prof.doubts]))
-print("this CPU multiplies bfloat16 by", choose_isa().instructions["bf16"].name)
+profiles, doubts = measure_yours(
+    "the networks",
+    lambda: profile_in_turns(models, photograph, 20),
+    lambda found: [doubt for prof in found.values() for doubt in prof.doubts],
+)
+why = recorded.doubts_about("layers")
+theirs = {p: 1e3 * sum(row.seconds for row in recorded.layers[p]) for p in precisions}
+mine = {p: 1e3 * prof.seconds / prof.runs for p, prof in profiles.items()}
+rows = [[f"{p}, ms", mark(f"{theirs[p]:.2f}", why), mark(f"{mine[p]:.2f}", doubts)] for p in theirs]
+for p in ("bf16", "int8"):
+    ratios = [of["fp32"] / of[p] for of in (theirs, mine)]
+    cells = mark(f"{ratios[0]:.2f}x", why), worked_out(f"{ratios[1]:.2f}x", doubts)
+    rows.append([f"{p} over fp32", *cells])
+print(side_by_side("the network", rows, [recorded], ["layers"], doubts))
+print("This CPU multiplies bfloat16 by", choose_isa().instructions["bf16"].name)
 
 # %% [markdown]
-# That makes twice FP32's peak only where it starts as often as FMA does: on some Xeons it starts
-# a quarter as often, and has half of FP32's peak ([chapter 13](13_peak)). Then bfloat16 saves
-# only memory: half the bytes of weights. A CPU without `vdpbf16ps`, or AMX's `tdpbf16ps`, does it
-# by two FMAs, of the upper and the lower halves, and saves memory alone too.
+# A prediction can be wrong here, too. With `vdpbf16ps` at full rate expect up to 2x, and without
+# it expect no more than 1x. If you measure less, the conversion costs more than the products save.
+# If you measure more than that, the half as many bytes of weights came sooner from memory.
 #
-# Products of two bfloat16 are exact in float32, sums are kept in float32, and each layer's output
-# is rounded once. (Both instructions take the tiniest numbers, denormals, for 0.)
+# ## What it does to the answer
 #
-# **Exercise.** Which is the next bfloat16 above 1, and to what does the middle between them round?
-# *Answer.* Seven bits stand behind the point: 1 + 2^-7. The middle is a tie and goes to the even
-# one, 1; anything above it goes up.
+# No figure here depends on the clock: how far the logits move from FP32's, and whether the label
+# stays.
 
 # %%
+expected = models["fp32"](photograph)
+for precision in ("bf16", "int8"):
+    y = models[precision](photograph)
+    apart, same = np.abs(y - expected).max(), y.argmax() == expected.argmax()
+    print(f"{precision}: a logit differs by {apart:.3f} at most, the same label: {same}")
+
+# %% [markdown]
+# (Both instructions for bfloat16 take the tiniest numbers, denormals, for 0.)
+#
+# ## Exercises
+#
+# **1.** Which bfloat16 comes next above 1? To what does the middle between the two round?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# Seven bits stand behind the point, so it is $1 + 2^{-7}$. The middle, $1 + 2^{-8}$, is a tie. It
+# goes to the even neighbour, 1. Anything above the middle goes up.
+#
+# </details>
+#
+# **2.** A tensor's values lie between 0 and 4, so INT8's scale is 4/255. Which of the two keeps
+# 0.1 better? And 3?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# The bounds meet at $128 \times 4/255 = 2.01$. So bfloat16 keeps 0.1 better. For 3, INT8's bound
+# is $2/255/3 = 0.26\%$ and bfloat16's is $0.39\%$: INT8 may err less.
+#
+# </details>
+#
+# **3.** FP16 has 5 bits of exponent and 10 behind the point. What happens to $10^5$ in each of the
+# two? Which of them is closer to 1.01?
+#
+# <details>
+# <summary>Answer</summary>
+#
+# FP16 ends at 65504, so $10^5$ becomes infinite. bfloat16 keeps it to one part in 256. FP16 has
+# three bits more behind the point, so it is closer to 1.01. bfloat16 is chosen where ranges are
+# not known.
+#
+# </details>
+
+# %%
+#| cell: The answers, computed
 one = np.array([1 + 2**-7, 1 + 2**-8, 1 + 2**-8 + 2**-12], np.float32)
 assert round_bf16_ref(one).tolist() == [1 + 2**-7, 1.0, 1 + 2**-7]
+assert round(128 * 4 / 255, 2) == 2.01
+assert (round(100 * 2 / 255 / 3, 2), round(100 / 256, 2)) == (0.26, 0.39)
+with np.errstate(over="ignore"):
+    assert np.isinf(np.float16(1e5))
+assert abs(round_bf16_ref(np.float32([1e5]))[0] / 1e5 - 1) <= 1 / 256
+near = np.float32([1.01])
+assert abs(np.float16(near) - near)[0] < abs(round_bf16_ref(near) - near)[0]

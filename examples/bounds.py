@@ -1,21 +1,21 @@
-"""What a machine's papers allow, beside what is claimed of it: chapter 17's arithmetic."""
+"""What a machine's papers allow, beside what is claimed of it: the appendix's arithmetic."""
+
+import textwrap
 
 import numpy as np
 from machines import BYTES, Claim, Machine
 
-from minires.measure.text import format_columns
 from minires.model import resnet50_layers
 from minires.summary import summarize
 
 GOP = 2 * sum(row.macs for row in summarize(resnet50_layers())) / 1e9  # of one image of 224 x 224
-ALLOWED = ["machine", "precision", "parts", "TOP/s", "by peak", "by memory"]
-CLAIMED = ["claimed", "of peak", "/W", "/1000 $"]
+WIDTH = 46  # letters in a line, so that a phone shows all of it
+HEAD = f"{'':<11}{'peak':>7}{'memory':>7}{'claim':>7}{'of peak':>8}{'/W':>6}"
 LEGEND = f"""\
-by peak: images/s if all {GOP:.2f} GOP of ResNet-50 v1.5 (224 x 224) ran at the peak.
-by memory: if every activation went through the memory, once each way, and weights
-cost nothing. Claims are images/s of ResNet-50 by all parts together, mostly without
-saying of which one: v1 has 6% fewer operations. /W: by the parts' TDP alone, and a
-GPU needs a host besides. /1000 $: by their list price then. Unclaimed: < by the peak."""
+peak: images a second if all {GOP:.2f} GOP of ResNet-50 v1.5 (224 x 224) ran at the peak. \
+memory: if each activation went once each way through the memory, and weights cost nothing. \
+claim: what is said of ResNet-50, mostly without saying of which one: v1 has 6% fewer operations. \
+/W: images a second by the parts' TDP alone; a GPU needs a host besides. <: at most, by the peak."""
 
 
 def image_bytes(precision: str) -> float:
@@ -42,41 +42,38 @@ def throughput_bounds(machine: Machine, precision: str) -> tuple[float, float]:
 
 
 def format_machines(machines: list[Machine]) -> str:
-    """Lay out a table of what each machine could do and what is said of it, with the sources."""
-    rows = []
-    notes = []
+    """Lay out what each machine could do, and what is said of it: a narrow table."""
+    lines = [HEAD]
     for machine in machines:
-        notes.append(f"{machine.name}: {machine.kind}.")
-        if machine.note:
-            notes.append(f"  {machine.note}")
-        sources = []
+        price = f", ${machine.dollars:,.0f}" if machine.dollars else ""
+        lines.append(f"{machine.name}: {machine.watts:.0f} W{price}")
         for precision in machine.peaks:
             claims = [claim for claim in machine.claims if claim.precision == precision]
-            rows += [_row(machine, precision, claim) for claim in claims or [None]]
-            sources += [f"  {_said(claim)}: {claim.kind}; {claim.source}" for claim in claims]
-        notes += dict.fromkeys(sources)  # each once
-    return "\n".join([format_columns([*ALLOWED, *CLAIMED], rows), LEGEND, "", *notes])
+            lines += [_row(machine, precision, claim) for claim in claims or [None]]
+    return "\n".join([*lines, "", textwrap.fill(LEGEND, WIDTH)])
 
 
-def _row(machine: Machine, precision: str, claim: Claim | None) -> list[str]:
+def format_sources(machines: list[Machine]) -> str:
+    """Say of each figure what it is and where it comes from."""
+    lines = []
+    for machine in machines:
+        lines.append(f"{machine.name}: {machine.kind}. {machine.note}")
+        lines += [f"  {_said(claim)}: {claim.kind}; {claim.source}" for claim in machine.claims]
+    fill = textwrap.TextWrapper(WIDTH, subsequent_indent="    ", break_long_words=False)
+    return "\n".join(fill.fill(line) for line in lines)
+
+
+def _row(machine: Machine, precision: str, claim: Claim | None) -> str:
     """Judge one claim; where there is none, the bound stands in for it."""
     parts = claim.parts if claim else 1
     by_peak, by_memory = (parts * bound for bound in throughput_bounds(machine, precision))
     images = claim.images_per_second if claim else by_peak
     mark = "" if claim and not claim.upper_limit else "<"
-    thousands = parts * (machine.dollars or 0) / 1000
-    return [
-        machine.name,
-        precision,
-        str(parts),
-        f"{parts * machine.peaks[precision]:.1f}",
-        f"{by_peak:.0f}",
-        f"{by_memory:.0f}",
-        _said(claim) if claim else "",
-        f"{mark}{images / by_peak:.0%}" if claim else "",
-        f"{mark}{images / parts / machine.watts:.1f}",
-        f"{mark}{images / thousands:.0f}" if thousands else "",
-    ]
+    share = f"{mark}{images / by_peak:.0%}" if claim else ""
+    by_watt = f"{mark}{images / parts / machine.watts:.1f}"
+    what = f"  {parts} x {precision}"
+    said = _said(claim) if claim else ""
+    return f"{what:<11}{by_peak:>7.0f}{by_memory:>7.0f}{said:>7}{share:>8}{by_watt:>6}"
 
 
 def _said(claim: Claim) -> str:

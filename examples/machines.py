@@ -1,4 +1,4 @@
-"""Read machines, and what is claimed of them, from a TOML file: chapter 17 judges them."""
+"""Read machines, and what is claimed of them, from a TOML file: the appendix judges them."""
 
 import os
 import tomllib

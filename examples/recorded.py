@@ -1,44 +1,67 @@
-"""Read the recorded runs of docs/cpu.json: what a chapter shows beside your machine's figures.
+"""The recorded runs of docs/cpu.json, and a table that puts your machine's figures beside them.
 
-`benchmarks/record.py` makes them, on a quiet machine. A run is what minires measured, written as
+`benchmarks/record.py` makes a run, on a quiet machine. It is what minires measured, written as
 JSON; here it becomes again what minires's own tables and plots take.
 """
 
 import json
+import textwrap
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from minires.ladder.climb import Result
 from minires.measure.latency import Latency
-from minires.measure.peak import Bandwidth
-from minires.measure.waterfall import Part, Waterfall
+from minires.measure.machine import describe_measurement
+from minires.measure.peak import Bandwidth, doubt_gain
+from minires.measure.text import format_columns
+from minires.measure.trust import MARK, doubt_others, measure_until_steady
+from minires.measure.waterfall import Part, Waterfall, doubt_convolutions
 
+Found = TypeVar("Found")
+PARTS = ("peaks", "memory", "ladders", "layers", "waterfall", "latency")
+WIDTH = 48  # letters of a printed line, as a phone shows
 FILE = Path(__file__).parents[1] / "docs" / "cpu.json"
 
 
 class Run:
     """One recorded run.
 
-    `machine`, `isa`, `threads`, `date`, `commit` and `note` say where it comes from, and `doubts`
-    what its own measurements contradict. `has` tells which parts were measured.
+    `machine`, `isa`, `threads`, `date`, `commit` and `note` say where it comes from. `has` tells
+    which parts were measured, and `doubts` why not to rely on them.
     """
 
     def __init__(self, name: str, told: dict[str, Any]) -> None:
         self.name, self.told = name, told
         self.machine, self.isa, self.threads = told["machine"], told["isa"], told["threads"]
         self.date, self.commit, self.note = told["date"], told["commit"], told["note"]
-        self.doubts: list[str] = told["doubts"]
 
     def __str__(self) -> str:
         cores = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"{self.machine}, {self.isa}, {cores}; {self.date}, commit {self.commit}"
 
     def has(self, *parts: str) -> bool:
-        """Say whether parts were measured: ladders, peaks, memory, waterfall, layers, latency."""
+        """Say whether all these of `PARTS` were measured."""
         return all(part in self.told for part in parts)
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why not to rely on this run: the reasons of all its parts, each once."""
+        return self.doubts_about(*PARTS)
+
+    def doubts_about(self, *parts: str) -> list[str]:
+        """Why not to rely on these parts: what was seen at the time, and where two disagree."""
+        found = [doubt for part in parts for doubt in self.told["doubts"].get(part, [])]
+        if "peaks" in parts and self.has("peaks"):
+            first, *others = self.peaks
+            found += [doubt for other in others for doubt in doubt_gain(other, first)]
+        if "waterfall" in parts and self.has("waterfall"):
+            found += self.waterfall.doubts
+        return list(dict.fromkeys(found))
 
     @property
     def ladders(self) -> dict[str, list[Result]]:
@@ -53,7 +76,10 @@ class Run:
     @property
     def peaks(self) -> list[SimpleNamespace]:
         """One for each instruction: name, operands, gops of a core, all_gops, rate, clock."""
-        return [SimpleNamespace(**peak) for peak in self.told["peaks"]]
+        found = [SimpleNamespace(**peak, threads=self.threads) for peak in self.told["peaks"]]
+        for peak in found:
+            peak.instruction = SimpleNamespace(name=peak.name)
+        return found
 
     @property
     def memory(self) -> list[Bandwidth]:
@@ -67,7 +93,9 @@ class Run:
         parts = {name: Part(**told[name]) for name in ("whole", "spread", "convolutions")}
         ablation = [tuple(cause) for cause in told["ablation"]]
         every = [Part(**part) for part in told["parts"]]
-        return Waterfall(**told | parts | {"parts": every, "ablation": ablation})
+        doubts = [*told["doubts"], *doubt_convolutions(every, parts["convolutions"])]
+        lists = {"parts": every, "ablation": ablation, "doubts": list(dict.fromkeys(doubts))}
+        return Waterfall(**told | parts | lists)
 
     @property
     def layers(self) -> dict[str, list[SimpleNamespace]]:
@@ -95,3 +123,77 @@ def runs(*parts: str) -> list[Run]:
 def run(name: str) -> Run:
     """Read one recorded run by its name."""
     return Run(name, json.loads(FILE.read_text(encoding="utf-8"))[name])
+
+
+def measure_yours(
+    name: str,
+    measure: Callable[[], Found],
+    doubts_about: Callable[[Found], list[str]],
+    tries: int = 1,
+) -> tuple[Found, list[str]]:
+    """Measure something on this machine; return it and its doubts.
+
+    It is in doubt also where other programs had too much of the cores' time. So `measure` has to
+    compute all the while, on this thread among others. Most of what minires measures is measured
+    again where it is in doubt; `tries` is for what is not.
+    """
+
+    def once() -> tuple[Found, float]:
+        started, mine = time.perf_counter(), time.thread_time()
+        found = measure()
+        had = (time.thread_time() - mine) / (time.perf_counter() - started)
+        return found, 1 - had
+
+    (found, _), doubts = measure_until_steady(
+        once, lambda pair: [*doubts_about(pair[0]), *doubt_others(name, pair[1])], tries
+    )
+    return found, doubts
+
+
+def worked_out(text: str, doubts: Sequence[str]) -> str:
+    """Write what was worked out from measurements, such as a ratio: not at all if in doubt."""
+    return MARK if doubts else text
+
+
+def side_by_side(
+    head: str,
+    rows: Sequence[Sequence[str]],
+    recorded: Sequence[Run],
+    parts: Sequence[str] = (),
+    doubts: Sequence[str] = (),
+) -> str:
+    """Lay out figures of recorded runs beside yours, and say what to believe of both.
+
+    A row has a name, a cell for each run, and yours last. `parts` are what was shown of the runs,
+    and `doubts` those about yours: if there are any, a banner stands above.
+    """
+    table = format_columns([head, *(run.name for run in recorded), "yours"], rows)
+    told = [*(tell(run, *parts) for run in recorded), _fill(f"yours: {describe_measurement()}.")]
+    trust = _fill(banner(doubts))
+    return "\n".join([trust, "", table, "", *told] if doubts else [table, "", *told, trust])
+
+
+def tell(run: Run, *parts: str) -> str:
+    """Say where a run comes from, and why not to rely on these parts of it."""
+    doubts = run.doubts_about(*parts)
+    in_doubt = [_fill(f"In doubt there: {_first(doubts)}.")] if doubts else []
+    return "\n".join([_fill(f"{run.name}: {run}."), *in_doubt])
+
+
+def banner(doubts: Sequence[str]) -> str:
+    """Say in a sentence or two whether to believe what was measured on this machine."""
+    if not doubts:
+        return "Yours are steady: runs of the same thing agree."
+    return (
+        f"YOURS ARE IN DOUBT: {_first(doubts)}. Something else uses this machine. Rely on no "
+        f"figure with {MARK}. A {MARK} alone is a ratio that is not worth telling."
+    )
+
+
+def _first(doubts: Sequence[str]) -> str:
+    more = f" (and {len(doubts) - 1} more)" if len(doubts) > 1 else ""
+    return f"{doubts[0]}{more}"
+
+
+def _fill(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

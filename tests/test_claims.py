@@ -1,4 +1,4 @@
-"""Chapter 17: what published figures come to, and a file of one's own machines."""
+"""The appendix: what published figures come to, and a file of one's own machines."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import bounds
 import pytest
-from bounds import format_machines, image_bytes, throughput_bounds
+from bounds import WIDTH, format_machines, format_sources, image_bytes, throughput_bounds
 from machines import read_machines
 
 from minires.errors import MiniresError
@@ -46,10 +46,24 @@ def test_the_memory_bounds_too() -> None:
     assert throughput_bounds(machine, "int8")[1] == pytest.approx(320e9 / image_bytes("int8"))
 
 
-def test_the_table_says_who_claims_what() -> None:
-    text = format_machines(read_machines())
-    for words in ("7844", "7636", "vendor's claim", "AnandTech", "not like against like", "86%"):
-        assert words in text
+def test_the_table_and_its_sources_say_who_claims_what() -> None:
+    machines = read_machines()
+    table, sources = format_machines(machines), format_sources(machines)
+    assert all(words in table for words in ("7844", "7636", "86%", "300 W", "$2,499"))
+    said = " ".join(sources.split())
+    for words in (
+        "7844: vendor's claim",
+        "AnandTech",
+        "not like against like",
+        "peak by arithmetic",
+    ):
+        assert words in said
+
+
+def test_a_phone_shows_whole_lines_of_the_table() -> None:
+    machines = read_machines()
+    lines = f"{format_machines(machines)}\n{format_sources(machines)}".splitlines()
+    assert max(len(line) for line in lines if "https://" not in line) <= WIDTH
 
 
 def test_every_figure_says_what_it_is() -> None:
@@ -96,12 +110,14 @@ def test_a_bad_file_is_named(text: str, named: str, tmp_path: Path) -> None:
 
 def test_an_upper_limit_is_no_claim() -> None:
     text = format_machines(read_machines())
-    (row,) = (line for line in text.splitlines() if "<2000 " in f"{line} " and ": " not in line)
-    assert row.startswith("Xeon Platinum 8280")
+    lines = text.splitlines()
+    (at,) = (at for at, line in enumerate(lines) if "<2000 " in line)
+    assert "<42%" in lines[at]
+    assert any(line.startswith("Xeon Platinum 8280") for line in lines[at - 2 : at])
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore:FigureCanvasAgg", "examples/17_claims.py", *words]
+    command = [sys.executable, "-W", "ignore:FigureCanvasAgg", "examples/19_article.py", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False
@@ -113,8 +129,8 @@ def test_the_chapter_judges_a_file_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(MINE)
     process = run(str(tmp_path / "mine.toml"))
     assert process.returncode == 0, process.stderr
-    assert "\nMine " in process.stdout
+    assert "\nMine: 15 W\n" in process.stdout
     assert "Tesla V100" not in process.stdout
     process = run(str(tmp_path / "none.toml"))
     assert process.returncode == 1
-    assert process.stderr == f"17_claims.py: {tmp_path / 'none.toml'}: No such file or directory\n"
+    assert process.stderr == f"19_article.py: {tmp_path / 'none.toml'}: No such file or directory\n"

@@ -14,7 +14,7 @@ CHAPTERS = sorted((ROOT / "examples").glob("[0-9]*.py"))
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in [*PAGES, *CHAPTERS]}
 CODE = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "minires").rglob("*.py"))}
 EQUATIONS = set(re.findall(r"\\tag\{(\d+\.\d+)\}", "".join(TEXTS.values())))
-QUESTIONS = 16
+QUESTIONS = 27
 
 
 def cited(text: str) -> set[str]:
@@ -76,8 +76,17 @@ def test_a_chapter_has_a_picture_and_an_exercise_with_a_checked_answer(chapter: 
 def test_every_question_is_answered_on_a_page() -> None:
     entries = re.split(r"^\*\*", TEXTS["questions.md"], flags=re.MULTILINE)[1:]
     assert len(entries) == QUESTIONS
+    shown = r"\]\((chapters/\d\d_\w+|accuracy|gpu|processes)\)|`tests/[\w/]+\.py`"
     for entry in entries:
-        assert re.search(r"\]\((chapters/\d\d_\w+|accuracy|gpu)\)|`tests/[\w/]+\.py`", entry), entry
+        assert re.search(shown, entry), entry
+        assert "?**\n: " in entry, entry
+
+
+def test_what_doctor_says_of_instruction_sets_is_what_the_question_shows() -> None:
+    doctor = CODE[ROOT / "minires" / "doctor.py"]
+    for words in ("not here: the CPU lacks", "chosen", "can be chosen by MINIRES_ISA"):
+        assert words in doctor
+        assert words in TEXTS["questions.md"]
 
 
 def test_reading_times_are_of_files_as_long_as_it_says() -> None:
@@ -97,8 +106,9 @@ def test_the_tables_on_processes_are_those_that_the_benchmark_prints() -> None:
 
 
 def test_as_many_chapters_are_promised_as_there_are() -> None:
-    (promised,) = re.findall(r"(\d+) short chapters", (ROOT / "README.md").read_text("utf-8"))
-    assert int(promised) == len(CHAPTERS)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (promised,) = re.findall(r"(\d+) short chapters and an appendix", readme)
+    assert int(promised) + 1 == len(CHAPTERS)
 
 
 def test_what_int8_costs_is_told_with_its_intervals() -> None:

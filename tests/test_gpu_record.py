@@ -66,6 +66,16 @@ def test_the_readmes_figures_are_of_the_recorded_run(record: Any) -> None:
     assert record["card"] in section
 
 
+def test_the_page_begins_with_each_precisions_figures(record: Any) -> None:
+    ms = {tuple(row[1:3]): row[4] for row in record["times"] if row[0] == "minires"}
+    rows = re.findall(r"^\| (\w+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+)x \|$", PAGE, re.MULTILINE)
+    assert [row[0] for row in rows] == ["fp32", "tf32", "bf16", "fp16", "int8"]
+    for precision, one, many, ratio in rows:
+        assert int(one.replace(",", "")) == round(1000 / ms[precision, 1])
+        assert int(many.replace(",", "")) == round(128_000 / ms[precision, 128])
+        assert float(ratio) == round(ms["fp32", 128] / ms[precision, 128], 1)
+
+
 def test_the_pages_other_tables_are_of_the_same_card(record: Any) -> None:
     """`minires peak` and `minires ladder` were run there, and what they said is in the record."""
     peaks = {name: tops for name, _, tops in record["peaks"]}

@@ -147,16 +147,17 @@ ROOMS = {
     "doctor.py": 380,
     "kernels/cuda/": 1_850,
     "kernels/isa/arm.py": 190,
+    "kernels/isa/pairs.py": 80,
     "kernels/isa/wasm.py": 90,
     "lab/": 500,
     "ladder/": 1_700,
-    "measure/gpu": 430,
+    "measure/gpu": 490,
 }
 
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 12_700
+    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 12_750
 
 
 @pytest.mark.parametrize("room", ROOMS)

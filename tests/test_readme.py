@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from minires import cli
-from minires.kernels.isa import available_isas
-from minires.ladder.climb import problem, rungs
 from tests.making_files import save_once
 
 ROOT = Path(__file__).parents[1]
@@ -50,34 +48,6 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_that_is_named_exists(name: str) -> None:
     assert (ROOT / name).exists()
-
-
-def test_the_ladders_figures_are_each_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One layer's operations over the time are the rate; its share is of one peak a precision."""
-    measured_with = "avx512bf16"
-    here = measured_with in [isa.name for isa in available_isas()]
-    if here:
-        monkeypatch.setenv("MINIRES_ISA", measured_with)
-    layer, _, x = problem("fp32")
-    operations = 2 * layer.macs(layer.output_shape(x.shape))
-    table = README.partition("<!-- ladder -->")[2].partition("<!-- /ladder -->")[0]
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[4:] if line
-    ]
-    assert len(rows) >= 15
-    for precision in ("fp32", "int8"):
-        named = {rung.name: rung for rung in rungs(precision)}
-        mine = [row for row in rows if row[0] == precision]
-        assert {row[1] for row in mine} <= named.keys() or not here
-        peaks = []
-        for _, name, idea, ms, gops, share in mine:
-            assert float(gops) == pytest.approx(operations / float(ms) / 1e6, rel=0.01)
-            if here:
-                assert idea == re.sub(r"\d+ threads", "2 threads", named[name].idea)
-            if float(share.rstrip("%")) > 30:  # where rounding is less than 2%
-                cores = 2 if name in ("numpy", "threads", "implicit") else 1
-                peaks.append(float(gops) / float(share.rstrip("%")) * 100 / cores)
-        assert max(peaks) == pytest.approx(min(peaks), rel=0.04)
 
 
 def test_the_texts_figures_are_the_tables() -> None:

@@ -115,12 +115,13 @@ class Engine:
             quantized=operands == "u8s8",
             rows=rows,
             columns=vectors * self.isa.lanes,
-            run=instruction.rows,
+            run=instruction.rows if instruction.own_registers else 1,
             groups=instruction.multiple,
+            pixel=instruction.pixel,
             near=room_in(1),
             far=room_in(2),
         )
-        if instruction.rows > 1:  # the last cache is too slow for matrix instructions
+        if instruction.own_registers:  # the last cache is too slow for matrix instructions
             room = room_in(2) * (self.threads or get_num_threads())
             tiling = replace(tiling, room=room)
         return tiling
@@ -244,6 +245,7 @@ class Engine:
             group=self.form.group,
             columns=self.tiling.columns,
             at_once=self.tiling.groups,
+            side_by_side=self.isa.instructions[self.form.operands].side_by_side,
         )
         vectors = [aligned((len(w) * self.tiling.columns,), values.dtype) for values in (bias, m)]
         for vector, values in zip(vectors, (bias, m), strict=True):

@@ -40,7 +40,7 @@ from minires.kernels.ir import (
     take_lanes,
     vector,
 )
-from minires.kernels.isa import ISA, ISAS, Instruction, amx
+from minires.kernels.isa import ISA, ISAS, Instruction, amx, pairs
 from minires.kernels.isa.instruction import PER_GROUP, Tile
 
 ELEMENTS = {"f32": F32, "bf16": BFloat(), "u8s8": I8}  # an activation's own type, by the operands
@@ -111,8 +111,8 @@ def write_tile(builder: Builder, kernel: Microkernel, tile: Tile) -> None:
     with builder.if_then(there):
         _fetch_residual(builder, kernel, epilogue, tile)
     first = tile.bias if epilogue.bias_first else None
-    sums: Any  # vectors, or for a matrix instruction the address where they lie
-    if kernel.instruction.rows > 1:
+    sums: Any  # vectors, or the address where those of an instruction's own registers lie
+    if kernel.instruction.own_registers:
         size = kernel.rows, kernel.vectors
         sums = amx.sum_in_registers(builder, kernel.instruction, *size, tile, first)
     else:
@@ -169,7 +169,7 @@ class _Finish:
 
     def rows(self, sums: Any, there: bool) -> None:
         """Finish all rows; `there` tells whether they have a residual."""
-        if self.kernel.instruction.rows > 1:
+        if self.kernel.instruction.own_registers:
             self._rows_in_memory(sums, there)
         else:
             self._rows_in_registers(sums, there)
@@ -276,8 +276,10 @@ def _sum_in_vectors(
     The sums of every row begin with the values at address `first`, or with zeros if it is None.
     """
     lanes, rows, places = kernel.isa.lanes, kernel.rows, range(kernel.vectors)
-    sums, together = vector(epilogue.bias, lanes), kernel.instruction.lanes_loaded
-    multiply = _multiply_lanes if together > 1 else _multiply_copies
+    sums, together = vector(epilogue.bias, lanes), kernel.instruction.multiple
+    in_pairs = kernel.instruction.rows > 1
+    of_rows = _multiply_lanes if together > 1 else _multiply_copies
+    multiply = pairs.multiply if in_pairs else of_rows
     panel_step = 4 * kernel.columns * together  # bytes of a panel for a step along K
     steps, later_step = tile.groups, tile.later_step
     if together > 1:  # a power of two
@@ -309,7 +311,10 @@ def _sum_in_vectors(
     begin = [constant(sums, 0) for _ in places]
     if first is not None:
         begin = [load(builder, after(builder, first, 4 * lanes * v), sums) for v in places]
-    return loop(builder, tile.taps, [tile.w, tile.w.type(0), tile.later, *begin * rows], tap)[3:]
+    first_sums = pairs.by_columns(builder, begin) * (rows // 2) if in_pairs else begin * rows
+    carried = [tile.w, tile.w.type(0), tile.later, *first_sums]
+    acc: list[Value] = loop(builder, tile.taps, carried, tap)[3:]
+    return pairs.by_rows(builder, acc, kernel.vectors) if in_pairs else acc
 
 
 @intrinsic(prefer_literal=True)
@@ -322,7 +327,7 @@ def matrix_registers(_: Any, name: Any, use: Any) -> Any:
     kernel = Microkernel.named(name.literal_value)
 
     def codegen(context: Any, builder: Builder, _: Any, __: Any) -> Value:
-        if kernel.instruction.rows > 1:
+        if kernel.instruction.own_registers:
             (amx.lay_out_registers if use.literal_value else amx.give_up_registers)(builder)
         return context.get_dummy_value()
 

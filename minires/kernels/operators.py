@@ -207,7 +207,7 @@ def _run_piece(spec: Any, step: Any, piece: Any, pieces: Any) -> Callable[..., N
     parts = {
         "conv": _tiles(Microkernel.of(isa, form.operands, form.epilogue), form.activation),
         "linear": _tiles(Microkernel.of(isa, form.operands, form.last_epilogue), np.float32),
-        "input": _convert(form),
+        "input": _convert(form, isa.instructions[form.operands].pixel),
         "maxpool": _maxpool(form, isa.tiles[form.operands][1] * isa.lanes),
         "avgpool": _avgpool(form),
     }
@@ -301,9 +301,13 @@ def _tiles(kernel: Microkernel, output: Any) -> Callable[..., None]:
     return tiles
 
 
-def _convert(form: Format) -> Callable[..., None]:
-    """Make the code that turns NCHW in float32 into NHWC in the network's own type."""
+def _convert(form: Format, multiple: int) -> Callable[..., None]:
+    """Make the code that turns NCHW in float32 into NHWC in the network's own type.
+
+    In memory a pixel is filled up to a multiple of so many values; the last ones stay zero.
+    """
     activation, quantize = from_dtype(np.dtype(form.activation)), form.quantize
+    channels = -(-CHANNELS // multiple) * multiple
 
     def convert(step: Any, begin: int, end: int) -> None:
         width = step.out_w
@@ -313,7 +317,7 @@ def _convert(form: Format) -> Callable[..., None]:
         for line in range(begin, end):
             image, i = line // step.out_h, line % step.out_h
             at = step.y + step.y_image * image + step.y_row * i
-            y = carray(pointer(at), (width, CHANNELS), activation)
+            y = carray(pointer(at), (width, channels), activation)
             for j in range(width):
                 for c in range(CHANNELS):
                     y[j, c] = quantize(x[image, c, i, j], q)

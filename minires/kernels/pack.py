@@ -27,10 +27,12 @@ def prepack(
     group: int,  # values that share 32 bits: 1 float32, 2 bfloat16 or 4 s8
     columns: int,  # NR: output channels are filled up with zeros to a multiple of it
     at_once: int = 1,  # groups that are multiplied at once: runs are filled up to a multiple of it
+    side_by_side: int = 1,  # of these, how many of a column lie together
 ) -> Array:
     """Cut weights into panels, `columns` output channels wide, read from front to back.
 
-    You get (panels, kernel * groups, columns, group), aligned, in the weights' dtype.
+    You get (panels, kernel * groups, columns, group), aligned, in the weights' dtype. Where several
+    groups of a column lie together, the middle two count the same words in another order.
     """
     n, channels = len(weight), weight.shape[1] // kernel**2
     taps = weight.reshape(n, kernel, kernel, channels)
@@ -38,9 +40,10 @@ def prepack(
     taps = _fill_up(taps, (panels * columns, kernel, kernel, in_c))
     groups = -(-kernel * in_c // (group * at_once)) * at_once
     runs = _fill_up(taps.reshape(-1, kernel, kernel * in_c), (len(taps), kernel, groups * group))
-    words = runs.view(np.uint32).reshape(panels, columns, kernel * groups)
-    packed = aligned((panels, kernel * groups, columns), np.uint32)
-    packed[...] = words.transpose(0, 2, 1)
+    steps = kernel * groups // side_by_side
+    words = runs.view(np.uint32).reshape(panels, columns, steps, side_by_side)
+    packed = aligned((panels, steps, columns, side_by_side), np.uint32)
+    packed[...] = words.transpose(0, 2, 1, 3)
     return packed.view(weight.dtype).reshape(panels, kernel * groups, columns, group)
 
 

@@ -33,7 +33,7 @@ class Tiling:
     columns: int  # NR
     run: int = 1  # rows of a tile that have to lie a fixed step apart
     groups: int = 1  # of 32 bits along K, that are multiplied at once
-    pixel: int = 1  # values that a pixel of the image has in memory, at least
+    pixel: int = 1  # values that a pixel of the image is filled up to a multiple of
     line: int = 1  # pixels that a row of the image is filled up to a multiple of
     near: int = 2**15  # bytes of the cache that a panel passes through, and a block stays in
     far: int = 2**18  # bytes of the next one
@@ -42,9 +42,8 @@ class Tiling:
 
     def channels(self, layer: Layer) -> int:
         """Count the channels that an output has in memory: whole panels, but for images."""
-        if layer.op == "input":
-            return max(layer.out_c, self.pixel)
-        return -(-layer.out_c // self.columns) * self.columns
+        multiple = self.pixel if layer.op == "input" else self.columns
+        return -(-layer.out_c // multiple) * multiple
 
     def packed_groups(self, layer: Layer, in_c: int) -> int:
         """Count the groups along K of one row of the kernel, filled up to whole steps."""

@@ -133,7 +133,8 @@ def _engine(precision: str, isa: ISA, threads: int = 1) -> Callable[..., Conv]:
 def vector_isa(operands: str) -> ISA:
     """Choose the best instruction set that multiplies in vectors, for all rungs but the engine's.
 
-    A matrix instruction has registers of its own, but the rungs keep their tiles in vectors.
+    The rungs keep their tiles in vectors, one of columns for each row; a matrix instruction has
+    registers of its own, or vectors of two rows.
     """
     chosen = choose_isa()
     if chosen.instructions[operands].rows == 1:
@@ -287,7 +288,7 @@ def _time_all(
                     session.say(f"{precision} {rung.name}: {1e3 * min(of_rung):.3f} ms at first")
     after = measure_peak(best_instruction(precision), choose_isa(), threads=1)
     best = max(before.gops, after.gops)
-    doubts = doubt_pair("the peak", before.gops, after.gops)
+    doubts = [*before.doubts, *after.doubts, *doubt_pair("the peak", before.gops, after.gops)]
     results = []
     for of_rung, (rung, _) in zip(times, found, strict=True):
         seconds = float(np.median(of_rung))
@@ -304,8 +305,11 @@ def doubts_about(results: Iterable[Result]) -> list[str]:
     return list(dict.fromkeys(doubt for result in results for doubt in result.doubts))
 
 
-def format_table(results: Mapping[str, list[Result]]) -> str:
-    """Lay out the results of `climb`, by precision, as a Markdown table, and what is in doubt."""
+def format_table(results: Mapping[str, list[Result]], title: str = "") -> str:
+    """Lay out the results of `climb`, by precision, as a Markdown table, and what is in doubt.
+
+    The title stands beneath; unless given, it tells of this machine, now.
+    """
     lines = ["| precision | rung | its idea | ms | GOP/s | of peak |", "| --- " * 6 + "|"]
     for precision, climbed in results.items():
         for r in climbed:
@@ -315,8 +319,8 @@ def format_table(results: Mapping[str, list[Result]]) -> str:
                 f"{percent(r.share, r.doubts)} |"
             )
     doubts = doubts_about(r for climbed in results.values() for r in climbed)
-    told = f"{describe_problem()}, on {describe_measurement()}."
-    return "\n".join([*lines, "", told, *([verdict(doubts)] if doubts else [])])
+    told = title or f"{describe_problem()}, on {describe_measurement()}"
+    return "\n".join([*lines, "", f"{told}.", *([verdict(doubts)] if doubts else [])])
 
 
 def describe_problem(shape: tuple[int, ...] = SHAPE) -> str:

@@ -226,7 +226,7 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
         told = waterfall.format_waterfall(fall)
     if arguments.trace:
         write_chrome_trace(arguments.trace, list(profiles.values()))
-    if arguments.plot and fall and not on_gpu:
+    if arguments.plot and fall:
         fall.plot(arguments.plot, arguments.dark)
     elif arguments.plot:
         next(iter(profiles.values())).plot(arguments.plot, group, arguments.dark)

@@ -8,8 +8,9 @@ you see which cause brings it down.
 
 import functools
 import math
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from minires.errors import MiniresError
 from minires.kernels.cuda import driver
 from minires.kernels.cuda.engine import most_images
 from minires.layers import Array
+from minires.measure import plots
 from minires.measure.gpu import describe_gpu, time_on_gpu, warm_up
 from minires.measure.machine import Roofs
 from minires.measure.profiler import Profile
@@ -24,6 +26,9 @@ from minires.measure.rows import Row
 from minires.measure.text import format_columns
 from minires.measure.trust import doubt_spread, mark, measure_until_steady, spread_of, verdict
 from minires.model import ResNet50
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # A network's time is the sum of these.
 COMPUTING = "computing, at the measured peak"
@@ -50,6 +55,14 @@ class Waterfall(NamedTuple):
     title: str
     causes: dict[str, dict[str, float]]  # seconds by precision and cause
     doubts: list[str]  # reasons to doubt these figures; see `minires.measure.trust`
+
+    def plot(self, path: str | os.PathLike[str] | None = None, dark: bool = False) -> "Figure":
+        """Draw it, as `plot_waterfall` does."""
+        return plot_waterfall(self, path, dark)
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook: the picture, and the figures behind a fold."""
+        return plots.page(self.plot, format_waterfall(self))
 
 
 class _Times(NamedTuple):
@@ -153,25 +166,63 @@ def causes_of(steps: Sequence[Step], whole: float, processors: int) -> dict[str,
     return found
 
 
+def _ratios(fall: Waterfall) -> dict[str, list[float]]:
+    """By precision: the first one's time over its own, each of the causes added up so far."""
+    added = {p: np.cumsum([causes[cause] for cause in CAUSES]) for p, causes in fall.causes.items()}
+    first, *others = added
+    return {precision: (added[first] / added[precision]).tolist() for precision in others}
+
+
 def format_waterfall(fall: Waterfall) -> str:
     """Lay the causes out, in milliseconds, with the ratio of what has been added up so far."""
-    first, *others = fall.causes
-    ratios = [f"{first}/{precision} so far" for precision in others]
-    sums = dict.fromkeys(fall.causes, 0.0)
+    so_far, first = _ratios(fall), next(iter(fall.causes))
     rows = []
-    for cause in CAUSES:
-        cells = [cause]
-        for precision, causes in fall.causes.items():
-            sums[precision] += causes[cause]
-            cells.append(mark(f"{1e3 * causes[cause]:.3f}", fall.doubts))
-        so_far = (sums[first] / sums[precision] for precision in others)
-        rows.append([*cells, *(mark(f"{ratio:.2f}x", fall.doubts) for ratio in so_far)])
-    whole = [mark(f"{1e3 * seconds:.3f}", fall.doubts) for seconds in sums.values()]
-    rows.append(["whole", *whole, *rows[-1][len(sums) + 1 :]])
+    for i, cause in enumerate(CAUSES):
+        times = [f"{1e3 * causes[cause]:.3f}" for causes in fall.causes.values()]
+        ratios = [f"{of_precision[i]:.2f}x" for of_precision in so_far.values()]
+        rows.append([cause, *(mark(text, fall.doubts) for text in [*times, *ratios])])
+    whole = [f"{1e3 * sum(causes.values()):.3f}" for causes in fall.causes.values()]
+    whole = [mark(text, fall.doubts) for text in whole]
+    rows.append(["whole", *whole, *rows[-1][len(whole) + 1 :]])
     lines = [fall.title, *([verdict(fall.doubts)] if fall.doubts else [])]
-    lines.append(format_columns(["milliseconds", *fall.causes, *ratios], rows))
+    heads = [f"{first}/{precision} so far" for precision in so_far]
+    lines.append(format_columns(["milliseconds", *fall.causes, *heads], rows))
     lines.append(
         "The first three are computed from peaks, bytes and blocks, and the rest is what is left.\n"
         "Between the steps: the whole's graph has no events in it, so this may be negative."
     )
     return "\n".join(lines)
+
+
+def plot_waterfall(
+    fall: Waterfall, path: str | os.PathLike[str] | None = None, dark: bool = False
+) -> "Figure":
+    """Draw each precision's time by cause, and what is left of the ratio; needs matplotlib."""
+    first, colors = next(iter(fall.causes)), dict(zip(CAUSES, plots.SEVERAL, strict=False))
+    title = f"Where the GPU's time goes: {fall.title}"
+    height = 2.4 + 0.4 * len(CAUSES)
+    with plots.drawing(path, title, 12, height, 2, dark) as (drawn, (left, right)):
+        for precision, causes in fall.causes.items():
+            whole, at = sum(causes.values()), 0.0
+            for cause, seconds in causes.items():
+                share = 100 * seconds / whole
+                begin = at if share > 0 else 0.0  # less than nothing: on the other side of zero
+                left.barh(precision, share, left=begin, color=colors[cause])
+                at = max(at, begin + share)
+            left.annotate(f"{1e3 * whole:.2f} ms", (at, precision), xytext=(3, 0), va="center",
+                          textcoords="offset points")  # fmt: skip
+        left.set_xlabel("% of the network's time, by cause")
+        left.margins(x=0.15)
+        left.invert_yaxis()
+        left.grid(axis="y", visible=False)
+        for precision, ratios in _ratios(fall).items():
+            right.plot(ratios, range(len(CAUSES)), "o-", color=plots.COLORS.get(precision))
+            right.annotate(precision, (ratios[0], 0), xytext=(0, 6), ha="center",
+                           textcoords="offset points")  # fmt: skip
+        right.set_yticks(range(len(CAUSES)), CAUSES)
+        right.set_xlim(left=0)
+        right.margins(y=0.12)
+        right.invert_yaxis()
+        right.set_xlabel(f"times as fast as {first}, with all causes down to this one")
+        plots.explain(drawn, colors.items())
+    return drawn

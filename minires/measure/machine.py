@@ -49,7 +49,12 @@ WANTED = {
         "vpdpbusd": "avx512vnni or avxvnni",
         "tdpbusd": "amx",
     },
-    ARM: {"bfdot": "neon-bf16", "sdot": "neon-dotprod", "usdot": "neon-i8mm"},
+    ARM: {
+        "bfdot": "neon-bf16",
+        "sdot": "neon-dotprod",
+        "usdot": "neon-i8mm",
+        "usmmla": "neon-mmla",
+    },
 }
 # Cores that Linux on ARM names by a number alone: "CPU part" in /proc/cpuinfo. The numbers are
 # those of Linux's arch/arm64/include/asm/cputype.h.

@@ -22,7 +22,13 @@ from minires.kernels.isa import ISA, ISAS, Instruction, available_isas, choose_i
 from minires.kernels.threads import WORKERS
 from minires.measure import session
 from minires.measure.spin import CHAIN, CLOCK, spin
-from minires.measure.trust import HIGHEST, doubt_others, doubt_spread, measure_until_steady
+from minires.measure.trust import (
+    HIGHEST,
+    doubt_others,
+    doubt_pair,
+    doubt_spread,
+    measure_until_steady,
+)
 
 # A measurement of one core is shorter than the slice of time that a scheduler gives a thread, so
 # even on a busy machine some pass undisturbed. One of all threads is longer, because it can take
@@ -224,6 +230,13 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
     each = f"{found.gops:.1f} GOP/s on one core, {found.all_gops:.1f} on {threads}"
     session.say(f"the peak of {instruction.name}: {each}")
     return found
+
+
+def doubt_gain(faster: Any, slower: Any) -> list[str]:
+    """Doubt two peaks if one core and all of them disagree on how much faster one of them is."""
+    gain = f"{faster.instruction.name}'s gain over {slower.instruction.name}"
+    ratios = faster.gops / slower.gops, faster.all_gops / slower.all_gops
+    return doubt_pair(f"{gain}, by one core and by {slower.threads},", *ratios)
 
 
 def best_instruction(precision: str, isa: ISA | None = None) -> Instruction:

@@ -9,9 +9,10 @@ import functools
 import html
 import importlib.util
 import io
+import math
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minires.errors import MiniresError, check_is
@@ -85,11 +86,12 @@ def drawing(
     height: float = 5,
     columns: int = 1,
     dark: bool = False,
+    heights: Sequence[float] = (1,),
 ) -> Iterator[tuple["Figure", Any]]:
     """Open a figure to draw on; if there is a path, it is written when the with statement ends.
 
-    The path's suffix chooses the format. Width and height are in inches. You get the figure, and
-    axes, or an array of axes if there are several columns.
+    The path's suffix chooses the format. Width and height are in inches; `heights` has a number for
+    each row of axes. You get the figure, and axes, or an array of axes if there are several.
     """
     check(path)
     import matplotlib
@@ -99,7 +101,7 @@ def drawing(
         # A letter of this size is a sixteenth of an inch wide.
         filled = [textwrap.fill(line, int(16 * width)) for line in title.splitlines()]
         drawn.suptitle("\n".join(filled), fontsize=9, x=0.01, ha="left")
-        yield drawn, drawn.subplots(1, columns)
+        yield drawn, drawn.subplots(len(heights), columns, height_ratios=heights)
         if path is not None:
             drawn.savefig(path)
 
@@ -109,7 +111,10 @@ def explain(drawn: "Figure", colors: Iterable[tuple[str, str]]) -> None:
     from matplotlib.patches import Patch
 
     patches = [Patch(color=color, label=text) for text, color in colors]
-    drawn.legend(handles=patches, loc="outside lower left", ncols=len(patches))
+    letters = sum(len(str(patch.get_label())) + 7 for patch in patches)
+    rows = math.ceil(letters / (16 * drawn.get_figwidth()))  # as many as they need
+    columns = math.ceil(len(patches) / rows)
+    drawn.legend(handles=patches, loc="outside lower left", ncols=columns)
 
 
 def page(draw: Callable[[], "Figure"], text: str) -> Html:

@@ -49,7 +49,7 @@ def spin(_: Any, spec: Any, operands: Any, count: Any) -> Any:
     def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:
         if name == CLOCK:
             _spin(builder, _chain, I64, [I64(0)], "r", *arguments[1:])
-        elif INSTRUCTIONS[name].rows > 1:
+        elif INSTRUCTIONS[name].own_registers:
             amx.spin(builder, INSTRUCTIONS[name], *arguments[1:])
         else:
             instruction = INSTRUCTIONS[name]

@@ -9,7 +9,7 @@ convolutions exceed their quarter: it times the same layers again without one ca
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from minires.layers import Array
 from minires.measure import plots, session
 from minires.measure.latency import PREPROCESSING, time_preprocessing
 from minires.measure.machine import describe_measurement
-from minires.measure.peak import peak_of
+from minires.measure.peak import doubt_gain, peak_of
 from minires.measure.profiler import Profile, profile
 from minires.measure.rows import SHORT
 from minires.measure.text import format_columns
@@ -119,17 +119,22 @@ def measure_waterfall(
     rest = (middle[p] - sum(getattr(part, p) for part in found) for p in ("fp32", "int8"))
     wide = {p: float(q[2] - q[0]) for p, q in quartiles.items()}
     shape = " x ".join(map(str, x.shape))
-    for operands in ("f32", "u8s8"):
-        doubts = [*doubts, *peak_of(operands).doubts]
+    stages = found if group == "stage" else []
+    (convolutions, causes), more = measure_until_steady(
+        lambda: ablate(models, x, rounds), lambda pair: doubt_convolutions(stages, pair[0])
+    )
+    used, of_fp32 = peak_of("u8s8"), peak_of("f32")
+    more += [*used.doubts, *of_fp32.doubts, *doubt_gain(used, of_fp32)]
     return Waterfall(
         f"{shape}, {models['int8'].meta['name']}, on {describe_measurement()}",
         Part("whole", middle["fp32"], middle["int8"]),
         Part("spread", wide["fp32"], wide["int8"]),
         [*found, Part(REST, *rest)],
-        *ablate(models, x, rounds),
+        convolutions,
+        causes,
         {name: float(np.median([b[name] for b in times.before])) for name in PREPROCESSING},
         {p: middle[p] for p in models if p not in ("fp32", "int8")},
-        doubts,
+        [*doubts, *more],
     )
 
 
@@ -156,6 +161,19 @@ def _measure_times(
         for precision, runs in profiles.items()
     }
     return _Times(before, whole, parts)
+
+
+def doubt_convolutions(stages: Sequence[Part], alone: Part) -> list[str]:
+    """Doubt convolutions that take another time by themselves than in the network's stages."""
+    found: list[str] = []
+    if not stages:  # the parts are others
+        return found
+    for precision in ("fp32", "int8"):
+        # All steps of these stages are convolutions; an addition is the epilogue of one.
+        inside = sum(getattr(s, precision) for s in stages if s.name.startswith(("conv", "layer")))
+        name = f"the {precision} convolutions' milliseconds"
+        found += doubt_pair(name, 1e3 * getattr(alone, precision), 1e3 * inside)
+    return found
 
 
 def ablate(
@@ -275,9 +293,12 @@ def plot_waterfall(
     steps += [(name, seconds, BEFORE) for name, seconds in fall.preprocessing.items()]
     convs = [(n, s, UNKNOWN if n == "unexplained" else CAUSE) for n, s in fall.ablation]
     title = f"Where the 4x goes: {fall.title}"
-    with plots.drawing(path, title, 11, 5, 2, dark) as (drawn, (left, right)):
-        _draw(left, steps, totals=("fp32 / 4", "int8"))
-        left.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
+    # One above the other, and no wider than a phone shows legibly.
+    rows = len(steps), len(convs)
+    height = 2.2 + 0.25 * sum(rows)
+    with plots.drawing(path, title, 5.4, height, 1, dark, rows) as (drawn, (upper, lower)):
+        _draw(upper, steps, fall.doubts, totals=("fp32 / 4", "int8"))
+        upper.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
         # A second scale of the same axis shows ratios: FP32's time over the time at that place. It
         # ends at INT8's, because preprocessing, further right, is not part of that ratio.
         last = whole.fp32 / whole.int8
@@ -286,16 +307,21 @@ def plot_waterfall(
         for ratio in (1.5, 2, 3, 4):
             if 1e3 * whole.fp32 * (1 / ticks[-1] - 1 / ratio) > apart:
                 ticks.append(ratio)
-        ratios = left.secondary_xaxis("top")
+        ratios = upper.secondary_xaxis("top")
         ratios.set_xticks([1e3 * whole.fp32 / r for r in ticks], [f"{r:g}x" for r in ticks])
         ratios.set_xlabel("FP32's time over this")
-        _draw(right, convs, totals=())
-        right.set_xlabel("milliseconds of the convolutions' excess, by ablation")
+        _draw(lower, convs, fall.doubts)
+        lower.set_xlabel("milliseconds of the convolutions' excess, by ablation")
         plots.explain(drawn, COLORS.items())
     return drawn
 
 
-def _draw(axes: Any, steps: list[tuple[str, float, str]], totals: tuple[str, ...]) -> None:
+def _draw(
+    axes: Any,
+    steps: list[tuple[str, float, str]],
+    doubts: Sequence[str],
+    totals: tuple[str, ...] = (),
+) -> None:
     """Draw bars that each begin at the end of the bar before; totals begin at zero."""
     beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
     at = 0.0
@@ -304,9 +330,9 @@ def _draw(axes: Any, steps: list[tuple[str, float, str]], totals: tuple[str, ...
         end = start + seconds
         axes.barh(i, 1e3 * seconds, left=1e3 * start, color=COLORS[meaning])
         text = f"{1e3 * seconds:.2f}" if name in totals else f"{1e3 * seconds:+.2f}"
-        axes.annotate(text, (1e3 * max(start, end), i), **beside)
+        axes.annotate(mark(text, doubts), (1e3 * max(start, end), i), **beside)
         at = end
-    axes.set_yticks(range(len(steps)), [name for name, *_ in steps])
+    axes.set_yticks(range(len(steps)), [name.replace(": ", ":\n") for name, *_ in steps])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.12)

@@ -32,7 +32,7 @@ def correct_shrunk(errors: Array, moments: Moments | None = None) -> Array:
     """
     assert moments is not None
     mean = errors.astype(np.float64) @ moments.mean()
-    variance = np.maximum(moments.error(errors) - mean**2, 0) / moments.images
+    variance = moments.variance(errors) / moments.images
     sure = mean**2 / np.maximum(mean**2 + variance, np.finfo(np.float64).tiny)
     return (sure * mean).astype(np.float32)
 

@@ -27,7 +27,7 @@ from minires.quantize.convert import quantize_model
 from minires.quantize.int8_file import load_int8, save_int8
 
 RECIPE = ("mse", "gptq", "off")  # the observer, the rounding, the correction
-CROPS = 1  # goes into the cached file's name with the recipe: count on if the crops change
+VERSION = 2  # goes into the cached file's name with the recipe: count on if it makes other bits
 MOST_CACHED = 8  # networks, of 26 MB each
 
 
@@ -77,7 +77,7 @@ def default_int8(
     `weights_key` tells these weights from all others, as a checksum does. `load_fp32` is called
     only if nothing is cached yet. `progress` tells of it on stderr, by a bar or a line.
     """
-    key = hashlib.sha256(f"{weights_key} {'-'.join(RECIPE)} {CROPS}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{weights_key} {'-'.join(RECIPE)} {VERSION}".encode()).hexdigest()[:16]
     cached = cache_dir() / f"resnet50-int8-{key}.safetensors"
     if os.path.exists(cached):  # in a folder that may not be read, pathlib's would raise an error
         with contextlib.suppress(WeightsError):  # a damaged file is made again

@@ -1,6 +1,6 @@
 """What calibration notes of a layer's inputs, for its weights to be rounded by."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,15 @@ from minires.layers import Array, Layer
 from minires.reference import im2col_ref
 
 SIDE = 14  # output pixels along each axis of an image that are looked at: neighbours are much alike
+# Inputs that are multiplied by each other. The products of all 4608 inputs of a layer would take
+# eight times the memory and the time, and made INT8 no better: docs/accuracy.md has the numbers.
+GROUP = 576
+
+
+def squared(errors: Array, products: Array) -> Array:
+    """Return the squared error of each output, (N,) float64, for errors in its weights, (N, K)."""
+    result: Array = np.einsum("nk,nk->n", errors @ products, errors, dtype=np.float64)
+    return result
 
 
 @dataclass
@@ -16,10 +25,12 @@ class Moments:
     """Sums over rows of K values, each of which a layer multiplies by all of its weights.
 
     Like an observer it sees one batch at a time, and its memory does not grow. A network's
-    moments take half a gigabyte, most of it in the 3x3 convolutions with 512 channels.
+    moments take a tenth of a gigabyte.
     """
 
-    products: Any = 0  # (K, K) float32: the sum of x x^T, which GPTQ calls the Hessian
+    # The sums of x x^T, which GPTQ calls the Hessian, float32, for x from one index to another:
+    # as much of it as lies in squares along its diagonal.
+    products: dict[tuple[int, int], Array] = field(default_factory=dict)
     total: Any = 0  # (K,) float64: the sum of x
     rows: int = 0
     images: int = 0
@@ -32,7 +43,10 @@ class Moments:
             # Every so many pixels of the output are those of a convolution with a larger stride.
             stride = layer.stride * apart
             x = im2col_ref(x, layer.kernel, layer.kernel, stride, layer.padding)
-        self.products += x.T @ x
+        for start in range(0, x.shape[1], GROUP):
+            group = x[:, start : start + GROUP]
+            place = start, start + group.shape[1]
+            self.products[place] = self.products.get(place, np.float32(0)) + group.T @ group
         self.total += x.sum(axis=0, dtype=np.float64)
         self.rows += len(x)
 
@@ -42,7 +56,16 @@ class Moments:
         return mean
 
     def error(self, errors: Array) -> Array:
-        """Return each output's mean squared error, (N,), for errors in its weights, (N, K)."""
-        power = np.einsum("nk,nk->n", errors @ self.products, errors, dtype=np.float64)
-        result: Array = power / self.rows
+        """Return each output's mean squared error, (N,), for errors in its weights, (N, K).
+
+        The errors of different groups count as independent.
+        """
+        parts = [squared(errors[:, slice(*place)], h) for place, h in self.products.items()]
+        result: Array = np.sum(parts, axis=0) / self.rows
         return result
+
+    def variance(self, errors: Array) -> Array:
+        """Return the variance of each output's error, (N,), with the groups independent too."""
+        means = [errors[:, slice(*place)] @ self.mean()[slice(*place)] for place in self.products]
+        result: Array = self.error(errors) - np.square(means).sum(axis=0)
+        return np.maximum(result, 0)

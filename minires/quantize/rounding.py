@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 
 from minires.layers import Array
-from minires.quantize.moments import Moments
+from minires.quantize.moments import Moments, squared
 
-DAMPING = 0.01  # of the mean of the Hessian's diagonal; this and the next are the paper's
-BLOCK = 128  # weights that are rounded before all others are told
+DAMPING = 0.01  # of the mean of the Hessian's diagonal, as in the paper
+BLOCK = 64  # weights that are rounded before all others are told; the paper has 128, for GPUs
 
 
 def round_nearest(steps: Array, moments: Moments | None = None) -> Array:
@@ -34,17 +34,24 @@ def round_gptq(steps: Array, moments: Moments | None = None) -> Array:
     those from i on. So the last weight is rounded first, and each one before it aims at the value
     that makes its own entry zero (equation 6.2).
 
-    The weight of the largest input comes first, when all others can still make up for its error. A
-    channel that is no better for it keeps the nearest steps.
+    The weight of the largest input comes first, when all others can still make up for its error.
+    Weights are rounded in the groups that `Moments` has products of, each group by itself. A
+    channel whose group is no better for it keeps the nearest steps there.
 
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2023), algorithm 1; without an inverse, as in Chen et al., "The Geometry of LLM
     Quantization: GPTQ as Babai's Nearest Plane Algorithm" (2025).
     """
     assert moments is not None
+    groups = moments.products.items()
+    return np.hstack([_round_group(steps[:, slice(*place)], hessian) for place, hessian in groups])
+
+
+def _round_group(steps: Array, hessian: Array) -> Array:
+    """Round weights that may make up for each other's errors: (N, K), with a Hessian (K, K)."""
     nearest = round_nearest(steps)
-    order = np.argsort(np.diag(moments.products), kind="stable")  # the largest is the last
-    share = _shares(moments.products[np.ix_(order, order)])
+    order = np.argsort(np.diag(hessian), kind="stable")  # the largest is the last
+    share = _shares(hessian[np.ix_(order, order)])
     if share is None:
         return nearest
     # (K, N), because a weight's row is read and written at once for all channels.
@@ -59,7 +66,7 @@ def round_gptq(steps: Array, moments: Moments | None = None) -> Array:
             aims[: i - start] += share[i, start:i, np.newaxis] * errors[i]
     result = np.empty_like(steps)
     result[:, order] = rounded.T
-    better = moments.error(steps - result) < moments.error(steps - nearest)  # (N,); not for NaN
+    better = squared(steps - result, hessian) < squared(steps - nearest, hessian)  # (N,); no NaN is
     return np.where(better[:, np.newaxis], result, nearest)
 
 

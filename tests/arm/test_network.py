@@ -1,4 +1,4 @@
-"""A whole INT8 network on ARM: packed and planned here, and multiplied by emulated microkernels."""
+"""Networks on ARM: packed and planned here, and multiplied by emulated microkernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from minires.kernels.microkernel import Microkernel
 from minires.kernels.operators import FORMATS, OPS, compile_network
 from tests.arm import emulator
 from tests.comparing import assert_same
-from tests.kernels.test_engine import model_of
+from tests.kernels.test_engine import broken_pixels, model_of
 from tests.seeded_weights import seeded_input
 
 Array = npt.NDArray[Any]
@@ -47,7 +47,7 @@ def operands_of(step: Any, rows: int, columns: int, size: int) -> Array:
 
 def emulated(engine: Engine) -> Callable[..., None]:
     """Make what runs a program's steps: the products as on ARM, all else by code for this CPU."""
-    others, form, isa = compile_network("int8", "generic"), FORMATS["int8"], engine.isa
+    form, isa = FORMATS[engine.precision], engine.isa
 
     def multiply(step: Any, program: Program, epilogue: str, size: int) -> None:
         kernel = Microkernel.of(isa, form.operands, epilogue)
@@ -68,19 +68,37 @@ def emulated(engine: Engine) -> Callable[..., None]:
         program = next(p for p in engine.programs.values() if p.steps is steps)
         for i in range(first, last):
             if steps[i]["op"] == OPS["conv"]:
-                multiply(steps[i], program, form.epilogue, 1)
+                multiply(steps[i], program, form.epilogue, engine.tiling.item)
             elif steps[i]["op"] == OPS["linear"]:
                 multiply(steps[i], program, form.last_epilogue, 4)
             else:
+                others = compile_network(engine.precision, "generic")
                 others(steps, ticks, i, i + 1, threads)
 
     return execute
 
 
-@pytest.mark.parametrize("name", ["neon", "neon-dotprod", "neon-i8mm"])
-def test_an_int8_network_has_numpys_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _every_set_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "available_isas", lambda: list(ISAS.values()))
     monkeypatch.setattr(engine_module, "compile_network", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("precision", "name"), [("fp32", "neon"), ("bf16", "neon"), ("bf16", "neon-bf16")]
+)
+def test_no_pixel_counts_that_is_not_under_the_kernel(precision: str, name: str) -> None:
+    """Four floats are loaded at once, or as many bfloat16: that is no multiple of the kernel's."""
+    layers, params, x, meets = broken_pixels()
+    engine = Engine(layers, {"conv": params}, precision, ISAS[name], threads=1)
+    engine.execute = emulated(engine)
+    y = engine.run((1, 3, *x.shape[1:3]), layers[1], x)
+    assert np.array_equal(~np.isfinite(y).all(3), meets)
+    assert np.array_equal(~np.isfinite(y).any(3), meets)
+
+
+@pytest.mark.parametrize("name", ["neon", "neon-dotprod", "neon-i8mm", "neon-mmla"])
+def test_an_int8_network_has_numpys_bits(name: str) -> None:
     model, x = model_of("int8"), seeded_input((1, 3, 32, 35))
     engine = Engine(model.layers, model.params, "int8", ISAS[name], threads=1)
     engine.execute = emulated(engine)

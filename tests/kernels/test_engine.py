@@ -22,6 +22,7 @@ from minires.kernels import engine as engine_module
 from minires.kernels import pack as pack_module
 from minires.kernels.engine import Engine
 from minires.kernels.isa import choose_isa
+from minires.kernels.operators import FORMATS
 from minires.kernels.pack import ALIGNMENT, SLACK
 from minires.kernels.plan import Division, in_runs
 from minires.layers import OPERATORS, FloatParams, Layer
@@ -133,6 +134,29 @@ def test_bf16_conv_is_within_its_bound(case: ConvCase) -> None:
     expected = FP32["conv"](layer, p, x)
     assert_same(y, round_bf16_ref(y))
     assert_close(y, expected, sums + 2.0**-8 * np.abs(expected) + 2.0**-100)
+
+
+def broken_pixels() -> tuple[list[Layer], FloatParams, Array, Array]:
+    """A first layer like ResNet's, and an image with infinity in it; and which outputs meet it."""
+    layer = Layer("conv", "conv", ("x",), 3, 8, kernel=7, stride=2, padding=3)
+    x = uniform(-1, 1, (1, 24, 25, 3), 1)
+    x[0, 11, [6, 13], [0, 2]] = np.inf, -np.inf
+    windows = im2col_ref(x, layer.kernel, layer.kernel, layer.stride, layer.padding)
+    meets = np.isinf(windows).any(1).reshape(layer.output_shape(x.shape)[:3])
+    params = FloatParams(uniform(-1, 1, (8, 147), 2), uniform(-1, 1, (8,), 3))
+    return [Layer("x", "input", (), 3, 3), layer], params, x, meets
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_pixel_counts_that_is_not_under_the_kernel(precision: str) -> None:
+    """A step along K may read on behind the kernel: zero weights do not make zero of infinity."""
+    layers, params, x, meets = broken_pixels()
+    if choose_isa().instructions[FORMATS[precision].operands].own_registers:
+        pytest.skip("a matrix register is longer than a row of this kernel")
+    y = run_conv(precision, layers, params, x)
+    assert 0 < meets.sum() < meets.size / 2
+    assert np.array_equal(~np.isfinite(y).all(3), meets)
+    assert np.array_equal(~np.isfinite(y).any(3), meets)
 
 
 # The whole network

@@ -37,7 +37,8 @@ def tiles(operands: str) -> list[tuple[str, int, int]]:
     return [
         (isa.name, rows, vectors)
         for isa in ISAS.values()
-        for rows, vectors in (MATRICES if isa.instructions[operands].rows > 1 else TILES)
+        for rows, vectors in (MATRICES if isa.instructions[operands].own_registers else TILES)
+        if rows % isa.instructions[operands].rows == 0
     ]
 
 
@@ -73,7 +74,9 @@ def run_tile(
 ) -> Array:  # fmt: skip
     """Compute (rows, K) by (NR, K) in one tile."""
     group = 4 // w.itemsize
-    packed = prepack(w, 1, w.shape[1], group, kernel.columns, kernel.instruction.multiple)
+    instruction = kernel.instruction
+    packed = prepack(w, 1, w.shape[1], group, kernel.columns, instruction.multiple,
+                     instruction.side_by_side)  # fmt: skip
     memory = aligned((kernel.rows, packed.shape[1] * group), x.dtype)
     memory[:, : x.shape[1]] = x
     x_offsets = (np.arange(kernel.rows + 1) * memory.strides[0]).astype(np.int32)
@@ -269,19 +272,20 @@ def test_llvm_makes_the_instruction_of_it_and_spills_no_sum(name: str, operands:
     assert bool(re.search("vcvtneps2bf16|bfcvtn", text)) == bool(kernel.instruction.narrow)
     (mnemonic, *_) = kernel.instruction.mnemonics
     loop = inner_loop(text, mnemonic)
-    if kernel.instruction.rows > 1:  # its sums are in registers by number
+    if kernel.instruction.own_registers:  # its sums are in registers by number
         assert sum(mnemonic in line for line in loop) == 4
         assert sum("tileloadd" in line for line in loop) == 4
         return
     register = REGISTER[kernel.isa.family, kernel.isa.lanes]
-    one_sum = inner_loop(assembly(replace(kernel, rows=1, vectors=1)), mnemonic)
+    least = kernel.instruction.rows
+    one_sum = inner_loop(assembly(replace(kernel, rows=least, vectors=1)), mnemonic)
     per_sum, made = (
         sum(bool(re.search(f"{mnemonic}.*{register}", line)) for line in lines)
         for lines in (one_sum, loop)
     )
     # Some multiply half of the products at a time; and several groups may be loaded together.
     assert per_sum / kernel.instruction.lanes_loaded in (1, 2)
-    assert made == kernel.rows * kernel.vectors * per_sum
+    assert made == kernel.rows // least * kernel.vectors * per_sum
     assert [line for line in loop if spills(line, kernel)] == []
     if kernel.instruction.lanes_loaded > 1 and kernel.instruction.name != "smull":
         assert not [line for line in loop if "\tdup" in line], "a lane is an operand as it is"

@@ -8,8 +8,15 @@ from minires.kernels.pack import ALIGNMENT, SLACK, aligned, make_up, prepack
 
 
 @pytest.mark.parametrize(
-    ("group", "dtype", "at_once"),
-    [(1, np.float32, 1), (2, np.int16, 1), (2, np.int16, 16), (4, np.int8, 1), (4, np.int8, 16)],
+    ("group", "dtype", "at_once", "side_by_side"),
+    [
+        (1, np.float32, 1, 1),
+        (2, np.int16, 1, 1),
+        (2, np.int16, 16, 1),
+        (4, np.int8, 1, 1),
+        (4, np.int8, 16, 1),
+        (4, np.int8, 2, 2),
+    ],
 )
 @pytest.mark.parametrize(
     ("n", "kernel", "channels", "in_c", "columns"),
@@ -24,21 +31,23 @@ def test_each_weight_is_where_it_is_read(
     group: int,
     dtype: type,
     at_once: int,
+    side_by_side: int,
 ) -> None:
     weight = np.arange(1, n * kernel**2 * channels + 1).astype(dtype).reshape(n, -1)
-    packed = prepack(weight, kernel, in_c, group, columns, at_once)
+    packed = prepack(weight, kernel, in_c, group, columns, at_once, side_by_side)
     groups = -(-kernel * in_c // (group * at_once)) * at_once
     assert packed.shape == (-(-n // columns), kernel * groups, columns, group)
     assert packed.dtype == dtype
     assert packed.ctypes.data % ALIGNMENT == 0
-    expected = np.zeros(packed.shape, dtype)
+    shape = len(packed), kernel * groups // side_by_side, columns, side_by_side, group
+    expected = np.zeros(shape, dtype)
     ohwi = weight.reshape(n, kernel, kernel, channels)
     for out, i, j, c in np.ndindex(*ohwi.shape):
         k = j * in_c + c  # in the run that row i of the kernel is
-        expected[out // columns, i * groups + k // group, out % columns, k % group] = ohwi[
-            out, i, j, c
-        ]
-    assert np.array_equal(packed, expected)
+        step, beside = divmod(i * groups + k // group, side_by_side)
+        place = out // columns, step, out % columns, beside, k % group
+        expected[place] = ohwi[out, i, j, c]
+    assert np.array_equal(packed, expected.reshape(packed.shape))
 
 
 def test_a_buffer_begins_on_a_cache_line_and_ends_in_zeros() -> None:

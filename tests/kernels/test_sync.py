@@ -1,5 +1,6 @@
 """Waiting: a thread that waits long sleeps, and no thread is waited for that never comes."""
 
+import functools
 import sys
 import threading
 import time
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba import types
+from numba import njit, types
 
 from minires.kernels import operators
 from minires.kernels.compile import compile_for
@@ -76,3 +77,30 @@ def test_no_thread_is_waited_for_that_never_comes(monkeypatch: pytest.MonkeyPatc
     run.join(300)
     (answer,) = answers
     assert_same(answer, expected)
+
+
+def test_a_slow_core_does_not_stall_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread stays in its first piece until the others have done all else, in each step."""
+
+    @njit
+    def piece_of(_: str, step: Any, piece: int, pieces: int) -> None:
+        done = step.y + 8 * pieces
+        if piece == 0:
+            wait_for(np.uintp(done), pieces - 1)
+        count_up(np.uintp(step.y + 8 * piece), 1)
+        count_up(np.uintp(done), 1)
+
+    monkeypatch.setattr(operators, "run_piece", piece_of)
+    monkeypatch.setattr(operators, "compile_for", functools.partial(compile_for, keep=False))
+    execute = operators.compile_network.__wrapped__("a slow core", choose_isa().name)
+    threads = 3
+    program, ticks = np.zeros(4, operators.STEP), np.zeros(5, np.int64)
+    done = np.zeros((len(program), threads * operators.PIECES + 1), np.int64)
+    program["y"] = done.ctypes.data + done.strides[0] * np.arange(len(program))
+    arguments = (program, ticks, 0, len(program), threads)
+    run = threading.Thread(target=execute, args=arguments, daemon=True)
+    run.start()
+    run.join(300)
+    assert np.all(done[:, :-1] == 1), "each piece once"
+    assert np.all(done[:, -1] == threads * operators.PIECES)
+    assert not run.is_alive()

@@ -22,6 +22,8 @@ from minires.preprocess import normalize, resize_and_crop
 from minires.reference import QParams
 from tests.comparing import assert_close, assert_same, gemm_bound
 from tests.lab.browser import PROGRAM, Browser
+from tests.lab.firefox import PROGRAM as FIREFOX
+from tests.lab.firefox import Firefox
 
 ROOT = Path(__file__).parents[2]
 SIDE = 64
@@ -69,11 +71,15 @@ def address(images: Array) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def browser(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if PROGRAM is None:
-        pytest.skip("there is no Chromium")
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+@pytest.fixture(scope="module", params=[(Browser, PROGRAM), (Firefox, FIREFOX)],
+                ids=["chromium", "firefox"])  # fmt: skip
+def browser(
+    address: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Browser | Firefox]:
+    kind, program = request.param
+    if program is None:
+        pytest.skip("there is no such browser here")
+    with kind(tmp_path_factory.mktemp("profile")) as opened:
         opened.open(f"{address}test.html")
         opened.run("""(async () => {
             globalThis.engine = await import('/engine/network.js');
@@ -92,14 +98,14 @@ def browser(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield opened
 
 
-def answer(browser: Browser, script: str) -> Any:
+def answer(browser: Browser | Firefox, script: str) -> Any:
     """Run a script in the page that may wait; what it returns comes as JSON."""
     return json.loads(
         browser.run(f"(async () => JSON.stringify(await (async () => {{{script}}})()))()")
     )
 
 
-def logits(browser: Browser, precision: str, relaxed: bool, count: int) -> Array:
+def logits(browser: Browser | Firefox, precision: str, relaxed: bool, count: int) -> Array:
     told = answer(browser, f"""
         const net = await network('{precision}', {json.dumps(relaxed)});
         const runs = Array.from({{length: {count}}}, (_, i) => net.run(image(i), 64, 64));
@@ -114,7 +120,7 @@ def batch(images: Array) -> Array:
 
 
 def test_int8_has_the_bits_of_the_definition(
-    browser: Browser, images: Array, models: dict[str, ResNet50]
+    browser: Browser | Firefox, images: Array, models: dict[str, ResNet50]
 ) -> None:
     expected = models["int8"](batch(images))
     assert len(set(expected.argmax(1).tolist())) > 3  # not one answer for all
@@ -123,7 +129,7 @@ def test_int8_has_the_bits_of_the_definition(
 
 
 def test_fp32_is_near_the_definition(
-    browser: Browser, images: Array, models: dict[str, ResNet50]
+    browser: Browser | Firefox, images: Array, models: dict[str, ResNet50]
 ) -> None:
     """Sums of up to 4608 products in another order: a few parts in a million of the largest."""
     expected = models["fp32"](batch(images[:3]))
@@ -131,7 +137,9 @@ def test_fp32_is_near_the_definition(
         assert_close(logits(browser, "fp32", relaxed, 3), expected, 2e-5 * np.abs(expected).max())
 
 
-def test_the_relaxed_instructions_are_used_where_the_browser_has_them(browser: Browser) -> None:
+def test_the_relaxed_instructions_are_used_where_the_browser_has_them(
+    browser: Browser | Firefox,
+) -> None:
     told = answer(browser, """
         const hows = [['int8', true], ['fp32', true], ['int8', false]];
         const nets = await Promise.all(hows.map(how => network(...how)));
@@ -150,7 +158,9 @@ def steps(images: Array, models: dict[str, ResNet50]) -> dict[str, dict[str, Ste
     return {name: {step.name: step for step in model.steps(x)} for name, model in models.items()}
 
 
-def explained(browser: Browser, precision: str, place: tuple[str, int, int, int]) -> dict[str, Any]:
+def explained(
+    browser: Browser | Firefox, precision: str, place: tuple[str, int, int, int]
+) -> dict[str, Any]:
     pixel: dict[str, Any] = answer(browser, f"""
         const net = await network('{precision}', false), run = net.run(image(0), 64, 64);
         const pixel = net.explain(run, ...{json.dumps(place)});
@@ -163,7 +173,7 @@ def explained(browser: Browser, precision: str, place: tuple[str, int, int, int]
 
 @pytest.mark.parametrize("place", PIXELS, ids=lambda place: "-".join(map(str, place)))
 def test_int8_is_explained_with_its_own_numbers(
-    browser: Browser,
+    browser: Browser | Firefox,
     models: dict[str, ResNet50],
     steps: dict[str, dict[str, Step]],
     place: tuple[str, int, int, int],
@@ -195,7 +205,7 @@ def test_int8_is_explained_with_its_own_numbers(
 
 @pytest.mark.parametrize("place", PIXELS, ids=lambda place: "-".join(map(str, place)))
 def test_fp32_is_explained_within_its_bound(
-    browser: Browser, place: tuple[str, int, int, int]
+    browser: Browser | Firefox, place: tuple[str, int, int, int]
 ) -> None:
     pixel = explained(browser, "fp32", place)
     assert np.float32(pixel["value"]) == np.float32(pixel["kept"])  # mul, add: in the same order
@@ -209,7 +219,7 @@ def test_fp32_is_explained_within_its_bound(
 
 
 def test_a_range_that_is_changed_is_computed_anew_and_can_be_put_back(
-    browser: Browser, models: dict[str, ResNet50], steps: dict[str, dict[str, Step]]
+    browser: Browser | Firefox, models: dict[str, ResNet50], steps: dict[str, dict[str, Step]]
 ) -> None:
     """With three bits no step is above 7, and a run can be explained after other runs."""
     few, same, back, pixel, kept = answer(browser, """
@@ -235,7 +245,9 @@ def test_a_range_that_is_changed_is_computed_anew_and_can_be_put_back(
     assert_same(np.float32(back), expected)
 
 
-def test_another_scale_and_zero_point_of_the_image_change_little(browser: Browser) -> None:
+def test_another_scale_and_zero_point_of_the_image_change_little(
+    browser: Browser | Firefox,
+) -> None:
     """Its padding and the next layer's bias follow; a mistake there would change every answer."""
     before, after = answer(browser, """
         const net = await network('int8', false), {scale, zeroPoint} = net.qparams.input;
@@ -247,7 +259,7 @@ def test_another_scale_and_zero_point_of_the_image_change_little(browser: Browse
     assert before != after
 
 
-def test_numbers_round_half_to_even_and_halves_are_read(browser: Browser) -> None:
+def test_numbers_round_half_to_even_and_halves_are_read(browser: Browser | Firefox) -> None:
     halves = np.arange(2**16, dtype=np.uint16)
     values = [*np.arange(-3, 3.5, 0.5).tolist(), 0.49999999999999994, 2.5000001, 254.5]
     rounded, bits = answer(browser, f"""
@@ -261,7 +273,9 @@ def test_numbers_round_half_to_even_and_halves_are_read(browser: Browser) -> Non
     assert np.array_equal(floats, expected.astype(np.float32), equal_nan=True)
 
 
-def test_a_photograph_is_prepared_as_minires_does(browser: Browser, images: Array) -> None:
+def test_a_photograph_is_prepared_as_minires_does(
+    browser: Browser | Firefox, images: Array
+) -> None:
     """Pillow's resizing, bit for bit; a browser's own JPEG decoder may differ by a level."""
     pixels = answer(browser, """
         const net = await network('int8', false);
@@ -297,7 +311,9 @@ def picture(width: int, height: int) -> str:
         ("network('int8', false).then(net => net.run(image(0), 32, 32))", "laid out for 64 x 64"),
     ],
 )  # fmt: skip
-def test_bad_input_is_told_in_a_sentence(browser: Browser, script: str, words: str) -> None:
+def test_bad_input_is_told_in_a_sentence(
+    browser: Browser | Firefox, script: str, words: str
+) -> None:
     told = answer(browser, f"return await told({script});")
     assert words in told
     assert told.endswith(".")
@@ -305,7 +321,7 @@ def test_bad_input_is_told_in_a_sentence(browser: Browser, script: str, words: s
 
 
 @pytest.mark.parametrize("lacking", ["{validate: () => false}", "undefined"])
-def test_a_browser_without_simd_is_told_so(browser: Browser, lacking: str) -> None:
+def test_a_browser_without_simd_is_told_so(browser: Browser | Firefox, lacking: str) -> None:
     told = answer(browser, f"""
         const whole = WebAssembly;
         globalThis.WebAssembly = {lacking};
@@ -315,7 +331,9 @@ def test_a_browser_without_simd_is_told_so(browser: Browser, lacking: str) -> No
     assert "no WebAssembly with SIMD" in told
 
 
-def test_the_page_logs_no_error_and_asks_for_nothing_else(browser: Browser, address: str) -> None:
+def test_the_page_logs_no_error_and_asks_for_nothing_else(
+    browser: Browser | Firefox, address: str
+) -> None:
     """After all of the above, in the same page."""
     assert browser.errors == []
     assert browser.requests
@@ -324,7 +342,7 @@ def test_the_page_logs_no_error_and_asks_for_nothing_else(browser: Browser, addr
     ] == []
 
 
-def test_a_fetch_that_breaks_off_is_told(browser: Browser) -> None:
+def test_a_fetch_that_breaks_off_is_told(browser: Browser | Firefox) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def break_off() -> None:

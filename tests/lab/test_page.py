@@ -11,6 +11,8 @@ import pytest
 import minires
 from minires.lab.serve import PAGE
 from tests.lab.browser import Browser
+from tests.lab.firefox import PROGRAM as FIREFOX
+from tests.lab.firefox import Firefox
 
 IMAGE = Path(__file__).parents[2] / "examples/images/cat.jpg"
 
@@ -514,6 +516,28 @@ def test_a_view_stands_alone_in_a_chapter(fresh: Callable[..., Browser]) -> None
     ) == ["range"]
     assert page.run("getComputedStyle(document.querySelector('header')).display") == "none"
     assert page.run("document.documentElement.dataset.theme") == "dark"
+
+
+def test_firefox_shows_the_same(page: Browser, address: str, tmp_path: Path) -> None:
+    """Each view, with both networks; the numbers are compared with Chromium's."""
+    if FIREFOX is None:
+        pytest.skip("there is no Firefox here")
+    see(page, "photograph")
+    expected = texts(page, "#labels .figures div")
+    with Firefox(tmp_path / "profile") as firefox:
+        firefox.open(address)
+        for precision in ("int8", "fp32"):
+            firefox.run(f"document.querySelector('#start-{precision}').click()")
+            firefox.wait(f"document.querySelector('#start-{precision}').hidden")
+        firefox.wait("document.querySelectorAll('#labels .figures div').length === 20")
+        shown = "[...document.querySelectorAll('#labels .figures div')].map(e => e.textContent)"
+        assert firefox.run(shown) == expected
+        for view in ("pixel", "instruction", "range", "machine"):
+            firefox.run(f"document.querySelector(\"nav a[href='#{view}']\").click()")
+            firefox.wait(f"!document.querySelector('#{view}').hidden")
+        firefox.run("document.querySelector('#measure').click()")
+        firefox.wait("document.querySelector('#waterfall-note').textContent.includes('times')")
+        assert firefox.errors == []
 
 
 NAMELESS = """[...document.querySelectorAll('button, input, select, canvas, svg')]

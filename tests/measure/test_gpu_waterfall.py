@@ -70,6 +70,23 @@ def test_the_table_has_the_ratio_of_what_was_added_up_so_far() -> None:
     assert "8.00x?" in format_waterfall(Waterfall("here", causes, ["runs differ"]))
 
 
+def test_the_plot_says_what_the_table_says(tmp_path: Path) -> None:
+    """Its letters are letters in SVG: each cause, each whole, and each precision has its own."""
+    pytest.importorskip("matplotlib")
+    causes = {
+        "fp32": dict.fromkeys(CAUSES, 0.004),
+        "int8": dict.fromkeys(CAUSES, 0.001) | {BETWEEN: -0.0001},
+    }
+    for dark in (False, True):
+        drawn = Waterfall("here", causes, []).plot(tmp_path / "fall.svg", dark)
+        left, right = drawn.axes
+        assert [text.get_text() for text in left.texts] == ["24.00 ms", "4.90 ms"]
+        assert [label.get_text() for label in right.get_yticklabels()] == list(CAUSES)
+        (line,) = right.lines
+        assert list(line.get_xdata()) == pytest.approx([4, 4, 4, 4, 4, 24 / 4.9])
+        assert (tmp_path / "fall.svg").stat().st_size > 1000
+
+
 @pytest.fixture
 def photograph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A photograph for the bundled network, and a GPU that multiplies nothing; its roofs."""
@@ -89,7 +106,10 @@ def test_profile_shows_where_the_gpus_time_goes(
     photograph: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Events of this GPU are 1 ms apart: so long takes each step, and the whole graph too."""
-    assert main(["profile", photograph, *BOTH, "--batch", "2", "--runs", "1"]) == 0
+    plot = Path(photograph).with_name("fall.png")
+    words = ["--batch", "2", "--runs", "1", "--plot", str(plot)]
+    assert main(["profile", photograph, *BOTH, *words]) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr().out
     where = "2 x 3 x 64 x 64, on GPU of NumPy"
     assert told.count(f"int8, cuda, input {where}") == 1

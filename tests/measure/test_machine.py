@@ -65,6 +65,7 @@ def test_on_arm_what_is_missing_is_arms(monkeypatch: pytest.MonkeyPatch) -> None
     assert "fmla: 4 lanes x 1 x 2 x 4 a cycle (measured: 3.97) x 3.40 GHz" in text
     assert re.search(r"  sdot: not on this CPU.*it is sdot v\d+.4s, v\d+.16b, v\d+.4b\[0\]", text)
     assert re.search(r"  usdot: not on this CPU.*it is sudot v", text)
+    assert re.search(r"  usmmla: not on this CPU.*with neon-mmla it is usmmla v", text)
     assert "vpdpbusd" not in text
 
 

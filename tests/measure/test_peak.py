@@ -11,6 +11,7 @@ from minires.measure.peak import (
     Bandwidth,
     Peak,
     best_instruction,
+    doubt_gain,
     doubts_about,
     inner_loop,
     instructions,
@@ -112,10 +113,10 @@ def test_each_instruction_set_has_a_peak_for_each_precision(isa: ISA) -> None:
     if names["u8s8"] in ("vpdpbusd", "tdpbusd"):
         assert best["int8"] == names["u8s8"]
         assert "vpmaddubsw" in [i.name for i in instructions(isa)]  # what came before, beside it
-    if names["u8s8"] in ("sdot", "usdot"):
+    if names["u8s8"] in ("sdot", "usdot", "usmmla"):
         assert best["int8"] == names["u8s8"]
         assert "smull" in [i.name for i in instructions(isa)]
-    of_its_own = isa.name in ("avx512bf16", "amx", "neon-bf16")
+    of_its_own = isa.name in ("avx512bf16", "amx", "neon-bf16", "neon-mmla")
     assert best["bf16"] == (names["bf16"] if of_its_own else best["fp32"])
 
 
@@ -166,3 +167,12 @@ def test_a_peak_that_cannot_be_is_doubted(change: dict[str, float], doubt: str) 
     peak = Peak(fma, 8, 100.0, 200.0, 2, 0.01, 3.1, "")._replace(**change)
     assert len(peak.doubts) == bool(doubt)
     assert all(text.startswith(doubt) for text in peak.doubts)
+
+
+def test_a_gain_that_other_cores_change_is_doubted() -> None:
+    fma, vnni = INSTRUCTIONS["fma"], INSTRUCTIONS["vpdpbusd"]
+    slower = Peak(fma, 16, 100.0, 190.0, 2, 0.0, 3.0, "")
+    assert doubt_gain(Peak(vnni, 16, 400.0, 760.0, 2, 0.0, 3.0, ""), slower) == []
+    (doubt,) = doubt_gain(Peak(vnni, 16, 400.0, 500.0, 2, 0.0, 3.0, ""), slower)
+    gain = "vpdpbusd's gain over fma, by one core and by 2, disagree, 4 and 2.63"
+    assert doubt == f"two measures of {gain}"

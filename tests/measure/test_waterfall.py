@@ -15,6 +15,7 @@ from minires.measure.waterfall import (
     Part,
     Waterfall,
     ablate,
+    doubt_convolutions,
     format_waterfall,
     measure_waterfall,
     plot_waterfall,
@@ -26,7 +27,8 @@ from tests.seeded_weights import seeded_input
 
 def peak_of(kind: str) -> Any:
     name, gops = {"f32": ("fma", 100.0), "u8s8": ("vpmaddwd", 250.0)}[kind]
-    return SimpleNamespace(all_gops=gops, instruction=SimpleNamespace(name=name), doubts=[])
+    told: dict[str, Any] = {"gops": gops / 2, "all_gops": gops, "threads": 2, "doubts": []}
+    return SimpleNamespace(instruction=SimpleNamespace(name=name), **told)
 
 
 @pytest.fixture
@@ -116,6 +118,43 @@ def test_runs_that_differ_and_parts_that_do_not_add_up_are_doubted() -> None:
     assert any("runs of the network in fp32 differ" in doubt for doubt in uneven.doubts)
     apart = even._replace(parts={"fp32": [{"a": 0.3, "b": 0.38}] * 8})
     assert [doubt[:39] for doubt in apart.doubts] == ["two measures of the network in fp32 dis"]
+
+
+def test_convolutions_that_take_two_different_times_are_doubted() -> None:
+    stages = [Part("conv1", 2.0, 1.0), Part("maxpool", 9.0, 9.0), Part("layer1", 8.0, 4.0)]
+    assert doubt_convolutions(stages, Part("convolutions", 10.0, 5.0)) == []
+    (doubt,) = doubt_convolutions(stages, Part("convolutions", 10.0, 4.0))
+    assert doubt == "two measures of the int8 convolutions' milliseconds disagree, 4e+03 and 5e+03"
+    assert len(doubt_convolutions(stages, Part("convolutions", 12.5, np.nan))) == 2
+    assert doubt_convolutions([], Part("convolutions", 10.0, 4.0)) == []
+
+
+def test_an_ablation_that_contradicts_the_network_is_made_again_and_then_doubted(
+    models: Mapping[str, ResNet50], photograph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an ablation made up, which first takes far too long, and then what the stages take."""
+    monkeypatch.setattr(waterfall, "peak_of", peak_of)
+    stages: list[Part] = []
+    made: list[Part] = []
+
+    def ablation(*_: Any) -> tuple[Part, list[tuple[str, float]]]:
+        stage = Part("", sum(p.fp32 for p in stages), sum(p.int8 for p in stages))
+        made.append(stage if made and not wrong else Part("", 9.0, 9.0))
+        return made[-1], []
+
+    def keep(found: list[Part], alone: Part) -> list[str]:
+        stages[:] = [part for part in found if part.name.startswith(("conv", "layer"))]
+        return doubt_convolutions(found, alone)
+
+    monkeypatch.setattr(waterfall, "ablate", ablation)
+    monkeypatch.setattr(waterfall, "doubt_convolutions", keep)
+    wrong = False
+    fall = measure_waterfall(models, photograph, rounds=1)
+    assert len(made) == 2
+    assert not any("convolutions" in doubt for doubt in fall.doubts)
+    wrong = True
+    fall = measure_waterfall(models, photograph, rounds=1)
+    assert sum("convolutions' milliseconds disagree" in doubt for doubt in fall.doubts) == 2
 
 
 def test_the_plot_is_a_picture(fall: Waterfall, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ def test_sums_are_those_of_all_rows_whatever_the_batches() -> None:
     for part in np.split(x, [1, 4]):
         seen.observe(LINEAR, part)
     assert (seen.rows, seen.images) == (6, 6)
-    np.testing.assert_allclose(seen.products, x.T @ x, rtol=1e-5)
+    np.testing.assert_allclose(seen.products[0, 5], x.T @ x, rtol=1e-5)
     np.testing.assert_allclose(seen.mean(), x.mean(axis=0), rtol=1e-6)
-    assert seen.products.dtype == np.float32
+    assert seen.products[0, 5].dtype == np.float32
 
 
 def test_a_small_convolution_is_seen_at_every_pixel() -> None:
@@ -29,7 +29,7 @@ def test_a_small_convolution_is_seen_at_every_pixel() -> None:
     seen.observe(CONV, x)
     columns = im2col_ref(x, 3, 3, 1, 1)
     assert (seen.rows, seen.images) == (2 * 81, 2)
-    assert_same(seen.products, columns.T @ columns)
+    assert_same(seen.products[0, 36], columns.T @ columns)
 
 
 @pytest.mark.parametrize(("size", "apart"), [(14, 1), (15, 2), (28, 2), (56, 4)])
@@ -41,7 +41,7 @@ def test_a_large_one_is_seen_at_some(size: int, apart: int) -> None:
     every = im2col_ref(x, 3, 3, 1, 1).reshape(size, size, -1)
     some = every[::apart, ::apart].reshape(-1, every.shape[-1])
     assert seen.rows == len(some) <= moments.SIDE**2
-    np.testing.assert_allclose(seen.products, some.T @ some, rtol=1e-5)
+    np.testing.assert_allclose(seen.products[0, 36], some.T @ some, rtol=1e-5)
 
 
 def test_the_outputs_error_is_what_the_inputs_make_of_the_weights() -> None:
@@ -50,3 +50,27 @@ def test_the_outputs_error_is_what_the_inputs_make_of_the_weights() -> None:
     seen.observe(LINEAR, x)
     expected = np.mean((x.astype(np.float64) @ errors.T) ** 2, axis=0)
     np.testing.assert_allclose(seen.error(errors), expected, rtol=1e-4)
+
+
+def test_of_many_inputs_only_those_near_each_other_are_multiplied() -> None:
+    K = moments.GROUP + 40
+    x, seen = uniform(-1, 2, (30, K), 5), Moments()
+    seen.observe(LINEAR, x)
+    assert list(seen.products) == [(0, moments.GROUP), (moments.GROUP, K)]
+    for (start, end), products in seen.products.items():
+        assert_same(products, x[:, start:end].T @ x[:, start:end])
+
+
+def test_errors_of_different_groups_count_as_independent() -> None:
+    K = moments.GROUP + 40
+    x, errors, seen = uniform(0, 1, (300, K), 6), uniform(-1, 1, (3, K), 7), Moments()
+    seen.observe(LINEAR, x)
+    halves = [part.astype(np.float64) for part in (x[:, : moments.GROUP], x[:, moments.GROUP :])]
+    outputs = [
+        part @ weights.T
+        for part, weights in zip(halves, np.split(errors, [moments.GROUP], axis=1), strict=True)
+    ]
+    error = sum(np.mean(y**2, axis=0) for y in outputs)
+    np.testing.assert_allclose(seen.error(errors), error, rtol=1e-4)
+    variance = sum(np.var(y, axis=0) for y in outputs)
+    np.testing.assert_allclose(seen.variance(errors), variance, rtol=1e-2)

@@ -5,7 +5,7 @@ import pytest
 
 from minires.layers import Layer
 from minires.quantize import rounding
-from minires.quantize.moments import Moments
+from minires.quantize.moments import GROUP, Moments
 from minires.quantize.rounding import round_gptq, round_nearest
 from tests.comparing import Array, assert_same
 from tests.seeded_weights import uniform
@@ -41,7 +41,16 @@ def test_weights_of_inputs_that_have_nothing_in_common_go_to_the_nearest() -> No
     assert_same(round_gptq(steps, moments_of(x)), round_nearest(steps))
 
 
-@pytest.mark.parametrize("K", [1, 5, 127, 128, 129, 300])
+def test_each_group_is_rounded_as_if_it_were_a_layer() -> None:
+    """So a group that is no better than its nearest steps does not spoil what another gains."""
+    steps, x = uniform(-127, 127, (8, GROUP + 60), 12), alike(400, GROUP + 60, 13)
+    x[:, GROUP:] = 0
+    rounded = round_gptq(steps, moments_of(x))
+    assert_same(rounded[:, :GROUP], round_gptq(steps[:, :GROUP], moments_of(x[:, :GROUP])))
+    assert_same(rounded[:, GROUP:], round_nearest(steps[:, GROUP:]))
+
+
+@pytest.mark.parametrize("K", [1, 5, 63, 64, 65, 300])
 def test_no_channel_errs_more_and_all_together_far_less(K: int) -> None:
     steps, seen = uniform(-127, 127, (40, K), 2), moments_of(alike(500, K, 3))
     better = round_gptq(steps, seen)
@@ -56,10 +65,11 @@ def test_it_is_what_the_definition_says_weight_by_weight() -> None:
     """Algorithm 1 of the paper, with its inverse: largest first, the others compensated."""
     K = 20
     steps, seen = uniform(-100, 100, (6, K), 5), moments_of(alike(400, K, 6))
-    hessian = seen.products.astype(np.float64)
+    (products,) = seen.products.values()
+    hessian = products.astype(np.float64)
     hessian += np.eye(K) * rounding.DAMPING * np.diag(hessian).mean()
     wanted, rounded = steps.astype(np.float64), np.zeros_like(steps)
-    left = list(np.argsort(np.diag(seen.products), kind="stable"))
+    left = list(np.argsort(np.diag(products), kind="stable"))
     while left:
         at = left[-1]
         inverse = np.linalg.inv(hessian[np.ix_(left, left)])[-1]  # the row of `at`

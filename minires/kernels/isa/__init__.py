@@ -12,7 +12,7 @@ from minires.errors import MiniresError
 from minires.kernels.cpu import arm_features
 from minires.kernels.ir import ARM, FAMILY
 from minires.kernels.isa.amx import AMX
-from minires.kernels.isa.arm import NEON, NEON_BF16, NEON_DOTPROD, NEON_I8MM
+from minires.kernels.isa.arm import NEON, NEON_BF16, NEON_DOTPROD, NEON_I8MM, NEON_MMLA
 from minires.kernels.isa.generic import GENERIC
 from minires.kernels.isa.instruction import ISA, Instruction
 from minires.kernels.isa.x86 import AVX2, AVX512, AVX512BF16, AVX512VNNI, AVXVNNI, BEFORE_VNNI
@@ -24,7 +24,7 @@ ISAS = {
     isa.name: isa
     for isa in (
         *(AMX, AVX512BF16, AVX512VNNI, AVX512, AVXVNNI, AVX2),
-        *(NEON_BF16, NEON_I8MM, NEON_DOTPROD, NEON),
+        *(NEON_MMLA, NEON_BF16, NEON_I8MM, NEON_DOTPROD, NEON),
         *(GENERIC, *BEFORE_VNNI),
     )
 }

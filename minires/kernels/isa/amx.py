@@ -56,6 +56,7 @@ TDPBUSD = Instruction(
     ("tdpbusd",),
     rows=ROWS,
     groups=ROWS,
+    own_registers=True,
     sums=6,
     rates=(1 / 16,),
 )

@@ -3,7 +3,8 @@
 All instructions share one shape. A group of 32 bits holds one float32, two bfloat16 or four u8,
 neighbours along K. A vector instruction takes one row's group, copied to all lanes, and a vector of
 weights with one group for each column. To each lane's sum it adds all products of that lane. A
-matrix instruction takes several rows, and several groups of each, at once.
+matrix instruction takes several rows, and several groups of each, at once: in registers of its own
+(AMX), or in vectors, whose lanes are then rows by columns (`minires.kernels.isa.pairs`).
 """
 
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ class Instruction:
     explained: str = ""  # its idea, if the name alone does not tell it
     rows: int = 1  # M: how many rows of a tile it multiplies at once
     groups: int = 1  # K: how many groups of each row it multiplies at once
+    own_registers: bool = False  # whether it has registers beside the vectors
     # Groups of a row that a vector is loaded with, where one lane of it can be an operand: each is
     # multiplied in turn, and none is copied to all lanes.
     lanes_loaded: int = 1
@@ -45,13 +47,30 @@ class Instruction:
 
     @property
     def products(self) -> int:
-        """Count the products for one lane, or for one column of a matrix register."""
-        return PER_GROUP[self.operands] * self.rows * self.groups
+        """Count the products for one lane, or for one column of a register of its own."""
+        rows = self.rows if self.own_registers else 1
+        return PER_GROUP[self.operands] * rows * self.groups
+
+    @property
+    def side_by_side(self) -> int:
+        """Count the groups of a column of weights that lie together in memory."""
+        return 1 if self.own_registers else self.groups
 
     @property
     def multiple(self) -> int:
         """Count the groups of a step along K: each run of K is filled up to a multiple of it."""
         return self.groups * self.lanes_loaded
+
+    @property
+    def pixel(self) -> int:
+        """Count the values that a pixel of the image is filled up to a multiple of.
+
+        A step along K may go on behind a run, where its weights are zero. But 0 times infinity is
+        NaN. So pixels of floats are filled up until a step ends where a run does. With registers of
+        its own an instruction's steps are too long for that.
+        """
+        floats = self.operands != "u8s8" and not self.own_registers
+        return PER_GROUP[self.operands] * self.multiple if floats else 1
 
     def prepare(self, builder: Any, a: Any) -> Any:
         """Bring activations that were loaded into the form that it multiplies."""

@@ -1,0 +1,80 @@
+"""Draw what the landing page shows: how fast INT8 is, and where its 4x goes, in a recorded run."""
+
+from typing import Any
+
+import book
+import matplotlib
+from matplotlib.figure import Figure
+from recorded import runs
+
+from minires.measure.plots import COLORS, GREY, ORANGE
+from minires.measure.trust import mark
+
+LEAST = 0.02  # of INT8's time: smaller parts are one bar together
+
+
+def waterfall() -> str:
+    """Lay out the waterfall of the recorded run where INT8 gains most, as Markdown."""
+    return page(max(runs("waterfall", "peaks"), key=gain))
+
+
+def gain(run: Any) -> float:
+    """Tell how many times as fast as FP32 INT8 is."""
+    whole = run.waterfall.whole
+    return float(whole.fp32 / whole.int8)
+
+
+def page(run: Any) -> str:
+    """Lay out a run's figures: a sentence, the picture, and where it comes from."""
+    fall = run.waterfall
+    fp32_ms, int8_ms = 1e3 * fall.whole.fp32, 1e3 * fall.whole.int8
+    fp32, quarter, int8, ratio = (
+        mark(f"{figure:.1f}", fall.doubts) for figure in (fp32_ms, fp32_ms / 4, int8_ms, gain(run))
+    )
+    sentence = (
+        f"**INT8 is {ratio} times as fast as FP32** on the machine below: a photograph of 224 x "
+        f"224 pixels takes {int8} ms in place of {fp32}. A quarter would be {quarter} ms. "
+        f"{instruction(run)}"
+    )
+    alt = (
+        f"A waterfall of times: FP32 takes {fp32} ms, a quarter of that is {quarter} ms. What the "
+        f"parts of the network take beyond their quarter leads from there to INT8's {int8} ms."
+    )
+    doubts = f" In doubt (?), because {fall.doubts[0]}." if fall.doubts else ""
+    caption = f"Recorded on {run}.{doubts} [Chapter 14](chapters/14_waterfall) takes it apart."
+    with matplotlib.rc_context(book.STYLE):
+        drawn = book.to_svg(draw(fall))
+    return f"{sentence}\n\n{book.picture(drawn, {'alt': alt, 'caption': caption})}"
+
+
+def instruction(run: Any) -> str:
+    """Say whether this machine has the instruction that the quarter comes from."""
+    names = [peak.name for peak in run.peaks]
+    has = "has" if "vpdpbusd" in names else "does not have"
+    return f"The quarter comes from VNNI's instruction `vpdpbusd`, which this CPU {has}."
+
+
+def draw(fall: Any) -> Figure:
+    """Draw FP32's time, a quarter of it, what each part takes beyond that, and INT8's time."""
+    whole, quarter = fall.whole, fall.whole.fp32 / 4
+    large = [part for part in fall.parts if abs(part.excess) >= LEAST * whole.int8]
+    rest = whole.int8 - quarter - sum(part.excess for part in large)
+    steps = [(part.name, part.excess) for part in large] + [("all else", rest)]
+    bars = [("FP32", 0.0, whole.fp32, COLORS["fp32"]), ("a quarter", 0.0, quarter, GREY)]
+    at = quarter
+    for name, seconds in steps:
+        bars.append((name, at, seconds, ORANGE if seconds > 0 else GREY))
+        at += seconds
+    bars.append(("INT8", 0.0, whole.int8, COLORS["int8"]))
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, start, seconds, color) in enumerate(bars):
+        axes.barh(name, 1e3 * seconds, left=1e3 * start, color=color)
+        sign = "+" if 2 <= i < len(bars) - 1 else ""
+        end = 1e3 * max(start, start + seconds)
+        beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{1e3 * seconds:{sign}.1f}", (end, i), **beside)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("milliseconds")
+    return figure
