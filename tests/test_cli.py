@@ -18,10 +18,11 @@ from safetensors.numpy import save_file
 from minires import api
 from minires.cli import build_parser, main
 from minires.kernels.cpu import get_num_threads
-from minires.measure import latency, machine, trust
+from minires.measure import latency, machine, plots, trust
 from minires.model import resnet50_layers
 from minires.preprocess import Preset
 from minires.quantize import calibrate, quantize_model, save_int8
+from minires.quantize.sensitivity import Gain
 from tests.making_files import BAD_IMAGES, save_once, save_photograph
 from tests.seeded_weights import seeded_state_dict
 
@@ -153,10 +154,13 @@ def test_good_images_are_answered_beside_all_the_bad_ones(
         assert name in line
 
 
-@pytest.mark.usefixtures("loaded")
-def test_an_empty_folder_is_an_error(tmp_path: Path, capsys: Capture) -> None:
-    assert main(["classify", str(tmp_path)]) == 1
-    assert f"{tmp_path}: no image lies in this folder" in complaint(capsys)
+def test_an_empty_folder_is_an_error_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(api, "resnet50", lambda *_, **__: pytest.fail("loaded"))
+    for more in [], [str(tmp_path / "none.jpg")]:
+        assert main(["classify", str(tmp_path), *more]) == 1
+        assert f"{tmp_path}: no image lies in this folder" in complaint(capsys)
 
 
 @pytest.mark.parametrize("words", ["classify", "evaluate --labels a.csv", "profile",
@@ -598,7 +602,8 @@ def test_quantize_writes_a_file_that_the_other_commands_take(
     assert all(float(line.split()[1]) > 3 for line in lines[1:-2])  # SQNR in dB
     assert "of 2 images" in lines[-2]
     assert lines[-1] == f"{output}: {seeded_file.name}, 25.8 MB, calibrated on 2 images or crops"
-    assert err == ""
+    parts = ("calibrating", "rounding", "comparing with FP32")  # there is no bar in a pipe
+    assert err == "".join(f"minires: {part} ...\n" for part in parts)
     assert api.resnet50(output, "int8").meta["calibration"] == {
         "observer": "percentile",
         "images": 2,
@@ -622,6 +627,25 @@ def test_quantize_writes_a_file_that_the_other_commands_take(
 
 
 @pytest.mark.usefixtures("small_images")
+def test_quantize_draws_what_each_layer_costs(
+    photographs: Path,
+    seeded_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    found = [Gain("conv1", 0.5), Gain("fc", 0.25)]
+    monkeypatch.setattr("minires.quantize.commands.sensitivity", lambda *_: found)
+    plot, output = tmp_path / "gains.svg", tmp_path / "int8.safetensors"
+    words = ["--weights", str(seeded_file), "--calibrate", str(photographs), "-o", str(output)]
+    words += [*QUICKLY, "--images", "1", "--sensitivity", "--plot", str(plot), "--dark"]
+    assert main(["quantize", *words]) == 0
+    assert "fc                          0.25" in capsys.readouterr().out
+    assert plots.PAPER in plot.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("small_images")
 def test_quantize_names_a_bad_image_once_and_does_without_it(
     photographs: Path, seeded_file: Path, capsys: Capture
 ) -> None:
@@ -630,8 +654,7 @@ def test_quantize_names_a_bad_image_once_and_does_without_it(
     words = ["quantize", "--weights", str(seeded_file), "--calibrate", str(photographs)]
     assert main([*words, *QUICKLY, "--output", str(output)]) == 1
     out, err = capsys.readouterr()
-    assert err.count("\n") == 1
-    assert "aa.png" in err
+    assert err.count("aa.png") == 1
     assert "calibrated on 3 images" in out
     assert output.exists()
 
@@ -748,6 +771,7 @@ def test_evaluate_counts_what_it_can(photographs: Path, capsys: Capture) -> None
     assert out.startswith("1 images\n  fp32")
     assert "agree" not in out  # there is nothing to compare fp32 with
     assert "gone.png" in err
+    assert "minires: evaluating ...\n" in err  # there is no bar in a pipe
     for text, word in [("file,label\nb.png,1000\n", "1000"), ("file,label\ngone.png,1\n", "usable"),
                        ("name\nb.png\n", "columns")]:  # fmt: skip
         labels.write_text(text)
@@ -834,6 +858,23 @@ def test_a_name_that_would_be_ignored_is_refused(capsys: Capture) -> None:
 def test_a_number_of_images_without_a_folder_is_refused(tmp_path: Path, capsys: Capture) -> None:
     assert main(["quantize", "--images", "9", "-o", str(tmp_path / "x.safetensors")]) == 1
     assert "--calibrate" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("--plot a.svg", "--sensitivity"),
+        ("--dark", "--plot FILE"),
+        ("--sensitivity --plot a.txt", ".svg"),
+    ],
+)
+def test_a_plot_that_cannot_be_drawn_is_refused_first(
+    words: str, wanted: str, tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    output = tmp_path / "int8.safetensors"
+    assert main(["quantize", "--weights", "no file", *words.split(), "-o", str(output)]) == 1
+    assert wanted in complaint(capsys)
 
 
 @pytest.mark.usefixtures("loaded")
