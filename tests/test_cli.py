@@ -18,10 +18,11 @@ from safetensors.numpy import save_file
 from minires import api
 from minires.cli import build_parser, main
 from minires.kernels.cpu import get_num_threads
-from minires.measure import latency, machine, trust
+from minires.measure import latency, machine, plots, trust
 from minires.model import resnet50_layers
 from minires.preprocess import Preset
 from minires.quantize import calibrate, quantize_model, save_int8
+from minires.quantize.sensitivity import Gain
 from tests.making_files import BAD_IMAGES, save_once, save_photograph
 from tests.seeded_weights import seeded_state_dict
 
@@ -626,6 +627,25 @@ def test_quantize_writes_a_file_that_the_other_commands_take(
 
 
 @pytest.mark.usefixtures("small_images")
+def test_quantize_draws_what_each_layer_costs(
+    photographs: Path,
+    seeded_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    found = [Gain("conv1", 0.5), Gain("fc", 0.25)]
+    monkeypatch.setattr("minires.quantize.commands.sensitivity", lambda *_: found)
+    plot, output = tmp_path / "gains.svg", tmp_path / "int8.safetensors"
+    words = ["--weights", str(seeded_file), "--calibrate", str(photographs), "-o", str(output)]
+    words += [*QUICKLY, "--images", "1", "--sensitivity", "--plot", str(plot), "--dark"]
+    assert main(["quantize", *words]) == 0
+    assert "fc                          0.25" in capsys.readouterr().out
+    assert plots.PAPER in plot.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("small_images")
 def test_quantize_names_a_bad_image_once_and_does_without_it(
     photographs: Path, seeded_file: Path, capsys: Capture
 ) -> None:
@@ -838,6 +858,23 @@ def test_a_name_that_would_be_ignored_is_refused(capsys: Capture) -> None:
 def test_a_number_of_images_without_a_folder_is_refused(tmp_path: Path, capsys: Capture) -> None:
     assert main(["quantize", "--images", "9", "-o", str(tmp_path / "x.safetensors")]) == 1
     assert "--calibrate" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("--plot a.svg", "--sensitivity"),
+        ("--dark", "--plot FILE"),
+        ("--sensitivity --plot a.txt", ".svg"),
+    ],
+)
+def test_a_plot_that_cannot_be_drawn_is_refused_first(
+    words: str, wanted: str, tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    output = tmp_path / "int8.safetensors"
+    assert main(["quantize", "--weights", "no file", *words.split(), "-o", str(output)]) == 1
+    assert wanted in complaint(capsys)
 
 
 @pytest.mark.usefixtures("loaded")

@@ -157,7 +157,7 @@ ROOMS = {
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 12_750
+    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 12_800
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -190,5 +190,6 @@ MEASURING = ("measure/", "ladder/")
 def test_the_network_needs_nothing_that_measures_it(name: str) -> None:
     tools = ("minires.measure", "minires.ladder")
     entrances = ("__init__.py", "cli.py", "doctor.py")
+    tells = ("quantize/commands.py", "quantize/sensitivity.py")  # these draw what they found
     found = [module for module in imported_by(name) if is_part_of(module, *tools)]
-    assert name in entrances or found == []
+    assert name in (*entrances, *tells) or found == []

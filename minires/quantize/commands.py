@@ -10,6 +10,7 @@ import numpy as np
 from minires import api, download, options
 from minires.errors import MiniresError
 from minires.layers import Array
+from minires.measure import plots
 from minires.model import ResNet50
 from minires.notice import complain, progress_bar
 from minires.options import Parser
@@ -21,7 +22,7 @@ from minires.quantize.int8_file import int8_size
 from minires.quantize.photographs import ENOUGH, Photographs, choose_photographs
 from minires.quantize.report import format_report, report
 from minires.quantize.rounding import ROUNDINGS
-from minires.quantize.sensitivity import format_sensitivity, sensitivity
+from minires.quantize.sensitivity import format_sensitivity, plot_sensitivity, sensitivity
 from minires.writing import check_writable
 
 
@@ -45,6 +46,7 @@ def add_quantize(parser: Parser) -> None:
     parser.add_argument("--keep", nargs="+", default=(), metavar="LAYER", help=text)
     text = "tell what is gained, layer by layer, where one layer's weights stay float32"
     parser.add_argument("--sensitivity", action="store_true", help=text)
+    options.plot(parser)
     text = "the .safetensors file to write"
     parser.add_argument(
         "-o", "--output", type=options.path, required=True, metavar="FILE", help=text
@@ -58,6 +60,7 @@ def quantize(arguments: Namespace) -> int:
         raise MiniresError(
             "--images counts a folder's photographs; give --calibrate FOLDER with it"
         )
+    _check_plot(arguments)
     check_writable(output, 0)
     files = []
     if arguments.calibrate:
@@ -82,12 +85,25 @@ def quantize(arguments: Namespace) -> int:
     print(format_report(report(fp32, int8, batches("comparing with FP32"))))
     if arguments.sensitivity:
         x = np.concatenate(list(batches("reading")))
-        print(format_sensitivity(sensitivity(fp32, int8, x, _bar("sensitivity"))))
+        gains = sensitivity(fp32, int8, x, _bar("sensitivity"))
+        print(format_sensitivity(gains))
+        if arguments.plot:
+            plot_sensitivity(gains, int8.meta["name"], arguments.plot, arguments.dark)
     megabytes = output.stat().st_size / 1e6
     print(
         f"{output}: {int8.meta['name']}, {megabytes:.1f} MB, calibrated on {images} images or crops"
     )
     return int(bool(photographs.unusable))
+
+
+def _check_plot(arguments: Namespace) -> None:
+    """Refuse a plot that could not be drawn, before anything is measured."""
+    if arguments.plot and not arguments.sensitivity:
+        raise MiniresError("--plot draws what --sensitivity measures; give that too")
+    if arguments.plot:
+        plots.check(arguments.plot)
+    elif arguments.dark:
+        raise MiniresError("--dark is of a plot; give --plot FILE with it")
 
 
 def _make_int8(

@@ -1,11 +1,16 @@
 """What each layer's eight-bit weights cost: the gain if this one layer's stayed float32."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from minires.layers import Array, Layer
+from minires.measure import plots
 from minires.model import ResNet50
 from minires.quantize.report import logit_noise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Gain(NamedTuple):
@@ -65,3 +70,20 @@ def format_sensitivity(gains: Iterable[Gain]) -> str:
         bar = "#" * round(30 * gain / most) if most > 0 else ""
         lines.append(f"{name:<22}{gain:>10.2f}  {bar}".rstrip())
     return "\n".join(lines)
+
+
+def plot_sensitivity(
+    gains: Sequence[Gain],
+    title: str,
+    path: str | os.PathLike[str] | None = None,
+    dark: bool = False,
+) -> "Figure":
+    """Draw a bar for each layer, in the order they run; needs matplotlib."""
+    with plots.drawing(path, title, 8, 10, dark=dark) as (drawn, axes):
+        names, decibels = zip(*gains, strict=True)
+        axes.barh(range(len(names)), decibels, color=plots.COLORS["int8"])
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)  # the first layer on top
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("dB gained where the weights of this one layer stay float32")
+    return drawn

@@ -19,7 +19,8 @@ from minires.measure.peak import Bandwidth
 from minires.measure.profiler import profile
 from minires.measure.rows import Row
 from minires.measure.waterfall import Part, Waterfall
-from minires.model import ResNet50
+from minires.model import ResNet50, resnet50_layers
+from minires.quantize.sensitivity import Gain, plot_sensitivity
 from tests.seeded_weights import seeded_input
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -55,11 +56,18 @@ def draw_ladder(path: Path | None, dark: bool) -> Any:
     return Ladder({"fp32": found, "int8": found}).plot(path, dark)
 
 
+def draw_sensitivity(path: Path | None, dark: bool) -> Any:
+    layers = [layer for layer in resnet50_layers() if layer.op in ("conv", "linear")]
+    gains = [Gain(layer.name, i / 100 - 0.1) for i, layer in enumerate(layers)]
+    return plot_sensitivity(gains, "a network", path, dark)
+
+
 DRAWINGS = {
     "roofline": draw_roofline,
     "latency": draw_latency,
     "ladder": draw_ladder,
     "waterfall": lambda path, dark: fall().plot(path, dark),
+    "sensitivity": draw_sensitivity,
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 from minires.model import ResNet50
 from minires.quantize.calibrate import calibrate
 from minires.quantize.convert import quantize_model
-from minires.quantize.sensitivity import Gain, format_sensitivity, sensitivity
+from minires.quantize.sensitivity import Gain, format_sensitivity, plot_sensitivity, sensitivity
 from tests.seeded_weights import seeded_input, seeded_state_dict
 
 X = seeded_input((1, 3, 32, 32))
@@ -45,3 +45,12 @@ def test_gains_are_listed_from_the_largest_with_a_bar_each() -> None:
         "layer1.0.conv1             -0.01",
     ]
     assert "#" not in format_sensitivity([Gain("fc", -0.1)])
+
+
+def test_the_plot_has_a_bar_for_each_layer_from_the_first_down() -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    (axes,) = plot_sensitivity([Gain("conv1", 0.5), Gain("fc", -0.1)], "a network").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["conv1", "fc"]
+    assert [bar.get_width() for bar in axes.patches] == [0.5, -0.1]
+    bottom, top = axes.get_ylim()
+    assert bottom > top
