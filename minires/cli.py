@@ -174,7 +174,7 @@ def evaluate(arguments: Namespace) -> int:
     """Measure accuracy on labelled photographs, and compare two precisions."""
     rows = evaluating.read_labels(arguments.labels) if arguments.labels else []
     if arguments.against == "none" and arguments.against_weights:
-        raise MiniresError("--against-weights has no effect with it; leave out --against none")
+        raise MiniresError("--against-weights is for a comparison; leave out --against none")
     weights = options.chosen_weights(arguments)
     precision, against = options.chosen_precision(arguments), arguments.against
     networks = evaluating.choose_networks(precision, weights, against, arguments.against_weights)
