@@ -10,7 +10,8 @@ from minires.reference import im2col_ref
 
 SIDE = 14  # output pixels along each axis of an image that are looked at: neighbours are much alike
 # Inputs that are multiplied by each other. The products of all 4608 inputs of a layer would take
-# eight times the memory and the time, and made INT8 no better: docs/accuracy.md has the numbers.
+# eight times the memory and the time. INT8 is as good without them: ImageNet's logits are at 25.0
+# dB, by all products at 24.9, with the package's photographs, and at 27.3 and 27.4 with 128.
 GROUP = 576
 
 
