@@ -37,13 +37,13 @@ CONF
 } >packages.log 2>&1 || skip "Debian's packages for ARM cannot be had: $(tail -n 1 packages.log)"
 for package in debs/*.deb; do dpkg-deb -x "$package" sysroot; done
 
-# And what minires needs, as wheels for ARM.
+# And what minires and its tests need, as wheels for ARM.
 wheels=(--implementation cp --python-version "${version#python}" --only-binary=:all:)
 for tag in 2_28 2_27 2_17; do wheels+=(--platform "manylinux_${tag}_aarch64"); done
 mapfile -t needs < <("$python" -c "import tomllib
 print(*tomllib.load(open('$checkout/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')")
 "$python" -m pip install -q --no-cache-dir --target site "${wheels[@]}" \
-    --platform manylinux2014_aarch64 "${needs[@]}" >wheels.log 2>&1 ||
+    --platform manylinux2014_aarch64 "${needs[@]}" pytest hypothesis >wheels.log 2>&1 ||
     skip "wheels for ARM cannot be had: $(tail -n 1 wheels.log)"
 
 export MINIRES_OFFLINE=1 MINIRES_CACHE=$PWD/cache NUMBA_CACHE_DIR=$PWD/code
@@ -88,3 +88,11 @@ done
 emulated neoverse-n1 "$checkout/examples/classify.py" "$cat" --weights CIFAR10 --precision int8 |
     tee answer
 sed -n 2p answer | grep -q '%  cat$'
+
+# Of the tests those whose answers depend on the machine, and that ask for no other network than the
+# one that is compiled already. All of them would take most of an hour.
+some="several_threads or network_has and shape0 or nothing_outside and int8-1 and not simulated"
+some+=" or little_else and mmla"
+MINIRES_TEST_PRECISIONS=int8 emulated neoverse-n1 -m pytest -q -p no:cacheprovider \
+    -o addopts=--import-mode=importlib -k "$some" \
+    "$checkout/tests/kernels/test_engine.py" "$checkout/tests/measure/test_peak.py"

@@ -54,6 +54,7 @@ import os, pathlib, sys
 places = [pathlib.Path.cwd(), *pathlib.Path.cwd().parents]
 os.chdir(next(place for place in places if (place / "examples" / "recorded.py").exists()))
 sys.path[:0] = ["examples"]
+sys.argv[1:] = []  # Jupyter's own words are no chapter's
 %matplotlib inline"""
 
 

@@ -120,7 +120,8 @@ plt.show()
 # where ARM's FMA, `fmla`, makes 4. The factor is the same. But `sdot` wants *both* operands signed.
 # So minires takes 128 from each activation. u8 becomes s8, and each sum comes out too small by
 # 128 x (the sum of its weights). That does not depend on the image, so minires adds it back once,
-# in the bias. (`usdot`, which newer CPUs have, takes u8 and s8 as they are.)
+# in the bias. (Newer CPUs have `usdot`, which takes u8 and s8 as they are, and `usmmla`, which
+# multiplies two rows by two columns: 32 multiply-adds.)
 
 # %%
 #| alt: In one of 4 lanes four bytes of a less 128, four bytes of b, their products, and one sum:

@@ -115,9 +115,9 @@ assert [name for name, share in wrong.items() if share] == ["conv1"]
 
 # %% [markdown]
 # One sum in ten is wrong in the first layer, and not one in the other 52. The bytes are the reason.
-# Those of the photograph lie around a zero point of 124, so every pair adds two large products.
-# After a ReLU most bytes are small. Put a file's name in place of "CIFAR10" to try your own
-# weights: with the README's ImageNet weights 4% of the first layer's sums were wrong.
+# Those of the photograph lie around a zero point of 124, so every pair has large ones. After a ReLU
+# most bytes are small. Put a file's name in place of "CIFAR10" to try your own weights: with the
+# README's ImageNet weights 4% of the first layer's sums were wrong.
 
 # %%
 #| alt: Two histograms of sums of two products. Those of layer1.0.conv2 lie within 15,000 of zero.
@@ -148,9 +148,9 @@ plt.show()
 # 1. **Seven bits.** Keep every weight within 64, as equation 16.2 asks: steps are twice as wide.
 #    ONNX Runtime calls this `reduce_range`. NNCF, which quantizes for OpenVINO, calls it
 #    `overflow_fix`, and offers it for the first layer alone. Now you know why.
-# 2. **Split.** Multiply the activation's upper bit $h$ apart from its lower seven, $l$, and add:
+# 2. **Split.** Multiply the upper bit and the lower seven of $a = 128\, h + l$ apart, and add:
 #
-#    $$ a\, w = (128\, h + l)\, w = 128\, (h\, w) + l\, w \tag{16.3} $$
+#    $$ a\, w = 128\, (h\, w) + l\, w \tag{16.3} $$
 #
 #    Both parts fit. It is exact, and takes twice as many instructions.
 # 3. **Widen.** Make the bytes 16 bits wide first, and multiply by `vpmaddwd`, which adds in 32

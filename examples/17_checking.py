@@ -3,7 +3,7 @@
 #
 # Compare a kernel's bytes with its definition's, allow no difference, and choose inputs that hurt.
 # Accuracy is no check: a kernel that is wrong once in a thousand outputs still knows a cat. This
-# page checks a kernel in five ways. Then it plants a wrong weight in the network, and finds it.
+# page checks a kernel in four ways. Then it plants a wrong weight in the network, and finds it.
 
 # %%
 from unittest import mock

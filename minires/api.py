@@ -345,7 +345,7 @@ def classify(
     frog 1%
     """
     if isinstance(image, list | tuple):
-        raise ImageError("classify takes one image; for several, preprocess and predict")
+        raise ImageError("classify takes one image; for several, call preprocess and predict")
     if model is None or isinstance(model, str | os.PathLike):
         model = _loaded(None if model is None else os.fspath(model))
     check_is("model", model, ResNet50, "a network that minires.resnet50 loads")

@@ -32,11 +32,11 @@ from minires.lab.command import add_lab, lab
 from minires.measure import commands as measuring
 from minires.measure.stopwatch import Stopwatch
 from minires.model import resnet50_layers
-from minires.notice import bar_hidden, complain, tell
+from minires.notice import bar_hidden, complain, progress_bar, tell
 from minires.options import Parser
 from minires.preprocess import IMAGENET_V1
 from minires.quantize import commands as quantizing
-from minires.sources import SHOWN, STDIN, find_images, opened, some
+from minires.sources import SHOWN, STDIN, find_images, no_image_in, opened, some
 from minires.summary import format_edges, format_summary, summarize
 
 CTRL_C = 130  # 128 and the signal's number, as shells have it
@@ -100,8 +100,11 @@ def classify(arguments: Namespace) -> int:
     """Name what photographs show."""
     files = find_images(arguments.images, arguments.recursive)
     missing = [file for file in files if file != STDIN and not os.path.exists(file)]
+    empty = [file for file in files if os.path.isdir(file)]  # folders without an image
     if len(missing) == len(files):  # say so before 100 MB are downloaded in vain
         raise ImageError(f"{some(missing)}: no such file or folder")
+    if len(missing) + len(empty) == len(files):
+        raise no_image_in(empty[0])
     told_already: set[Path] = set()
     if len(missing) > SHOWN:  # one line tells all of them
         complain(ImageError(f"{some(missing)}: no such file or folder"), arguments.debug)
@@ -153,7 +156,7 @@ def add_evaluate(parser: Parser) -> None:
     """Add the options of `evaluate`."""
     text = "where the photographs lie: in one folder for each class, unless --labels is given"
     parser.add_argument("folder", type=options.path, help=text)
-    text = "with the columns file and label, labels being class numbers"
+    text = "a table with the columns file and label, where a label is a class's number"
     parser.add_argument("--labels", type=options.path, metavar="CSV", help=text)
     options.weights(parser)
     options.own_network(parser)
@@ -162,7 +165,7 @@ def add_evaluate(parser: Parser) -> None:
     options.threads(parser)
     text = "the precision to compare with: fp32 unless given, or none for a file that is in INT8"
     parser.add_argument("--against", choices=(*options.PRECISIONS, "none"), help=text)
-    text = "those of --weights unless given"
+    text = "the weights to compare with: those of --weights unless given"
     parser.add_argument("--against-weights", metavar="NAME|PATH", help=text)
     options.json_answer(parser)
 
@@ -171,7 +174,7 @@ def evaluate(arguments: Namespace) -> int:
     """Measure accuracy on labelled photographs, and compare two precisions."""
     rows = evaluating.read_labels(arguments.labels) if arguments.labels else []
     if arguments.against == "none" and arguments.against_weights:
-        raise MiniresError("--against-weights are compared with; leave out --against none")
+        raise MiniresError("--against-weights is for a comparison; leave out --against none")
     weights = options.chosen_weights(arguments)
     precision, against = options.chosen_precision(arguments), arguments.against
     networks = evaluating.choose_networks(precision, weights, against, arguments.against_weights)
@@ -190,7 +193,7 @@ def evaluate(arguments: Namespace) -> int:
         arguments.folder,
         rows,
         tell=lambda error: complain(error, arguments.debug),
-        progress=functools.partial(tqdm, desc="evaluating", leave=False, disable=bar_hidden()),
+        progress=functools.partial(progress_bar, text="evaluating", leave=False),
     )
     print(json.dumps(result, indent=2) if arguments.json else evaluating.format_evaluation(result))
     return int(result["unusable"] > 0)
@@ -234,7 +237,7 @@ def summary(arguments: Namespace) -> int:
     """Print the network's layers: shapes, parameters and multiply-adds."""
     for name in ("precision", "preset"):
         if getattr(arguments, name) and not arguments.weights:
-            raise MiniresError(f"--{name} is that of weights; give --weights with it")
+            raise MiniresError(f"--{name} needs weights; give --weights with it")
     layers, edges, preset = resnet50_layers(arguments.classes), "", IMAGENET_V1
     if arguments.weights:
         precision = options.chosen_precision(arguments)

@@ -199,7 +199,7 @@ def resolve(
     try:
         entry = get_weights(os.fspath(weights))
     except WeightsError as error:
-        raise WeightsError(f"{os.fspath(weights):.200}: no such file, and {error}") from error
+        raise WeightsError(f"{os.fspath(weights):.200}: no such file, and {error}") from None
     return _obtain(entry, progress), entry
 
 

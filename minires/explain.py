@@ -32,7 +32,7 @@ def explain(fp32: ResNet50, int8: ResNet50, x: Array, name: str, pixel: Pixel | 
     row, column, channel = pixel = pixel or _brightest(output)
     for what, at, size in zip(("row", "column", "channel"), pixel, output.shape[1:], strict=True):
         if not 0 <= at < size:
-            raise MiniresError(f"{name} has {what} 0 to {size - 1}, and not {at}")
+            raise MiniresError(f"{name} has no {what} {at}; the last one is {size - 1}")
     layer = int8[name]
     lines = [f"{name}, {_kind(layer)}: row {row}, column {column}, channel {channel} of its output"]
     lines += ["", *EXPLAINED[layer.op](fp32, int8, (real, quantized), pixel)]

@@ -91,14 +91,14 @@ def weights(parser: _ActionsContainer) -> None:
 
 def own_network(parser: Parser) -> None:
     """Add --categories and --preset, for `own`."""
-    text = "names of a network of your own: a line each, or a folder with a folder for each class"
+    text = "your network's classes: a file with a name on each line, or the folder of their folders"
     parser.add_argument("--categories", type=path, metavar="FILE|FOLDER", help=text)
     preset(parser)
 
 
 def preset(parser: Parser) -> None:
     """Add --preset alone, for `own`: where no label is shown."""
-    text = "prepare images as for the weights of this name, if a network of your own wants them so"
+    text = "your network's images: prepare them as for the weights of this name"
     parser.add_argument("--preset", metavar="NAME", help=text)
 
 
@@ -197,7 +197,7 @@ def use_threads(arguments: Namespace) -> None:
     backend = getattr(arguments, "backend", "numba")
     if count and backend != "numba":
         raise MiniresError(
-            f"--threads is of the CPU's kernels; leave it out with --backend {backend}"
+            f"--threads counts the CPU's threads; leave it out with --backend {backend}"
         )
     if count:
         set_num_threads(count)

@@ -48,11 +48,13 @@ def _compiled() -> None:
     """Compile what most tests need before the first one, which would else be told of it.
 
     The code stays where it is when a test gives minires another cache, and is there the next time.
+    Where compiling takes minutes, MINIRES_TEST_PRECISIONS names fewer.
     """
     from minires.kernels.compile import code_dir
     from minires.kernels.isa import choose_isa
     from minires.kernels.operators import compile_network
 
     os.environ["NUMBA_CACHE_DIR"] = str(code_dir())
-    for precision in ("fp32", "int8", "int8-simulated"):
+    most = "fp32 int8 int8-simulated"
+    for precision in os.environ.get("MINIRES_TEST_PRECISIONS", most).split():
         compile_network(precision, choose_isa().name)

@@ -145,9 +145,11 @@ def test_a_notebooks_first_cell_finds_the_repository(
     inner.mkdir(parents=True)
     monkeypatch.chdir(inner)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["a kernel", "-f", "connection.json"])
     exec(book.HERE.replace("%matplotlib inline", ""))
     assert Path.cwd() == tmp_path.resolve()
     assert sys.path[0] == "examples"
+    assert sys.argv == ["a kernel"]
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_chapter_judges_a_file_of_ones_own(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    (tmp_path / "mine.toml").write_text(MINE)
+    claim = "images_per_second = 40\nparts = 1\nprecision = 'fp32'\nkind = 'a guess'\nsource = 'me'"
+    (tmp_path / "mine.toml").write_text(f"{MINE}\n[[machine.claims]]\n{claim}\n")
     process = run(str(tmp_path / "mine.toml"))
     assert process.returncode == 0, process.stderr
     assert "\nMine: 15 W\n" in process.stdout

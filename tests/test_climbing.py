@@ -69,7 +69,7 @@ def test_a_gain_in_doubt_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
         "yours",
         "250.00",
         "125.00",
-        "2.00x?",
+        "?",
     ]
     gains("fused", "fp32", results("numpy", "panels", "blocks"))
     assert "not there" in capsys.readouterr().out.splitlines()[-1]

@@ -99,9 +99,9 @@ def test_a_network_that_computes_something_else_is_noticed(
     ("name", "pixel", "reason"),
     [
         ("layer9", None, "no layer is called layer9"),
-        ("conv1", (32, 0, 0), "conv1 has row 0 to 31, and not 32"),
-        ("conv1", (0, 0, 64), "conv1 has channel 0 to 63, and not 64"),
-        ("fc", (0, 1, 0), "fc has column 0 to 0, and not 1"),
+        ("conv1", (32, 0, 0), "conv1 has no row 32; the last one is 31"),
+        ("conv1", (0, 0, 64), "conv1 has no channel 64; the last one is 63"),
+        ("fc", (0, 1, 0), "fc has no column 1; the last one is 0"),
     ],
 )
 def test_what_there_is_not_is_told(

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minires.kernels.isa import ISAS
 from minires.ladder.climb import LAYER, SHAPE, format_table
 from minires.measure.latency import format_latency
+from minires.measure.peak import best_instruction
 from minires.measure.trust import MARK
 from minires.measure.waterfall import format_waterfall
 
@@ -176,3 +178,34 @@ def test_other_programs_put_a_measurement_in_doubt(
         found, doubts = recorded.measure_yours("it", lambda: 7, lambda found: [], 2)
         assert (found, doubts) == (7, wanted)
         assert next(passed) == (4 if wanted else 2)  # it was measured once more
+
+
+@pytest.mark.parametrize("chapter", ["13_peak", "14_waterfall", "15_bf16", "18_served_request"])
+def test_a_chapter_that_times_shows_a_recorded_run_beside_yours(chapter: str) -> None:
+    text = (ROOT / "examples" / f"{chapter}.py").read_text(encoding="utf-8")
+    assert 'recorded = run("zen3-avx2")' in text or 'recorded, (peaks, memory) = run("zen3-' in text
+    assert "print(side_by_side(" in text
+    assert "measure_yours(" in text
+
+
+def test_what_the_chapters_say_of_the_recorded_run_is_so(run: Any) -> None:
+    # 13: all layers but fc lie to the right of the corner, and fc to the left.
+    isa = ISAS[run.isa]
+    for precision in ("fp32", "int8"):
+        name = best_instruction(precision, isa).name
+        (peak,) = (run.threads * peak.gops for peak in run.peaks if peak.name == name)
+        corner = peak / run.memory[-1].all
+        assert [row.name for row in run.layers[precision] if row.intensity < corner] == ["fc"]
+    # 15: the CPU has no instruction for bfloat16, so that bfloat16 is no faster than FP32.
+    assert isa.instructions["bf16"].name == "fma of halves"
+    seconds = {p: sum(row.seconds for row in rows) for p, rows in run.layers.items()}
+    assert seconds["bf16"] > 0.95 * seconds["fp32"] > seconds["int8"]
+    # 18: inference is by far the longest part, and the only one that INT8 shortens.
+    fp32, int8 = (
+        {part: np.median(times) for part, times in one.seconds.items()} for one in run.latency
+    )
+    for medians in (fp32, int8):
+        assert medians["inference"] > 0.75 * medians["whole"]
+    for part in ("decode", "resize", "normalize", "softmax"):
+        assert int8[part] == pytest.approx(fp32[part], rel=0.25)
+    assert int8["inference"] < 0.9 * fp32["inference"]

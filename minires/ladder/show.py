@@ -20,7 +20,7 @@ def show(name: str, precision: str) -> str:
     rungs = {rung.name: rung for rung in climb.rungs(precision)}
     own = [known for known in rungs if known not in ("numpy", "engine")]
     if name not in own:
-        raise MiniresError(f"no rung of {precision} to show is called {name}; {', '.join(own)} are")
+        raise MiniresError(f"{precision} has no rung {name} to show; it has {', '.join(own)}")
     layer, p, _ = climb.problem(precision)
     with product.watching() as compiled:
         rungs[name].prepare(layer, p)

@@ -64,7 +64,7 @@ def ladder(arguments: Namespace) -> int:
 
 def _show_rung(arguments: Namespace) -> int:
     if arguments.backend != "numba":
-        raise MiniresError("--show is of the CPU's ladder; leave --backend out")
+        raise MiniresError("--show prints the CPU's rungs; leave --backend out")
     if arguments.plot or arguments.update or arguments.quick:
         raise MiniresError("--show measures nothing; leave --plot, --update and --quick out")
     from minires.ladder.show import show
@@ -108,7 +108,7 @@ def _check(arguments: Namespace) -> None:
     if arguments.plot:
         plots.check(arguments.plot)
     elif arguments.dark:
-        raise MiniresError("--dark is of a plot; give --plot FILE with it")
+        raise MiniresError("--dark changes a plot; give --plot FILE with it")
 
 
 def _load(arguments: Namespace) -> dict[str, ResNet50]:
@@ -119,7 +119,7 @@ def _load(arguments: Namespace) -> dict[str, ResNet50]:
 
 def _quick(parser: Parser) -> None:
     """Add --quick."""
-    text = "measure in fewer rounds, and once even where they differ: sooner, and less certain"
+    text = "measure fewer rounds, and repeat none that differ: sooner, but less certain"
     parser.add_argument("--quick", action="store_true", help=text)
 
 
@@ -138,9 +138,9 @@ def add_profile(parser: Parser) -> None:
     options.precisions(parser, "fp32", "bf16", "int8")
     _backend(parser)
     options.number(parser, "--batch", 1, "how many copies of the image go together")
-    text = "what makes a row: stage unless given"
+    text = "what a row is: a stage unless given"
     parser.add_argument("--group", choices=tuple(GROUPS), help=text)
-    text = "order, that of running, unless given"
+    text = "the order of the rows: as they run unless given"
     parser.add_argument("--sort", choices=tuple(SORTS), help=text)
     options.threads(parser)
     _quick(parser)
@@ -160,15 +160,15 @@ def profile(arguments: Namespace) -> int:
     if arguments.trace:
         options.check_folder(arguments.trace)
     if arguments.latency and arguments.trace:
-        raise MiniresError("--trace is of steps, and --latency of the whole way; give one of them")
+        raise MiniresError("--trace records steps, and --latency the whole way; give one of them")
     if arguments.latency and arguments.backend != "numba":
-        raise MiniresError("--latency is of the CPU's kernels; leave --backend out")
+        raise MiniresError("--latency times the CPU's kernels; leave --backend out")
     if arguments.latency and arguments.batch > 1:
         raise MiniresError("--latency has batches of its own; leave --batch out")
     if arguments.latency and (arguments.group or arguments.sort):
-        raise MiniresError("--group and --sort are of steps; leave them out with --latency")
+        raise MiniresError("--latency has no steps; leave --group and --sort out")
     if arguments.json and arguments.sort:
-        raise MiniresError("--sort is of the table, and --json has phases in their order")
+        raise MiniresError("--sort orders the table, and --json has none; leave --sort out")
     load_image(arguments.image)  # a bad image should be told before weights are downloaded
     data = arguments.image.read_bytes()
     models = _load(arguments)

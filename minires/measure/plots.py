@@ -111,9 +111,14 @@ def explain(drawn: "Figure", colors: Iterable[tuple[str, str]]) -> None:
     from matplotlib.patches import Patch
 
     patches = [Patch(color=color, label=text) for text, color in colors]
-    letters = sum(len(str(patch.get_label())) + 7 for patch in patches)
-    rows = math.ceil(letters / (16 * drawn.get_figwidth()))  # as many as they need
-    columns = math.ceil(len(patches) / rows)
+    lengths = [len(str(patch.get_label())) + 7 for patch in patches]
+    columns = len(patches)  # as many as fit side by side; matplotlib fills one after another
+    while columns > 1:
+        rows = math.ceil(len(patches) / columns)
+        width = sum(max(lengths[at : at + rows]) for at in range(0, len(lengths), rows))
+        if width <= 16 * drawn.get_figwidth():
+            break
+        columns -= 1
     drawn.legend(handles=patches, loc="outside lower left", ncols=columns)
 
 

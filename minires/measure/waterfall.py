@@ -185,7 +185,7 @@ def ablate(
     each cause's seconds of the excess. The causes add up to the excess.
     """
     if len(x) != 1:
-        raise MiniresError(f"an ablation is of one image, not of {len(x)}")
+        raise MiniresError(f"an ablation measures one image, not {len(x)}")
     convs, epilogue, edges = {}, {}, {}
     for precision in ("fp32", "int8"):
         session.say(f"the waterfall's causes: {precision} without its epilogue, without edges")

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from minires import api, download, options
 from minires.errors import MiniresError
 from minires.layers import Array
 from minires.measure import plots
 from minires.model import ResNet50
-from minires.notice import bar_hidden, complain
+from minires.notice import complain, progress_bar
 from minires.options import Parser
 from minires.quantize import OBSERVERS, calibrate, quantize_model, save_int8
 from minires.quantize.convert import keep_layers
@@ -58,7 +57,9 @@ def quantize(arguments: Namespace) -> int:
     """Turn float32 weights into an INT8 file, and report what that cost."""
     output = arguments.output
     if arguments.images and not arguments.calibrate:
-        raise MiniresError("--images counts those of a folder; give --calibrate FOLDER with it")
+        raise MiniresError(
+            "--images counts a folder's photographs; give --calibrate FOLDER with it"
+        )
     _check_plot(arguments)
     check_writable(output, 0)
     files = []
@@ -124,4 +125,4 @@ def _make_int8(
 
 
 def _bar(text: str) -> Callable[..., Any]:
-    return functools.partial(tqdm, desc=text, leave=False, disable=bar_hidden())
+    return functools.partial(progress_bar, text=text, leave=False)

@@ -254,7 +254,7 @@ def _build(
     edges = [*quantized_edges(layers), "maxpool"]
     qparams = read_qparams(read_json(metadata["qparams"]), edges)
     if qparams["maxpool"] != qparams["conv1"]:
-        raise WeightsError("maxpool has not the scale and zero point of conv1")
+        raise WeightsError("maxpool does not have the scale and zero point of conv1")
     for key, values in tensors.items():
         if key.endswith("w_scale") and not (np.all(values > 0) and np.all(np.isfinite(values))):
             raise WeightsError(f"{key} has a scale that is not a positive number")

@@ -30,7 +30,7 @@ def test_a_rung_of_an_instruction_has_it_in_its_loop() -> None:
 
 def test_what_is_not_shown_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("numpy", "engine", "roof"):
-        with pytest.raises(MiniresError, match=f"is called {name}; loops, ordered"):
+        with pytest.raises(MiniresError, match=f"no rung {name} to show; it has loops, ordered"):
             show(name, "fp32")
     for words in (["--backend", "cuda"], ["--quick"]):
         assert main(["ladder", "--show", "tiled", "--precisions", "fp32", *words]) == 1

@@ -3,7 +3,8 @@
 A vector has 128 bits, four lanes of 32, and there are 32 of them. One operand of a multiplication
 may be a single lane of a vector, as if it were copied to all lanes. So a row's activations are
 loaded a whole vector at a time, four groups along K, and nothing is copied. LLVM knows the lane
-only in one place: it is the last operand of `fmla`, `sdot` and `bfdot`.
+only in one place: it is the last operand of `fmla`, `sdot` and `bfdot`. `usmmla` takes no lane, but
+two rows and two columns at once: `minires.kernels.isa.pairs`.
 
 A CPU of 2013 has NEON. `dotprod` came with Armv8.2 (Graviton 2, Apple M1, Raspberry Pi 5), `i8mm`
 and `bf16` with Armv8.6 (Graviton 3, Apple M2). Arm's architecture reference manual, DDI 0487, tells
