@@ -3,8 +3,8 @@
 #
 # Each output pixel of a convolution is a sum of products. So is each element of a matrix product.
 # *im2col* ("image to columns") copies the image so that both are the same sum. Then everything that
-# multiplies matrices fast also convolves fast. The copy is large, but you do not need it: with
-# padding around the image, every input is found at a base address plus a constant (equation 2.2).
+# multiplies matrices fast also convolves fast. The copy is large, but you do not need it. Store the
+# image with its padding: then each input lies at a base address plus a constant (equation 2.2).
 
 # %%
 import matplotlib.pyplot as plt
@@ -38,8 +38,8 @@ assert direct[0, 0] == (0 + 2 * 2 + 8) - (4 + 2 * 3 + 6) == -4, "the first, writ
 #
 # Write the nine inputs of each output pixel into a row. The image becomes a matrix of M rows and K
 # columns: M = batch x out_h x out_w counts output pixels, and K = k_h x k_w x in_c counts products.
-# The weights are K x N, a column for each output channel. The product of the two is the
-# convolution. All that is left to do is to reshape it.
+# The weights become K x N: a column for each of the N output channels, in the order of a row's
+# inputs. The product of the two is the convolution. Only its shape is left to change.
 
 # %%
 columns = im2col_ref(image, 3, 3, stride=1, padding=0)  # (M, K)
@@ -77,7 +77,7 @@ plt.show()
 # ## What the copy costs
 #
 # Neighbouring output pixels share most of their inputs, so im2col writes an input up to nine times.
-# For a 3 x 3 layer of ResNet-50, 56 x 56 pixels of 64 channels:
+# For a 3 x 3 layer of ResNet-50, with 56 x 56 pixels of 64 channels of 4 bytes:
 
 # %%
 big = im2col_ref(np.zeros((1, 56, 56, 64), np.float32), 3, 3, stride=1, padding=1)
@@ -87,19 +87,19 @@ print(f"image {56 * 56 * 64 * 4 / 1e6:.1f} MB, matrix {big.nbytes / 1e6:.1f} MB"
 # ## Addresses instead of copies
 #
 # A row of the matrix says *where* an output pixel's inputs lie. Work those places out, and you do
-# not need the row. In NHWC a pixel's C channels lie side by side, and so do the pixels of a line of
-# width W. So channel c of pixel (i, j) is at
+# not need the row. NHWC stands for batch, height, width, channels: a pixel's C channels lie side by
+# side, and so do the W pixels of a line. So channel c of the pixel in row i, column j is at
 #
 # $$
 # \mathrm{address}(i, j, c) = (i W + j)\, C + c \tag{2.1}
 # $$
 #
-# A padded convolution also reads outside the image. To ask "am I outside?" at each input would put
+# A padded convolution also reads outside the image. Asking "am I outside?" at each input would put
 # a test into the innermost loop. So the engine keeps the zeros in memory: it stores each image with
 # its padding around it, and W counts the padding too. (In INT8 another byte stands for zero: see
-# [chapter 5](05_eight_bits).) Now tap (a, b) of output pixel (y, x), with stride s, reads the
-# stored pixel (s y + a, s x + b). Put that into equation 2.1, and sort the terms by what they
-# depend on:
+# [chapter 5](05_eight_bits).) A place (a, b) of the kernel is called a *tap*. For output pixel
+# (y, x), with stride s, it reads the stored pixel (s y + a, s x + b). Put that into equation 2.1,
+# and sort the terms by what they depend on:
 #
 # $$
 # \begin{aligned}
@@ -111,7 +111,7 @@ print(f"image {56 * 56 * 64 * 4 / 1e6:.1f} MB, matrix {big.nbytes / 1e6:.1f} MB"
 #
 # The base knows nothing of the tap. The offset knows nothing of the pixel: it is one constant for
 # each tap and channel, the same everywhere in the image, at the edges too. So the whole matrix is a
-# list of bases and a list of offsets:
+# list of bases and a list of offsets. Here they are for the five by five image, with padding:
 
 # %%
 W = 5 + 2  # the width of a line, with one pixel of padding on each side
@@ -149,11 +149,11 @@ plt.show()
 # %% [markdown]
 # The strip shows one thing more. The taps of one line of the kernel lie side by side, and so do
 # their channels. A row of the matrix is k_h runs of k_w x C values, and W x C values lie between
-# the starts of two runs. Within a run, a kernel never asks where the next pixel begins.
+# the starts of two runs. Within a run, the engine just reads on, and never asks where a pixel ends.
 #
 # This is *implicit* im2col, and minires's engine works like that. Its plan holds a base for each
-# row of the matrix, in bytes, and one stride from run to run. Here is the layer from above. A line
-# is 58 pixels of 64 channels of 4 bytes:
+# row of the matrix (`x_offsets`), and one distance from run to run (`tap_stride`), both in bytes.
+# Here is the layer from above. A line is 58 pixels of 64 channels of 4 bytes, so 14,848 bytes:
 
 # %%
 tiling = Tiling(item=4, group=1, quantized=False, rows=6, columns=16)  # FP32
@@ -172,12 +172,12 @@ assert gemm.tap_stride == gemm.x_offsets[56] == 58 * 64 * 4
 #
 # ## Exercises
 #
-# **1.** The stride becomes 2. Which rows of the first matrix, that without padding, remain?
+# **1.** The stride becomes 2. Which rows remain of the first matrix, the one without padding?
 #
 # <details>
 # <summary>Answer</summary>
 #
-# Those of every other output pixel along both axes: the first, third, seventh and ninth. In
+# Those of every second output pixel along both axes: the first, third, seventh and ninth row. In
 # equation 2.2 only the base changes.
 #
 # </details>
@@ -208,7 +208,7 @@ assert gemm.tap_stride == gemm.x_offsets[56] == 58 * 64 * 4
 # <details>
 # <summary>Answer</summary>
 #
-# (58 / 56)² is 7% more, and (9 / 7)² is 65% more. Both are far less than the 800% of a copy.
+# (58 / 56)² is 7% more, and (9 / 7)² is 65% more. Both are far less than the 800% that a copy adds.
 #
 # </details>
 

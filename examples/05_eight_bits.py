@@ -23,9 +23,9 @@ from minires.reference import gemm_u8s8_ref, im2col_ref, quantize_ref
 # has to ask where the image ends ([chapter 2](02_im2col)). In INT8 the image is bytes. Which byte
 # is a zero?
 #
-# Start from what a byte q may mean. If sums of bytes are to tell sums of real numbers, equal steps
-# must stay equal: $\mathrm{real} = A q + B$. Zero is exact if a byte z has $A z + B = 0$. Then
-# $B = -A z$, and $A q + B$ becomes $A (q - z)$. With the usual names, this is
+# Which real number may a byte q stand for? The engine will add bytes in place of real numbers. So
+# equal steps must stay equal: $\mathrm{real} = A q + B$. Zero is exact if a byte z has
+# $A z + B = 0$. Then $B = -A z$, and $A q + B$ becomes $A (q - z)$. With the usual names, this is
 #
 # $$
 # \mathrm{real} = \mathrm{scale} \cdot (q - \mathrm{zero\_point}) \tag{5.1}
@@ -35,7 +35,7 @@ from minires.reference import gemm_u8s8_ref, im2col_ref, quantize_ref
 # whole number from 0 to 255. (The argument is gemmlowp's: see its [Building a quantization paradigm
 # from first principles](https://github.com/google/gemmlowp/blob/master/doc/quantization.md).)
 #
-# To turn a real number into a byte, solve for q, round to the nearest, and stay in the byte:
+# To turn a real number into a byte, solve for q, round to the nearest (rint), and cut off (clip):
 #
 # $$
 # \begin{aligned}
@@ -46,8 +46,8 @@ from minires.reference import gemm_u8s8_ref, im2col_ref, quantize_ref
 #
 # ## From a range to both constants
 #
-# A tensor's values lie from `low` to `high`. 256 bytes have 255 steps between them, so a step is a
-# 255th of that. The byte 0 should stand for `low`: by equation 5.1,
+# A tensor's values lie from `low` to `high`. A byte has 256 values, with 255 steps between them. So
+# a step is a 255th of the range. The byte 0 should stand for `low`: by equation 5.1,
 # $\mathrm{low} = -\mathrm{scale} \cdot \mathrm{zero\_point}$. Solve, and round to a whole number:
 #
 # $$
@@ -67,7 +67,7 @@ print(f"scale {scale:.5f}, zero_point {zero_point}", x_u8, sep="\n")
 assert x_u8[1, 1] == zero_point, "zero is exact"
 
 # %% [markdown]
-# 256 steps are too many to draw, so here the same range has three bits: eight numbers, and steps of
+# 255 steps are too many to draw, so here the same range has three bits: eight numbers, and steps of
 # 3/7. There $-\mathrm{low} / \mathrm{scale}$ is 2.33, and 2 is the zero point.
 
 # %%
@@ -119,8 +119,8 @@ for layer in model.layers:
 #
 # The first convolution reads the image, whose zero point is 124. Suppose that you pad with the byte
 # 0 all the same. Each weight over the padding then meets $\mathrm{scale} \cdot (0 - 124)$, which is
-# -2, instead of 0. That error does not depend on the picture. So every picture gets the same one,
-# in the same direction: a *bias*, which no averaging removes.
+# about -2, instead of 0. That error does not depend on the picture. So every picture gets the same
+# one, in the same direction, and no averaging removes it.
 
 # %%
 p = model.params["conv1"]
@@ -159,8 +159,8 @@ plt.show()
 # %% [markdown]
 # ## From two zero points to one multiplier
 #
-# We write s for a scale and z for a zero point. The subscripts x, w and y mean input, weights and
-# output. For a moment the weights have a zero point too. By equation 5.1, a sum of K products is
+# Write x, w and y for a byte of the input, the weights and the output, and $s_x$ and $z_x$ for the
+# scale and zero point of x. Let w have a zero point, too. By equation 5.1, a sum of K products is
 #
 # $$
 # \begin{aligned}
@@ -178,7 +178,7 @@ plt.show()
 # \end{aligned}
 # $$
 #
-# The first term is the kernel's work. The second and the last do not depend on the picture. The
+# The first term is the sum of products. The second and the last do not depend on the picture. The
 # third does: it needs another sum for every output pixel, while the network runs. This is why
 # weights have no zero point. With $z_w = 0$ the third term vanishes, and the last one too:
 #
@@ -186,19 +186,20 @@ plt.show()
 # \sum (x - z_x)\, w = \sum x\, w - z_x \sum w \tag{5.4}
 # $$
 #
-# The zero point adds the same constant to every sum in an output channel, so we subtract it once,
-# in advance, by folding it into the bias. The output is a byte too, for the real number
+# What the zero point adds is the same for every sum of an output channel. So subtract it once, in
+# advance: it goes into the layer's bias. The output is a byte too, for the real number
 # $s_y (y - z_y)$. Set that equal to $s_x s_w$ times the sum, and solve for y:
 #
 # $$
 # y = z_y + \frac{s_x s_w}{s_y} \Big( \sum x\, w - z_x \sum w \Big) \tag{5.5}
 # $$
 #
-# Three scales have become one multiplier. [Chapter 7](07_requantization) rounds y and clips it.
+# Three scales have become one multiplier. [Chapter 7](07_requantization) adds the bias, and rounds.
 #
 # ## By hand
 #
-# Weights for the x above. Each column is an output channel, with its own scale:
+# Weights for the x above. Each column is an output channel, with its own scale. (Two weights are
+# 63.5 steps. In float32 one is a hair more and becomes 64. The other is a hair less: 63.)
 
 # %%
 w = np.array([[30, -90, 1], [60, 10, 2], [-20, 40, -3], [10, 50, 4]], np.float32) / 100
@@ -217,7 +218,7 @@ print(acc_s32, np.round(y, 3), "the same in float32:", np.round(x @ w, 3), sep="
 assert np.abs(y - x @ w).max() < 0.03
 
 # %% [markdown]
-# The sums are exact: integers do not round. All error was made before, in rounding x and w.
+# The sums are exact: integers do not round. All error was made before, by rounding x and w.
 #
 # ## Exercises
 #
@@ -231,7 +232,7 @@ assert np.abs(y - x @ w).max() < 0.03
 #
 # </details>
 #
-# **2.** Does a sum of K = 4608 products of u8 by s8 fit into 32 bits?
+# **2.** Does a sum of K = 4608 products of u8 by s8 (unsigned by signed bytes) fit into 32 bits?
 #
 # <details>
 # <summary>Answer</summary>
@@ -240,9 +241,8 @@ assert np.abs(y - x @ w).max() < 0.03
 #
 # </details>
 #
-# **3.** Suppose that the zero point of the range -0.7 to 1.9 stays unrounded, 68.65, and you pad
-# with the nearest byte. Three weights of 0.5 lie over the padding. By how much is the sum off, and
-# for which pictures?
+# **3.** The zero point of the range -0.7 to 1.9 stays unrounded, 68.65. You pad with the nearest
+# byte, under three weights of 0.5. By how much is the sum off, and for which pictures?
 #
 # <details>
 # <summary>Answer</summary>

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 7. Requantization: from a 32-bit sum back to eight bits
 #
-# Multiply the sum by one number, clip it, round it. That is all that happens at inference. The
-# number does not depend on the photograph, so it is worked out beforehand.
+# Add a bias to the sum, multiply by one number, clip, round. That is all that happens at inference.
+# Bias and number do not depend on the photograph, so they are worked out beforehand.
 #
 # But there is more than one way to round. When two INT8 engines differ by one, it usually happens
-# here. This page derives the three steps. Then it shows what ties do, and what becomes of the
+# here. This page derives these steps. Then it shows what ties do, and what becomes of the
 # result on a chip that has no floating point.
 
 # %%
@@ -53,13 +53,12 @@ from minires.reference import requantize_ref
 # \end{aligned} \tag{7.1}
 # $$
 #
-# Anything that does not depend on the image is computed once. Each output channel gets an integer
-# bias, worked out in float64, and a float32 multiplier: multiply the two scales, then divide. Here
-# rint rounds to the nearest integer.
+# Here rint rounds to the nearest integer. The bias is worked out in float64, before it is rounded.
+# The multiplier is a float32: multiply the two scales first, then divide.
 #
 # ## What happens at inference
 #
-# Each output takes these operations, in float32, and each operation rounds by itself:
+# Each output takes these operations, in float32. Each operation rounds its own result:
 #
 # $$
 # t = \mathrm{float32}(\mathrm{acc} + \mathrm{bias}_c) \cdot m_c \tag{7.2}
@@ -86,7 +85,7 @@ from minires.reference import requantize_ref
 # products exceeds 255 x 128 x 4608 = 150,405,120, and the zero point's part of the bias is no
 # larger. So minires keeps $b / (s_x s_w)$ within $2^{30}$: where a bias would be larger, it makes
 # $s_w$ larger. The weights of such a channel lose precision, but next to that bias they hardly
-# matter. A correction ([chapter 6](06_calibration)) may add half as much again.
+# matter. A correction ([chapter 6](06_calibration)) may add half as much again. All of it fits:
 
 # %%
 most = 255 * 128 * 4608
@@ -95,9 +94,9 @@ assert 1.5 * 2**30 + most + most < 2**31
 # %% [markdown]
 # ## Ties
 #
-# 2.5 lies halfway between 2 and 3. A rule has to choose. `rint`, and the CPU's own instructions,
-# choose the even neighbour. Then as many ties go up as go down. The rule from school sends all of
-# them up, and the mean moves with them.
+# 2.5 is a *tie*: it lies halfway between 2 and 3. A rule has to choose. `rint`, like the CPU's own
+# instructions, chooses the even neighbour. Then as many ties go up as go down. The rule from school
+# sends all of them up, and the mean moves with them.
 
 # %%
 #| code: folded
@@ -141,8 +140,8 @@ assert abs(up.mean() - 0.25) < 0.01
 # %% [markdown]
 # ## Without floating point
 #
-# A small chip may have no float unit. gemmlowp and TFLite write the multiplier as an integer and a
-# shift instead. Take $m = 0.3$:
+# A small chip may have no float unit. Two of Google's libraries, gemmlowp and TFLite, write the
+# multiplier as an integer and a shift instead. Take $m = 0.3$:
 #
 # 1. Double it until it lies between 1/2 and 1: $0.3 = 0.6 \cdot 2^{-1}$. The shift is 1.
 # 2. Store the 0.6 as a 32-bit integer: $q_{31} = \mathrm{rint}(0.6 \cdot 2^{31})$.
@@ -151,9 +150,9 @@ assert abs(up.mean() - 0.25) < 0.01
 # m \approx q_{31} \cdot 2^{-31} \cdot 2^{-\mathrm{shift}} \tag{7.4}
 # $$
 #
-# 3. At inference, multiply the sum by $q_{31}$ in 64 bits, and drop the last 31 of them. That
-#   rounds.
-# 4. Shift to the right by *shift* bits. That rounds once more.
+# 3. At inference, multiply the sum by $q_{31}$ in 64 bits. Divide by $2^{31}$, and round to the
+#   nearest integer. That drops the last 31 bits.
+# 4. Divide by $2^{\mathrm{shift}}$, and round once more. Ties go away from zero.
 #
 # Two roundings are not one. Let the sum be 1, so that $t = 0.3$. Step 3 gives 0.6 and rounds that
 # up, to 1. Step 4 halves it to 0.5, which is a tie, and rounds up again. But 0.3 should become 0.
@@ -168,14 +167,14 @@ assert requantize_integer_ref(one, q31, shift, 0).item() == 1
 
 # %% [markdown]
 # How often does that happen? Step 3 leaves $t$ in units of $2^{-\mathrm{shift}}$. A sum goes wrong
-# if $t$ lies less than half a unit below a tie, because then the first rounding makes a tie of it.
-# That is a share of $2^{-(\mathrm{shift} + 1)}$ of all sums. The picture compares this prediction
-# with 4,000 random sums for each of 60 multipliers.
+# if $t$ lies less than half a unit below a tie: step 3 makes a tie of it, and step 4 sends that up.
+# For a shift of 1 or more, that is a share of $2^{-(\mathrm{shift} + 1)}$ of all sums. The picture
+# compares this prediction with 4,000 random sums for each of 60 multipliers.
 
 # %%
 #| code: folded
 #| alt: The share of sums that are off by one, for 60 multipliers from 2 to the power of -12 to 1/2,
-#|   on logarithmic axes. Dots lie along a staircase that rises from 0.01% to 25%.
+#|   on logarithmic axes. Dots lie along a staircase that rises from 0.02% to 25%.
 #| caption: Dots are counted, the staircase is predicted. The smaller the multiplier, the larger the
 #|   shift, and the rarer the error. It is never more than one step.
 random = np.random.default_rng(0)
@@ -201,9 +200,9 @@ plt.show()
 # bits. For a byte's $t$ at least 16 of them lie behind the point, where fixed point has only
 # *shift* of them. So false ties are rare.
 #
-# Take float32 where you have it. Take fixed point where you must, and expect to be off by one
-# against an engine with float32. ONNX Runtime's `QLinearConv` computes equations 7.1 to 7.3 bit for
-# bit: `tests/test_onnxruntime.py` compares them.
+# Take float32 where you have it. Take fixed point where you must. Then expect to differ by one, at
+# times, from an engine with float32. ONNX Runtime's `QLinearConv` computes equations 7.1 to 7.3 bit
+# for bit: `tests/test_onnxruntime.py` compares them.
 #
 # ## Exercises
 #

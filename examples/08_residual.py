@@ -56,9 +56,9 @@ for a, r, value, result in zip(acc[0], r_steps[0], (acc * m + shortcut)[0], y[0]
 # %% [markdown]
 # ## Where Q and DQ go around an Add
 #
-# Graphs in ONNX say where numbers are rounded by pairs of nodes. *Q* (QuantizeLinear) rounds to
-# bytes. *DQ* (DequantizeLinear) makes real numbers of bytes, which rounds nothing. So count the Qs
-# on the way to know how often a value is rounded.
+# ONNX is a file format for networks. A pair of nodes in its graph marks where numbers are rounded:
+# *Q* (QuantizeLinear) rounds to bytes. *DQ* (DequantizeLinear) turns bytes into real numbers, and
+# rounds nothing. So the Qs on a value's way tell how often it is rounded.
 
 # %%
 #| code: folded
@@ -114,8 +114,8 @@ plt.show()
 # \frac{1}{s} \int_{-s/2}^{s/2} e^2\, de = \frac{s^2}{12} \tag{8.2}
 # $$
 #
-# Two roundings that have nothing to do with each other add their squares. Let $s_c$ be the scale of
-# the convolution's own output. Then the root mean square error is
+# If two roundings are independent, their mean squares add up. Let $s_c$ be the scale of the
+# convolution's own output. Then the root mean square error is
 # $\sqrt{s_y^2 / 12}$ for one rounding, and $\sqrt{(s_y^2 + s_c^2) / 12}$ for two. Test it on 20,000
 # random sums, those above zero, because the ReLU makes the others exact:
 
@@ -156,9 +156,8 @@ plt.show()
 
 # %% [markdown]
 # The memory pays, too. A compiled kernel adds while the sums are still in registers. It reads one
-# byte of the residual and writes one byte of the output. A separate addition comes on top of a
-# convolution that has written a byte, reads that byte again, reads the residual, and writes: four
-# bytes where there were two.
+# byte of the residual and writes one byte of the output. With a separate addition the convolution
+# first writes a byte. Then the addition reads two and writes one: four bytes where there were two.
 #
 # ## In the network
 #

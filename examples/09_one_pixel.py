@@ -95,7 +95,7 @@ assert z_x == 0
 # ## Step 2: add
 #
 # The largest product is 255 x 127 = 32,385, so 64 of them fit into 32 bits with much room. Integers
-# do not round. The order of the additions makes no difference, and no CPU gets another sum.
+# do not round. The order of the additions makes no difference, and every CPU gets the same sum.
 
 # %%
 #| code: folded
@@ -145,8 +145,8 @@ assert y == steps[NAME].output[0, ROW, COLUMN, CHANNEL], "the network computed t
 
 # %% [markdown]
 # That is all. The layer does it for 16 x 16 pixels and 64 channels. The 64 bytes of a pixel are a
-# row of one matrix and the 64 weights of a channel a column of another. So the whole layer is a
-# product of two matrices, and two lines:
+# row of one matrix, and the 64 weights of a channel are a column of another one. So the whole layer
+# is a product of two matrices, in two lines:
 
 # %%
 sums = gemm_u8s8_ref(steps[NAME].inputs[0].reshape(-1, 64), p.w_s8.T) + p.bias_s32  # (256, 64)
@@ -165,13 +165,13 @@ assert np.array_equal(whole, steps[NAME].output)
 # & + \hat x\, (\hat w - w) \end{aligned} \tag{9.2}
 # $$
 #
-# The first part comes from the inputs: they were rounded, and so were the layers before. The second
-# part comes from the rounded weights. The bias and the output are rounded once each.
+# The first part comes from the inputs: they carry the errors of all layers before, and were rounded
+# themselves. The second part comes from the rounded weights. Bias and output are rounded once each.
 
 # %%
 #| code: folded
 #| alt: A ruler of the byte's steps around the result. FP32's value and INT8's value before rounding
-#|   are marked close to each other; INT8's value is rounded to the nearest whole step. Beneath it
+#|   are marked close to each other. INT8's value is rounded to the nearest whole step. Beneath it
 #|   bars show the four errors, in steps of the output.
 #| caption: Above, the result among the steps of a byte. Below, what moves INT8 away from FP32. The
 #|   four add up to the whole difference. Rounding the output costs half a step at most.
@@ -219,13 +219,13 @@ print(f"{acc} x {m:.8f} = {acc * m:.2f}, so y = {bare}")
 assert bare == int(np.rint(np.clip(np.float32(acc) * m, 0, 255)))
 
 # %% [markdown]
-# **2.** Which sums give 0, and which give 255? Take $m$ from above.
+# **2.** Which values of sum + bias give 0, and which give 255? Take $m$ from above.
 #
 # <details>
 # <summary>Answer</summary>
 #
-# All sums up to $0.5 / m$ give 0: the negative ones by the clip, the others by rounding. All sums
-# from $254.5 / m$ on give 255. Between them, a byte cannot tell $1 / m$ neighbouring sums apart.
+# All up to $0.5 / m$ give 0: the negative ones by the clip, the others by rounding. All from
+# $254.5 / m$ on give 255. Between them, about $1 / m$ neighbouring values share each byte.
 #
 # </details>
 

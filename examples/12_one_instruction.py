@@ -2,9 +2,9 @@
 # # 12. One instruction, 64 multiply-adds
 #
 # Why could INT8 be four times as fast as FP32? Because one instruction, `vpdpbusd`, makes 64
-# multiply-adds of bytes, where the best one for floats makes 16. It has the same registers, and a
-# CPU can start it as often. This chapter shows what it does, what came before it, and what ARM has
-# in its place. Then you read minires's inner loops. At the end you add an instruction yourself.
+# multiply-adds of bytes, where the best one for floats makes 16. Both use the same registers, and a
+# CPU can start as many of either. This chapter shows what `vpdpbusd` does, what came before, and
+# what ARM has instead. Then you read minires's inner loops. At the end you add an instruction.
 
 # %%
 import matplotlib.pyplot as plt
@@ -19,8 +19,8 @@ from minires.kernels.microkernel import Microkernel, assembly
 #
 # A vector register of AVX-512 has 512 bits. The CPU divides them into 16 *lanes* of 32 bits, and an
 # instruction does the same thing in all lanes at once. A float has 32 bits, so it fills a lane.
-# An FMA, `vfmadd231ps`, multiplies two floats and adds the product to a third one: 16
-# multiply-adds, one a lane.
+# An FMA (fused multiply-add), `vfmadd231ps`, multiplies two floats and adds the product to a third
+# one: 16 multiply-adds, one a lane.
 
 # %%
 #| alt: A register of 16 lanes. In its first lane the float 1.5 of a, the float -2.0 of b, and the
@@ -67,8 +67,8 @@ plt.show()
 # activations, and most of those come from a ReLU: they are never negative, so a sign would waste a
 # bit. Weights need both signs.
 #
-# Which four bytes share a lane? Neighbours along K: products that belong to the *same* sum. The 16
-# lanes belong to 16 *different* sums: one pixel's, for 16 output channels. So minires gives all
+# Which four bytes share a lane? Neighbours along K, whose products belong to the *same* sum. The 16
+# lanes hold 16 *different* sums: those of one pixel, for 16 output channels. So minires gives all
 # lanes the same four bytes of a, and each lane its own four weights.
 #
 # Step through it with bytes of your own (x is a, and w is b), and through the other instructions:
@@ -78,8 +78,8 @@ plt.show()
 #
 # ## Before VNNI: three instructions
 #
-# VNNI is the extension that brought `vpdpbusd`. Before it, three instructions did its work.
-# `vpmaddubsw` multiplies the bytes, and adds the products in pairs into 16 bits. `vpmaddwd`
+# VNNI (Vector Neural Network Instructions) brought `vpdpbusd`. Before, three instructions did its
+# work. `vpmaddubsw` multiplies the bytes, and adds the products in pairs into 16 bits. `vpmaddwd`
 # multiplies those by 1, and adds them in pairs into 32 bits. `vpaddd` adds that to the sum.
 
 
@@ -111,8 +111,8 @@ draw_lane(
 plt.show()
 
 # %% [markdown]
-# 255 x 127 + 255 x 127 = 64,770, but 16 bits hold at most 32,767. This is what *saturates* means.
-# [Chapter 16](16_saturation) shows what it does to a network, and what minires does instead.
+# 255 x 127 + 255 x 127 = 64,770, but 16 signed bits hold at most 32,767. So the sum *saturates*: it
+# stops there. [Chapter 16](16_saturation) shows what that does, and what minires does instead.
 #
 # ## sdot: ARM's dot product
 #
@@ -157,14 +157,14 @@ plt.gca().invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# So VNNI's step was from 1.33x to 4x. Xeons since 2023 also have AMX. Its `tdpbusd` multiplies
-# 16 x 64 bytes by 64 x 16 bytes in 16 cycles. That is 1024 multiply-adds a cycle, 32x, and FP32 has
-# nothing like it.
+# So VNNI took INT8 from 1.33x to 4x. Xeons since 2023 also have AMX. Its `tdpbusd` multiplies
+# 16 x 64 bytes by 64 x 16 bytes in 16 cycles. That is 16 x 64 x 16 / 16 = 1024 multiply-adds a
+# cycle, 32x. FP32 has nothing like it.
 #
 # ## In the microkernel
 #
-# LLVM can compile for CPUs that you do not own. So here are four inner loops, with three
-# multiplying instructions from each.
+# LLVM can compile for CPUs that you do not own. So here are four inner loops, with three of the
+# multiplying instructions of each. A "sum" below is a whole register of sums, one in each lane.
 
 # %%
 MULTIPLY = ("vfmadd", "vpdp", "vpmadd", "fmla", "sdot")
@@ -183,10 +183,10 @@ for name, operands, epilogue in [
 # %% [markdown]
 # How to read them:
 #
-# * **x86** names the register of the sums last. In the first two loops, the three lines share the
-#   register before it: a float of a, or four bytes, copied to all lanes. The first holds weights.
-# * The first two loops have as many sums, and as many instructions a step. Only the instruction
-#   differs. But a step of the second one covers four values along K.
+# * **x86** names the result last. In the first two loops that is the sums. Their three lines share
+#   the middle register: a float of a, or four bytes, copied to all lanes. The first holds weights.
+# * The first two loops have equally many sums, and equally many instructions a step. Only the
+#   instruction differs. But a step covers one value along K in the first, and four in the second.
 # * **AVX2** without VNNI first widens the bytes to 16 bits. Then `vpmaddwd` is exact. It takes two
 #   for each sum, and additions besides.
 # * **ARM** names the sums first. `.4b[0]` is lane 0 of a register: the instruction itself copies
@@ -200,7 +200,7 @@ for name, operands, epilogue in [
 # <details>
 # <summary>Answer</summary>
 #
-# 2 cores x 2 units x 16 lanes x 2 operations x 3.5 GHz = 448 GFLOP/s; in INT8 4 x 448 = 1792 GOP/s.
+# 2 cores x 2 units x 16 lanes x 2 operations x 3.5 GHz = 448 GFLOP/s. INT8: 4 x 448 = 1792 GOP/s.
 #
 # </details>
 #
@@ -210,7 +210,7 @@ for name, operands, epilogue in [
 # <details>
 # <summary>Answer</summary>
 #
-# The largest product is 255 x 128 = 32,640 in size. $2^{31} / 32640$ is 65,793 products.
+# The largest product is 255 x 128 = 32,640 in size. So $2^{31} / 32640$ fit: 65,793 products.
 #
 # </details>
 #
@@ -219,7 +219,7 @@ for name, operands, epilogue in [
 # <details>
 # <summary>Answer</summary>
 #
-# Two products have to fit: 2 x 255 x w must be at most 32,767, so w is at most 64: seven bits.
+# Two products have to fit: 2 x 255 x w may be 32,767 at most. So w is at most 64: about seven bits.
 #
 # </details>
 
@@ -245,8 +245,8 @@ assert (2**15 - 1) // (2 * 255) == 64
 # 5. Run `pytest tests/kernels/test_microkernel.py`. It finds your set in the list. On any CPU it
 #    looks for the instruction in the assembly. On a CPU that has it, it compares the bits.
 #
-# No loop changes, no packing, no engine. This solution does not even touch the files, so you can
-# check it here, whichever CPU you have.
+# You change no loop, no packing and no engine. This solution does not even touch the files, so you
+# can check it here, whichever CPU you have.
 
 # %%
 #| cell: A solution, and its check

@@ -42,12 +42,12 @@ assert lanes * products * 2 * rate * clock == 96
 # ## Measuring it
 #
 # No data sheet at hand tells the rate, and the clock moves. So `minires peak` measures both. It
-# runs a loop that only multiplies and adds. The loop keeps enough independent sums to hide the
-# latency, and never touches memory. Between rounds it times a chain of instructions that take one
-# cycle each, which gives the clock. Then it solves equation 13.1 for the rate.
+# runs a loop that only multiplies and adds. The loop keeps so many independent sums that none waits
+# for another, and never touches memory. Between rounds it times a chain of instructions that take
+# one cycle each, which gives the clock. Then it solves equation 13.1 for the rate.
 #
-# Other programs can only make a round slower. So the best of many rounds counts, if the best of
-# the other half of them agrees.
+# Other programs can only make a round slower. So the best of many rounds counts. The even and the
+# odd rounds must agree on it, or the figure is in doubt.
 
 # %%
 recorded, (peaks, memory) = run("zen3-avx2"), measure_machine()
@@ -132,8 +132,8 @@ plt.show()
 #
 # Right of both corners the operations cancel, and the gain is the ratio of the peaks. Left of
 # both, it is the ratio of the bytes: 4. The peaks here are those of one core, times the threads.
-# What the equation leaves out is what the two precisions do not share equally: the epilogue, the
-# edges of tiles, and how near each comes to its roof.
+# The equation leaves out what costs the two precisions unequally: the epilogue, the edges of tiles,
+# and how near each comes to its roof.
 
 
 # %%
@@ -238,8 +238,8 @@ print(side_by_side("milliseconds", rows, [recorded], ["peaks", "layers"], doubts
 #
 # </details>
 #
-# **3.** A CPU without VNNI peaks at 1.3 times FP32's rate in INT8. A layer lies at half the
-# intensity of FP32's corner. Which gain do you predict? Is it a surprise?
+# **3.** Without VNNI, a CPU's peak in INT8 is 1.3 times its peak in FP32. In FP32 a layer lies at
+# half the intensity of the corner. Which gain do you predict? Is it a surprise?
 #
 # <details>
 # <summary>Answer</summary>

@@ -14,7 +14,7 @@
 #
 # $$ T' = \frac{T}{4} + \sum_i \left( t'_i - \frac{t_i}{4} \right) \tag{14.1} $$
 #
-# No bar can get lost, for the sum is exact. The time between the layers is a part as well. It is
+# No bar can get lost: the sum is exact. The time between the layers is a part as well. It is
 # called *rest*: the time of the whole, less the times of all layers. A part that became more than
 # four times as fast has a negative bar. That happens where its data fits a cache in INT8 only.
 
@@ -127,7 +127,7 @@ rows.append(["INT8 over FP32", ratio, gain])
 print(side_by_side("% of INT8's time", rows, [recorded], ["waterfall"], doubts))
 
 # %% [markdown]
-# A list like this is worth as much as its last line. *Unexplained* should be small beside the
+# A list like this is worth as much as its line *unexplained*. That should be small beside the
 # largest cause. If it is not, the causes were measured badly, or there is one that nobody thought
 # of. And if the ablation's convolutions take another time than the same convolutions in the
 # network, minires measures again, and then doubts the whole list.
