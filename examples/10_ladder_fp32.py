@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10. Climbing the ladder in FP32
 #
-# A matrix product is three loops. Compiled as they stand, they reach some 2% of what a core can do.
+# A matrix product is three loops. Compiled as they are, they reach some 2% of what a core can do.
 # This chapter climbs from there to the engine, one idea at a time. You will see that most of the
 # climb is not about multiplying at all. It is about what a multiply-add has to wait for.
 #
@@ -11,7 +11,7 @@
 # matrix product C = A B ([chapter 2](02_im2col)) it has M = 784 rows, N = 128 columns and
 # K = 1152 products for each sum: 116 million multiply-adds. Each rung is a short file in
 # `minires/ladder/`. Before it is timed, its result is compared with the definition's: a fast wrong
-# answer is worth nothing. (Sums in another order round otherwise, so a little may lie between.)
+# answer is worth nothing. (Sums in another order round differently, so the two differ a little.)
 
 # %%
 import climbing
@@ -28,10 +28,10 @@ list_rungs("fp32")
 #
 # Each section below ends with the same few lines. First comes arithmetic: how many bytes go
 # between the registers and the memory for one multiply-add. Then come times, and the gain over the
-# rung before: of runs that were recorded on machines with a name, and of **yours**, the machine
-# that built this page. A question mark says that a figure is in doubt, because runs of the same
-# thing differed too much. A question mark alone stands for a gain of yours that is not worth
-# telling. The text concludes from arithmetic and from recorded figures, never from yours.
+# rung before. Some were recorded on machines with a name. **Yours** are of the machine that built
+# this page. A question mark says that a figure is in doubt, because runs of the same thing differed
+# too much. If a gain of yours is too doubtful to tell, you see the question mark alone. The text
+# concludes from arithmetic and from recorded figures, never from yours.
 
 # %%
 yours = list(climb("fp32", rounds=5))
@@ -60,10 +60,10 @@ for run in runs("ladders", "peaks"):
 # %% [markdown]
 # "Before" is NumPy here, which calls a library that people have tuned for decades. Why are our
 # loops so slow? Compare the cycles above with those of one addition: three on Zen 3
-# ([uops.info](https://uops.info), VADDSS). Each addition needs the sum that the one before has
-# made, so it waits for that. The compiler may not change this, because float additions in another
-# order give other bits. In those three cycles two FMA units could have done 2 x 8 x 3 = 48
-# multiply-adds. One of 48 is 2%.
+# ([uops.info](https://uops.info), VADDSS). Each addition waits for the sum that the one before
+# makes. The compiler may not change this, because float additions in another order give other
+# bits. In those three cycles two FMA units could have done 2 x 8 x 3 = 48 multiply-adds. The loops
+# did one. One of 48 is 2%.
 #
 # ## ordered: many sums side by side
 #
@@ -93,7 +93,7 @@ for run in runs("ladders"):
 # Those 12 bytes are the next limit. For one multiply-add, `ordered` loads a value of B, loads a
 # sum, and stores the sum. So take four rows and four steps along K at once. A value of B now serves
 # four rows, and a sum takes four products before it is stored: 4 + 4 + 4 values for 16
-# multiply-adds, where it was 3 for one.
+# multiply-adds. Before, it was 3 values for one.
 
 # %%
 #| alt: Four by four cells of A are in registers. As many of B are loaded, as many of C are loaded
@@ -108,8 +108,8 @@ assert all(gain(run.ladders["fp32"], "tiled") < 4 for run in runs("ladders"))
 
 # %% [markdown]
 # The bytes fall to a quarter, but the time does not: one limit is gone and the next one shows. On
-# AVX2 the 16 copied values of A alone would fill all 16 vector registers, so some wait in memory
-# after all. (That traffic is not in the count.)
+# AVX2 the 16 values of A, each copied to all lanes, would fill all 16 vector registers. So some of
+# them wait in memory after all. (That traffic is not in the count.)
 #
 # ## panels: keep the sums
 #
@@ -130,8 +130,8 @@ show("panels")
 gains("panels", "fp32", yours)
 
 # %% [markdown]
-# (Where a note above says that a run's panels had vectors of four lanes, they were narrower than
-# the compiler's own in `tiled`, and lost.)
+# (A note above says that a run's `panels` had vectors of four lanes. The compiler's own vectors in
+# `tiled` were wider, so `panels` lost there.)
 #
 # ## The vector instruction
 #
@@ -153,7 +153,7 @@ gains("vector", "fp32", yours)
 # ## fused: finish in registers
 #
 # The sums still need their bias and ReLU. Until now, NumPy did that afterwards: write the sums,
-# read them and write them with the bias, read those and clip them. That is five times four bytes
+# read them, write them with the bias, read those, write them clipped. That is five times four bytes
 # for each output. The *epilogue* does it all while the sums are in registers, and writes once.
 
 # %%
@@ -166,14 +166,14 @@ show("fused")
 gains("fused", "fp32", yours)
 
 # %% [markdown]
-# Each sum is worth K multiply-adds, and K is 1152 here, so there is little to gain. A 1x1
-# convolution of 64 channels has K = 64: then these bytes weigh 18 times as much.
+# Each sum takes K multiply-adds, and K is 1152 here, so there is little to gain. In a 1x1
+# convolution of 64 channels K is 64, and these bytes weigh 18 times as much.
 #
 # ## blocks: stay in the cache
 #
-# Each panel of B meets all rows of A, and A has 3.6 MB, more than the second cache holds. So it
-# comes from *far*, again for each of the 8 panels. Take a block of rows that fits, let it meet
-# *all* panels, then go on.
+# Each panel of B meets all rows of A. A has 3.6 MB, more than the second cache holds. So A comes
+# from *far*, again for each of the 8 panels. Take a block of rows that fits, and let it meet *all*
+# panels. Then go on to the next block.
 
 # %%
 #| alt: The upper half of A is in the second cache. An arrow runs along B, from panel to panel.
@@ -192,7 +192,7 @@ for run in runs("ladders", "memory"):
 assert all(0.6 < gain(run.ladders["fp32"], "blocks") < 1.5 for run in runs("ladders"))
 
 # %% [markdown]
-# Half of the traffic is gone, and the time is much the same. Could you have known? Yes: the last
+# Half of the traffic is gone, but the time is much the same. Could you have known? Yes: the last
 # line says that `fused` asked the third cache for a fraction of what it can give. `blocks` pays
 # where many cores share one cache, or where A comes from memory. An idea that removes a limit helps
 # only if that *was* the limit.
@@ -236,9 +236,9 @@ gains("implicit", "fp32", yours)
 # ## engine: fetch ahead
 #
 # The last rung is the code that runs whole networks. While it multiplies with one panel, it
-# asks for the next panel and the next rows, so that they are in the second cache in time. One layer
-# that is run over and over has its weights there already: expect no gain here. In a network, where
-# 53 convolutions take turns, the weights come from memory.
+# asks for the next panel and the next rows, so that they are in the second cache in time. Here one
+# layer runs over and over, and its weights are there already: expect no gain. In a network 53
+# convolutions take turns, so the weights come from memory.
 
 # %%
 #| alt: The step of the vector instruction. Beside its panel of B the next one is fetched for later.
@@ -252,7 +252,7 @@ gains("engine", "fp32", yours)
 # %% [markdown]
 # ## The whole climb
 #
-# Each bar shows the percentage of peak reached on the cores that rung uses. *Peak* means
+# Each bar shows how much of the peak a rung reaches, on the cores that it uses. *Peak* means
 # multiply-adds that never wait ([chapter 13](13_peak)).
 
 # %%
@@ -277,7 +277,7 @@ plt.show()
 # </details>
 #
 # **2.** A core does two loads and two FMAs a cycle. Loads limit it unless a tile of R rows and V
-# vectors has R x V > R + V. Which is the smallest square tile that satisfies this?
+# vectors has R x V > R + V. What is the smallest square tile with that?
 #
 # <details>
 # <summary>Answer</summary>
@@ -287,7 +287,7 @@ plt.show()
 # </details>
 #
 # **3.** In the run xeon-vnni `blocks` takes 1.87 ms and `threads` 1.33 ms, on two cores. How long
-# is the part that is not shared out? What should `implicit` take if it removed all of that?
+# is the part that is not shared out? How long would `implicit` take if it removed all of that?
 #
 # <details>
 # <summary>Answer</summary>

@@ -2,8 +2,8 @@
 # # 11. Climbing it again in INT8
 #
 # Four bytes fit where one float was, so this ladder could end four times as high as the last one.
-# It does, but only on a CPU that has an instruction for it. The loops, the panels, the blocks and
-# the threads stay as they were in [chapter 10](10_ladder_fp32). One instruction decides.
+# It does, but only on a CPU that has an instruction for bytes. The loops, the panels, the blocks
+# and the threads stay as they were in [chapter 10](10_ladder_fp32). One instruction decides.
 #
 # ## What a byte changes
 #
@@ -57,9 +57,9 @@ introduce("int8", yours["int8"])
 # %% [markdown]
 # ## loops, ordered, tiled: the compiler's part
 #
-# In FP32 `loops` waited for each addition. Here the compiler may add in any order, so it makes
-# vectors of `loops` by itself, and keeps the sums in registers. That is why the first rung of this
-# ladder is several times as fast as FP32's.
+# In FP32 `loops` waited for each addition. Here the compiler may add in any order. So it turns
+# `loops` into vector instructions by itself, and keeps the sums in registers. That is why `loops`
+# is several times as fast as in FP32.
 
 # %%
 gains("loops", "int8", yours["int8"])
@@ -69,7 +69,7 @@ for run in runs("ladders"):
     assert floats / ints > 3
 
 # %% [markdown]
-# `ordered` was the great leap of FP32, because it removed the waiting. Here there is none to
+# `ordered` was the great leap of FP32, because it removed the waiting. Here no waiting is left to
 # remove, and 2 bytes become 9. `tiled` brings them back to 2.25. So expect little of these two:
 
 # %%
@@ -81,9 +81,9 @@ for run in runs("ladders"):
 # %% [markdown]
 # ## panels: bytes without an instruction for bytes
 #
-# A group of 32 bits now holds four values along K instead of one. Panels, tile and loop are the
-# same file as in FP32. But this rung may use only what every CPU has, so it takes the bytes out of
-# their lane one by one:
+# A group of 32 bits now holds four values along K instead of one. Panels, tile and loop come from
+# the same file as in FP32. But this rung may use only what every CPU has. So it takes the bytes out
+# of their lane one by one:
 
 # %%
 #| output: python
@@ -124,14 +124,14 @@ for run in runs("ladders"):
     assert "vpdpbusd" not in names or max(every, key=every.get) == "vpdpbusd"
 
 # %% [markdown]
-# Where VNNI is there, this rung gains more than any other of the compiled ones. Nothing else in the
-# file has changed.
+# On a CPU with VNNI, this rung gains more than any other compiled rung. Nothing else in the file
+# has changed.
 #
 # ## fused: a longer epilogue
 #
 # FP32 adds a bias and clips. INT8 converts, multiplies, clips, rounds and narrows
-# ([chapter 7](07_requantization)). It is paid once for each output, so it weighs most where K is
-# small: see exercise 2.
+# ([chapter 7](07_requantization)). This *epilogue* is paid once for each output. So it weighs most
+# where K is small: see exercise 2.
 
 # %%
 #| output: python
@@ -153,10 +153,10 @@ for name in "fused", "blocks", "threads", "implicit", "engine":
 # ## What a share of the peak means
 #
 # A share compares a rung with what the multiplying instruction can do when it has nothing to wait
-# for. With VNNI that is `vpdpbusd`. With AVX2 alone it is the exact way by `vpmaddwd`, whose own
-# peak is far from four times FMA's. So a high share of it need not be fast. (`vpmaddubsw` would be
-# faster, but it saturates.) A question mark in the last line means that this peak was measured
-# twice, and that the two measurements disagree by more than 15%.
+# for. With VNNI that is `vpdpbusd`. With AVX2 alone it is `vpmaddwd`, which is exact. Its own peak
+# is far from four times FMA's, so a high share of it need not be fast. (`vpmaddubsw` would be
+# faster, but it saturates.) The last line has that peak as measured a second time, with the ladder.
+# A question mark there means that the two measurements disagree by more than 15%.
 
 # %%
 for run in runs("ladders", "peaks"):
@@ -171,8 +171,8 @@ for run in runs("ladders", "peaks"):
 
 # %%
 #| alt: For each run a bar for each rung of the INT8 ladder, in percent of the peak.
-#| caption: Each bar shows the percentage of peak reached on the cores that rung uses. Pale bars are
-#|   in doubt.
+#| caption: Each bar shows how much of the peak a rung reaches, on the cores that it uses. Pale bars
+#|   are in doubt.
 #| code: folded
 plot_shares("int8", yours["int8"])
 plt.show()
@@ -193,14 +193,14 @@ for name, ladders in ends.items():
     assert name != "xeon-vnni" or (4.1 < ratio < 4.3 and floats.share < ints.share)
 
 # %% [markdown]
-# On the Xeon the INT8 ladder ends 4.2 times as high. (More than four, because FP32 reached less of
-# its own peak.) On a CPU with AVX2 alone it cannot. There `vpmaddwd` and the addition after it make
-# two multiply-adds a lane with two instructions, where one FMA makes one with one. What INT8 still
-# saves there is memory: [chapter 14](14_waterfall) follows that through a whole network.
+# On the Xeon the INT8 ladder ends 4.2 times as high. (It is more than four, because FP32 reached
+# less of its own peak.) On a CPU with AVX2 alone it cannot. There two instructions, `vpmaddwd` and
+# an addition, make two multiply-adds a lane. Two FMAs make as many. But INT8 still saves memory
+# there: [chapter 14](14_waterfall) follows that through a whole network.
 #
-# NumPy's definition does not gain either. NumPy has no library for integer matrices, so its own
-# loop is slow. The definition therefore multiplies in float32, in blocks of K that are exact:
-# 255 x 128 x 512 is less than $2^{24}$.
+# NumPy's definition does not gain either. NumPy has no library for integer matrices, and its own
+# loop is slow. So the definition multiplies in float32. It takes blocks of 512 along K, in which
+# the sums are exact: 255 x 128 x 512 is less than $2^{24}$.
 
 # %%
 a, b = np.full((784, 1152), 255, np.uint8), np.full((1152, 128), -128, np.int8)
@@ -222,7 +222,7 @@ for name, multiply in [("exact float32", gemm_u8s8_ref), ("int32", lambda a, b: 
 # </details>
 #
 # **2.** Suppose that the epilogue takes as long as 30 steps along K, and a step takes four values.
-# Which share of the time is that for K = 1152? And for K = 64, as in `layer1.0.conv1`?
+# What share of the time is that for K = 1152? And for K = 64, as in `layer1.0.conv1`?
 #
 # <details>
 # <summary>Answer</summary>

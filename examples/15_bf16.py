@@ -3,16 +3,16 @@
 #
 # bfloat16 is the upper half of a float32. It keeps the range and gives up precision: 8 bits in
 # place of 24. It needs no calibration, no scales and no zero points. In return it saves only half
-# of the bytes, and whether it is faster at all depends on one instruction of your CPU.
+# of the bytes. One instruction of your CPU decides whether it is faster at all.
 #
 # ## Half a float
 #
 # A float32 has a sign, 8 bits of exponent, and 23 bits behind the point. Cut off the lower 16 of
-# its 32 bits, and 7 bits behind the point remain. The exponent is still whole, so the range is as
-# well: from $10^{-38}$ to $10^{38}$.
+# its 32 bits, and 7 bits behind the point remain. The exponent stays whole, and so does the range:
+# from $10^{-38}$ to $10^{38}$.
 #
-# Just cutting would always round down. To round to the nearest, add half of what the last kept bit
-# is worth, and then cut. That is 0x8000 in the lower half. A tie should go to the even neighbour,
+# Cutting alone would always round towards zero. To round to the nearest, first add half of what the
+# last kept bit is worth, and then cut. That half is 0x8000. A tie should go to the even neighbour,
 # so the code adds 0x7fff, and one more where the last kept bit is odd.
 
 # %%
@@ -52,12 +52,12 @@ for real, rounded in zip(x, round_bf16_ref(x), strict=True):
 # $$ \frac{|\text{error}|}{|x|} \le \frac{2^{e-8}}{2^e} = 2^{-8} = \frac{1}{256} \tag{15.1} $$
 #
 # The exponent cancels: small numbers and large ones are kept equally well. INT8 has one scale $s$
-# for a whole tensor, and its error is half a step whatever the number is:
+# for a whole tensor, and its error is up to half a step, whatever the number is:
 #
 # $$ \frac{|\text{error}|}{|x|} \le \frac{s}{2 |x|} \tag{15.2} $$
 #
-# The two bounds meet at $|x| = 128 s$, the middle of the 255 steps. Above it INT8 is at least as
-# precise. Below it bfloat16 is, and the smaller the number, the larger the difference.
+# The two bounds meet at $|x| = 128 s$, the middle of the 255 steps. Above it INT8 has the smaller
+# bound. Below it bfloat16 has, and the smaller the number, the larger the difference.
 
 # %%
 #| alt: Relative error over the real number, both on logarithmic scales. The curve of bfloat16 is a
@@ -91,8 +91,8 @@ assert (int8_error <= 1.0001 * scale / 2 / reals).all()
 #
 # Two significands of 8 bits make a product of 16. A float32 holds 24, so every product is exact.
 # Sums are kept in float32 as well, and each layer's output is rounded once, at the end. That is
-# not a luxury. Add ones in bfloat16, and the sum stops at 256: the next number is 258, the true
-# 257 is a tie, and it goes back to the even 256.
+# not a luxury. Add ones in bfloat16, and the sum stops at 256. The next bfloat16 is 258, so 257 is
+# a tie, and goes back to the even 256.
 
 # %%
 total = np.zeros(1, np.float32)
@@ -109,11 +109,11 @@ assert total[0] == 256
 # Xeons start it a quarter as often. That makes $2 / 4$, half of FP32's peak. AMX has `tdpbf16ps`,
 # which does half as many products as its INT8 instruction.
 #
-# A CPU without any of these has to use FMA. minires splits each pair into its upper and its lower
-# half and multiplies both as float32: two FMAs for two products, as many as in FP32, and the
-# splitting on top. Then bfloat16 saves only memory. The recorded machine is of that kind. Its
-# figures are of the ImageNet network at 224. Yours are of the small network that comes with
-# minires, or of the weights that you name: `python examples/15_bf16.py imagenet.safetensors`.
+# A CPU without any of these has to use FMA. minires splits each pair into its two halves, and
+# multiplies both as float32. That takes two FMAs for two products, as in FP32, and the splitting
+# comes on top. Then bfloat16 saves only memory. The recorded machine is of that kind. Its figures
+# are of the ImageNet network at 224 x 224. Yours are of the small network that comes with minires,
+# or of the weights that you name: `python examples/15_bf16.py imagenet.safetensors`.
 
 # %%
 recorded = run("zen3-avx2")
@@ -140,12 +140,12 @@ print("This CPU multiplies bfloat16 by", choose_isa().instructions["bf16"].name)
 # %% [markdown]
 # A prediction can be wrong here, too. With `vdpbf16ps` at full rate expect up to 2x, and without
 # it expect no more than 1x. If you measure less, the conversion costs more than the products save.
-# If you measure more than that, the half as many bytes of weights came sooner from memory.
+# If you measure more, the weights came sooner from memory, because they have half as many bytes.
 #
 # ## What it does to the answer
 #
-# No figure here depends on the clock: how far the logits move from FP32's, and whether the label
-# stays.
+# How far do the logits move from FP32's, and does the label stay the same? These figures do not
+# depend on the clock.
 
 # %%
 expected = models["fp32"](photograph)
@@ -159,7 +159,7 @@ for precision in ("bf16", "int8"):
 #
 # ## Exercises
 #
-# **1.** Which bfloat16 comes next above 1? To what does the middle between the two round?
+# **1.** Which is the next bfloat16 above 1? What does the middle between the two round to?
 #
 # <details>
 # <summary>Answer</summary>
@@ -180,15 +180,15 @@ for precision in ("bf16", "int8"):
 #
 # </details>
 #
-# **3.** FP16 has 5 bits of exponent and 10 behind the point. What happens to $10^5$ in each of the
-# two? Which of them is closer to 1.01?
+# **3.** FP16 has 5 bits of exponent and 10 behind the point. What happens to $10^5$ in FP16, and in
+# bfloat16? Which of the two keeps 1.01 better?
 #
 # <details>
 # <summary>Answer</summary>
 #
 # FP16 ends at 65504, so $10^5$ becomes infinite. bfloat16 keeps it to one part in 256. FP16 has
-# three bits more behind the point, so it is closer to 1.01. bfloat16 is chosen where ranges are
-# not known.
+# three bits more behind the point, so it keeps 1.01 better. People choose bfloat16 where they do
+# not know the ranges.
 #
 # </details>
 

@@ -46,8 +46,8 @@ a, b = np.array([[255, 255]], np.uint8), np.array([[127, 127]], np.int8)
 print("right", int((a.astype(int) * b).sum()), " vpmaddubsw", int(vpmaddubsw(a, b)[0]))
 
 # %% [markdown]
-# Give both weights the same value and turn it up. The sum grows until the weight is 64. There it
-# stops, because two products of 255 fit only as long as
+# Give both weights the same value and turn it up. The sum grows until the weight is 64. Beyond
+# that it is cut off, because two products of 255 fit only as long as
 #
 # $$
 # |w| \le 32{,}767 / (2 \cdot 255) = 64.2\ldots \tag{16.2}
@@ -77,8 +77,8 @@ plt.show()
 # %% [markdown]
 # ## In a real network
 #
-# How often does this happen? It depends on the numbers. Here are the real ones: the bundled network
-# looks at the cat, and two neighbours along K make a pair. The network itself stays right: we
+# How often does this happen? It depends on the numbers. Here are real ones: the bundled network
+# looks at the cat, and two neighbours along K make a pair. The network itself stays right. We
 # only count the pairs that would not have fitted.
 
 
@@ -114,10 +114,10 @@ for step in model.steps(model.preprocess("examples/images/cat.jpg")):
 assert [name for name, share in wrong.items() if share] == ["conv1"]
 
 # %% [markdown]
-# One sum in ten is wrong in the first layer, and not one in the other 52. The bytes are the reason.
-# Those of the photograph lie around a zero point of 124, so every pair has large ones. After a ReLU
-# most bytes are small. Put a file's name in place of "CIFAR10" to try your own weights: with the
-# README's ImageNet weights 4% of the first layer's sums were wrong.
+# One sum in ten is wrong in the first layer, and none in the other 52. The bytes are the reason.
+# The photograph's bytes lie around a zero point of 124, so every pair has large ones. After a ReLU
+# most bytes are small. To try your own weights, put a file's name in place of "CIFAR10". With the
+# README's ImageNet weights, 4% of the first layer's sums were wrong.
 
 # %%
 #| alt: Two histograms of sums of two products. Those of layer1.0.conv2 lie within 15,000 of zero.
@@ -148,13 +148,13 @@ plt.show()
 # 1. **Seven bits.** Keep every weight within 64, as equation 16.2 asks: steps are twice as wide.
 #    ONNX Runtime calls this `reduce_range`. NNCF, which quantizes for OpenVINO, calls it
 #    `overflow_fix`, and offers it for the first layer alone. Now you know why.
-# 2. **Split.** Multiply the upper bit and the lower seven of $a = 128\, h + l$ apart, and add:
+# 2. **Split.** Split off the upper bit of $a = 128\, h + l$. Multiply both parts, and add:
 #
 #    $$ a\, w = 128\, (h\, w) + l\, w \tag{16.3} $$
 #
 #    Both parts fit. It is exact, and takes twice as many instructions.
 # 3. **Widen.** Make the bytes 16 bits wide first, and multiply by `vpmaddwd`, which adds in 32
-#    bits. It is exact, and an instruction has half the products.
+#    bits. It is exact, but each instruction makes half as many products.
 #
 # minires takes exact ways only, so INT8 has the same bits on every CPU.
 
@@ -167,10 +167,10 @@ assert np.array_equal(split, exact), "the split cannot saturate"
 # %% [markdown]
 # ## What being exact costs
 #
-# These are peaks of one core, from each [recorded run](13_peak) on a CPU without VNNI. The split's
-# is half of `vpmaddubsw`, which it uses twice. On the Zen 3 the wrong way peaks at 1.9 times FP32.
-# Widening peaks at 1.3 times, and the split would be slower than FP32. So minires widens where
-# there is no VNNI. You can ask for the split all the same: `MINIRES_ISA=avx2-vpmaddubsw`.
+# These are peaks of one core, from each [recorded run](13_peak) on a CPU without VNNI. The split
+# uses `vpmaddubsw` twice, so it has half of its peak. On the Zen 3 the wrong way peaks at 1.9 times
+# FP32, and widening at 1.3 times. The split would be slower than FP32. So minires widens on a CPU
+# without VNNI. You can still ask for the split: `MINIRES_ISA=avx2-vpmaddubsw`.
 
 # %%
 #| alt: Four bars for the recorded Zen 3. FP32's fma 1, vpmaddubsw 1.9, vpmaddwd 1.3, and the split
@@ -203,8 +203,8 @@ assert (round(saturating, 1), round(widened, 1), saturating / 2 < 1) == (1.9, 1.
 # <details>
 # <summary>Answer</summary>
 #
-# $2 \cdot 200 \cdot w \le 32{,}767$ gives $w \le 81$. Below zero there is one number more, but
-# $-400 \cdot 82 = -32{,}800$ is still too small. So all from -81 to 81 are safe.
+# $2 \cdot 200 \cdot w \le 32{,}767$ gives $w \le 81$. Below zero 16 bits hold one number more, but
+# $-400 \cdot 82 = -32{,}800$ is beyond that, too. So all weights from -81 to 81 are safe.
 #
 # </details>
 #
@@ -218,20 +218,20 @@ assert (round(saturating, 1), round(widened, 1), saturating / 2 < 1) == (1.9, 1.
 # </details>
 #
 # **3.** Four weights are 127, 127, -127 and -127, and all four activations are 255. The right sum
-# is 0. What does `vpmaddubsw` make of it? Put the weights in an order for which it is right. What
+# is 0. What does `vpmaddubsw` make of it? Find an order of the weights that makes it right. What
 # does that say about two engines that both use this instruction?
 #
 # <details>
 # <summary>Answer</summary>
 #
 # The first pair saturates at 32,767, the second at -32,768: together -1. With 127, -127, 127, -127
-# each pair is 0. A convolution does not care in which order its channels come, but this instruction
+# each pair is 0. A convolution does not depend on the order of its channels, but this instruction
 # does. So two engines that lay channels out in different ways can both saturate and disagree.
 #
 # </details>
 #
-# **4.** How much noise does the first way add? Take conv1's weights, and round each channel to 127
-# steps and to 64 steps to its largest weight. Compare the two errors in decibels.
+# **4.** How much noise does the first way add? Round each channel of conv1's weights so that its
+# largest weight is 127 steps, and again so that it is 64. Compare the two errors in decibels.
 #
 # <details>
 # <summary>Answer</summary>

@@ -81,8 +81,8 @@ for name, (hurting, *parameters) in cases.items():
 #
 # Padding stands for the real number 0. In bytes that is the zero point, here 128. A kernel that
 # fills its padding with the byte 0 puts $-128\, s_x$ where 0 belongs. Only pixels at the edge see
-# it. Behind a ReLU nobody would: there the zero point is 0. So check a layer whose zero point is
-# not 0, and look at *where* outputs differ. Each bug has a fingerprint.
+# it. Behind a ReLU no pixel would, because the zero point is 0 there. So check a layer whose zero
+# point is not 0, and look at *where* outputs differ. Each bug has a fingerprint.
 
 # %%
 #| alt: Three maps of 7 by 9 pixels. Padding of 0 lights the ring at the edge up, a lost tile the
@@ -105,8 +105,8 @@ assert not (bugs["padding of 0"] != expected)[0, 1:-1, 1:-1].any(), "the edge al
 # ## Canaries
 #
 # A kernel can have all outputs right and still destroy its neighbour's memory. Miners took a canary
-# along: it fell silent before the air harmed them. Ours are bytes with a known value, in front of a
-# buffer and behind it. If one of them has changed, the kernel wrote outside its buffer.
+# along: it fell silent before the air harmed them. Our canaries are bytes with a known value, in
+# front of a buffer and behind it. If one of them changes, the kernel wrote outside its buffer.
 
 # %%
 CANARY, ROOM = 0x5A, 4096  # the value, and how many bytes of it on each side
@@ -168,8 +168,8 @@ assert next(iter(found)) == "layer1.0.conv1"
 assert model(cat)[0].argmax() == suspect(cat)[0].argmax(), "the label is the same"
 
 # %%
-#| alt: The share of outputs that differ, layer by layer, on a logarithmic scale. It begins at 0.03%
-#|   climbs in ten layers to ten percent, and ends at 100% of the logits.
+#| alt: The share of outputs that differ, layer by layer, on a logarithmic scale. It begins at
+#|   0.03%, climbs in ten layers to ten percent, and ends at 100% of the logits.
 #| caption: One weight is off by one in `layer1.0.conv1`. The difference spreads with every layer.
 #| code: folded
 figure, axes = plt.subplots(layout="constrained")
@@ -179,9 +179,10 @@ axes.grid(alpha=0.3)
 plt.show()
 
 # %% [markdown]
-# In the end all logits differ, and the label is the same. Where the bug is, the photograph shows it
-# in 0.03% of the outputs. It would not show a bias that is off by one at all (exercise 2). So hand
-# each layer bytes that you chose, the same on both sides: then no early bug hides a later one.
+# In the end all logits differ, but the label is the same. In the layer with the bug, only 0.03% of
+# the photograph's outputs show it. A bias that is off by one would show in none (exercise 2). So
+# choose the bytes that you hand to each layer, the same to both networks. Then no early bug hides a
+# later one.
 #
 # ## Exercises
 #
@@ -191,8 +192,8 @@ plt.show()
 # <details>
 # <summary>Answer</summary>
 #
-# Halves rounded up, and the wrong weight: its outputs are one step off, and yet in the end all
-# logits are wrong.
+# Halves rounded up, and the wrong weight. In its layer, outputs are one step off, but in the end
+# all logits are wrong.
 #
 # </details>
 #
@@ -201,8 +202,8 @@ plt.show()
 # <details>
 # <summary>Answer</summary>
 #
-# None. It moves a sum by $m$ of a step. An output changes only where the sum lay just below the
-# middle between two steps. So *ties* are among the inputs that hurt.
+# None. It moves an output by $m$ of a step before rounding. The output changes only if it lay just
+# below the middle between two steps. So *ties* are among the inputs that hurt.
 #
 # </details>
 #
@@ -213,9 +214,10 @@ plt.show()
 # <details>
 # <summary>Answer</summary>
 #
-# Hand each layer of both networks the same bytes, most of them its zero point. Several channels
-# differ: the padding. One differs nearly everywhere that it is not clipped: the channel. One
-# differs here and there: a weight. That is easily missed, and then wants more bytes.
+# Hand each layer of both networks the same bytes, most of them its zero point. If several channels
+# differ, it is the padding. If one channel differs nearly everywhere that it is not clipped, it is
+# the channel. If one differs here and there, it is a weight. You can easily miss a weight. Then try
+# more bytes.
 #
 # </details>
 

@@ -2,9 +2,9 @@
 # # 18. A served request
 #
 # Nobody waits for a matrix product. People wait for an answer to a request: here the bytes of a
-# photograph arrive, and a label goes back. The network is the longest part of that way, but not
-# the only one. INT8 shortens no other part. So the whole gains less than the network, and this
-# chapter derives by how much.
+# photograph arrive, and a label goes back. The network takes most of the time, but not all of it.
+# INT8 shortens no other part. So the whole gains less than the network, and this chapter derives by
+# how much.
 
 # %%
 import sys
@@ -39,12 +39,9 @@ print(tell(recorded, "latency"))
 
 # %%
 #| alt: Two stacked bars, FP32 above and INT8 below. In both, the grey piece for inference is by
-#|   far
-#|   the longest, and it is shorter in INT8. The pieces for decode, resize, normalize and softmax
-#|   have
-#|   the same length in both.
-#| caption: A request in the recorded run, in medians. Only the grey piece depends on the
-#|   precision.
+#|   far the longest, and it is shorter in INT8. The pieces for decode, resize, normalize and
+#|   softmax have the same length in both.
+#| caption: A request in the recorded run, in medians. Only the grey piece depends on the precision.
 #| code: folded
 figure, axes = plt.subplots(figsize=(5.6, 2.2), layout="constrained")
 colors = {"decode": BLUE, "resize": GREEN, "normalize": RED, "inference": GREY, "softmax": PURPLE}
@@ -62,14 +59,14 @@ plt.show()
 # %% [markdown]
 # ## What a faster network brings
 #
-# Say that the network is the share $p$ of a request, and gets $s$ times as fast. The rest, $1 -
-# p$, stays. A request that took 1 now takes $(1 - p) + p / s$, so the whole is faster by
+# Let the network take the share $p$ of a request's time, and let it become $s$ times as fast. The
+# rest, $1 - p$, stays. A request that took 1 now takes $(1 - p) + p / s$. So it is faster by
 #
 # $$ S = \frac{1}{(1 - p) + p / s} \tag{18.1} $$
 #
-# This is Amdahl's law. However large $s$ gets, $S$ stays below $1 / (1 - p)$. And the faster the
-# network becomes, the larger is the share of all the rest. You can check the law: put in $p$ and
-# $s$ as measured, and compare $S$ with the measured gain of the whole.
+# This is Amdahl's law. However large $s$ gets, $S$ stays below $1 / (1 - p)$. As the network gets
+# faster, the rest takes a larger share. You can check the law: put in $p$ and $s$ as measured, and
+# compare $S$ with the measured gain of the whole.
 
 
 # %%
@@ -93,15 +90,15 @@ for what, gain in of_run.items():
 assert 1 < of_run["predicted"] < of_run["network"]
 
 # %% [markdown]
-# If the prediction and the measured gain of the whole differ by more than a few percent, the parts
-# did not stay what they were. A network that needs fewer bytes, for example, may leave more of the
+# The prediction and the measured gain of the whole may differ by more than a few percent. Then the
+# other parts changed, too. For example, a network that needs fewer bytes may leave more of the
 # cache to the decoder. Or other programs disturbed one of the two measurements.
 #
 # ## The median is not enough
 #
 # The **median** (p50) is the usual wait. Of a hundred requests, one waits longer than the **p99**.
 # A server that answers a million requests a day keeps ten thousand people waiting that long. The
-# mean tells neither: one very late answer moves it, and nobody waited that long.
+# mean tells neither: one very late answer moves it, to a time that nobody waited.
 #
 # A curve shows all of it at once. Go up to 0.5 and read off the median, and to 0.99 for the p99. A
 # long tail at the top means that few requests waited much longer than most.
@@ -109,8 +106,7 @@ assert 1 < of_run["predicted"] < of_run["network"]
 # %%
 #| alt: Two rising curves, one for FP32 and one for INT8, from 0 to 1 over milliseconds. Each is
 #|   steep at first and then bends to the right near the top. The one for INT8 lies further left.
-#| caption: The share of requests that are answered after so many milliseconds, in the recorded
-#|   run.
+#| caption: The share of requests answered after so many milliseconds, in the recorded run.
 #| code: folded
 figure, axes = plt.subplots(layout="constrained")
 for one in recorded.latency:
@@ -124,9 +120,10 @@ plt.show()
 # %% [markdown]
 # ## Yours
 #
-# The same for your machine: percentiles of the whole request, and the gains. Without an argument
-# it is the small network that comes with minires, and preprocessing has a larger share of its
-# requests. `python examples/18_served_request.py imagenet.safetensors` takes the real one.
+# Here is the same for your machine: percentiles of the whole request, and the gains. Without an
+# argument the script takes the small network that comes with minires. Preprocessing has a larger
+# share of its requests. `python examples/18_served_request.py imagenet.safetensors` takes the
+# ImageNet network.
 
 # %%
 weights = sys.argv[1] if len(sys.argv) > 1 else "CIFAR10"
@@ -157,13 +154,13 @@ print(side_by_side("milliseconds", rows, [recorded], ["latency"], doubts))
 #
 # Send several images through the network together, as a *batch*. Each weight is loaded once for
 # all of them, and the threads have more to share out. So more images a second can go through. But
-# nobody in the batch has an answer before all of it is done. If $B$ images go through at a rate of
-# $r$ images a second, each waits
+# nobody gets an answer before the whole batch is done. If $B$ images go through at a rate of $r$
+# images a second, each waits
 #
 # $$ t = B / r \tag{18.2} $$
 #
-# So a batch of 8 that makes $r$ a little larger makes $t$ nearly 8 times as long. Batches are for
-# work that nobody waits for, or for a server that has more requests than it can answer singly.
+# If a batch of 8 makes $r$ a little larger, it makes $t$ nearly 8 times as long. Use batches for
+# work that nobody waits for, or on a server that has more requests than it can answer singly.
 
 # %%
 print("batch   images/s   each waits, ms")
@@ -175,8 +172,8 @@ for one in recorded.latency:
 # %% [markdown]
 # ## Exercises
 #
-# **1.** A request takes 64 ms in FP32, and 60 of them are the network. What would INT8 bring if
-# the network were 4 times as fast? And at most, however fast it gets?
+# **1.** A request takes 64 ms in FP32, and the network takes 60 of them. How much would the request
+# gain if the network were 4 times as fast in INT8? What is the most it can gain?
 #
 # <details>
 # <summary>Answer</summary>
@@ -192,8 +189,7 @@ for one in recorded.latency:
 # <summary>Answer</summary>
 #
 # The median is 10 ms, the mean 15 ms, the maximum 510 ms. All ten are fast with a probability of
-# $0.99^{10} = 90.4\%$, so nearly one page in ten is slow. Percentiles far out matter for that
-# reason.
+# $0.99^{10} = 90.4\%$, so nearly one page in ten is slow. That is why high percentiles matter.
 #
 # </details>
 #

@@ -3,7 +3,8 @@
 #
 # In July 2019 AnandTech wrote that two Xeon 9282 classify 7844 images a second with ResNet-50, and
 # NVIDIA's V100 7636. So is the CPU as fast? The figures are possible, but they do not compare like
-# with like: 800 W in INT8 stand against 300 W in FP16. This page judges each claim by arithmetic.
+# with like: the CPUs take 800 W in INT8, the GPU 300 W in FP16. This page judges each claim by
+# arithmetic.
 
 # %%
 import sys
@@ -50,16 +51,16 @@ assert (round(GOP, 2), round(tops, 1)) == (8.18, 74.5)
 # | NVIDIA's answer, the T4: 4944 | measured later: even more |
 #
 # **7878 is possible, but only its vendor saw it.** It is 86% of the peak at the base clock. So a
-# seventh of the time is left for all that is no multiply-add. (Version 1 of the network has 6%
-# fewer operations, which makes it 81%.) In MLPerf's first round with checked results, four months
-# later, such a pair made 5966.
+# seventh of the time is left for everything but multiply-adds. (Version 1 of the network has 6%
+# fewer operations. Then it is 81%.) Four months later, in MLPerf's first round with checked
+# results, such a pair made 5966.
 #
 # **The V100 is not beaten.** The Xeons ran in INT8, the V100 in FP16. On cards that have both, FP16
-# has half the peak. Two parts of 400 W stand against one of 300 W: per watt the V100 was 2.6 times
-# as good. And 7844 may be a slip: Intel's own page gives it for the *V100*.
+# has half the peak. The Xeons are two parts of 400 W, and the V100 is one of 300 W. Per watt the
+# V100 was 2.6 times as good. And 7844 may be a slip: Intel's own page gives it for the *V100*.
 #
 # **The reviewer's own server crashed** before it passed 2000, so that is no result. A Titan RTX for
-# $2,499 needs a fifth of its peak to be three times as fast, and MLPerf has 16,563 for it.
+# $2,499 needs a fifth of its peak to be three times as fast, and MLPerf measured 16,563.
 #
 # **The T4 settled it.** 4944 at 70 W is 7 times as many images a watt as 7878 on the two Xeons.
 
@@ -104,9 +105,9 @@ plt.show()
 # A T4 makes 11 times as many images a watt as the two Xeons, and a Titan RTX 8 times. So in 2019
 # the GPUs were far ahead, though the article's own figures do not show it.
 #
-# Fairest of all is one card and one program with two precisions. [On an H100](../gpu) minires makes
-# 1.58 times as many images in INT8 as in FP16, and its INT8 makes 46% of what TensorRT reached
-# under MLPerf's rules. The peak's ratio is 2.
+# The fairest comparison takes one card and one program, with two precisions. [On an H100](../gpu)
+# minires makes 1.58 times as many images in INT8 as in FP16. The ratio of the peaks is 2. Its INT8
+# makes 46% of what TensorRT reached under MLPerf's rules.
 
 # %%
 pair_by_watt = 5966 / 800
@@ -130,7 +131,7 @@ print(format_sources(judged))
 # %% [markdown]
 # ## Exercises
 #
-# **1.** What would two 8280 do, if they reached 86% of their peak as the 9282 are said to?
+# **1.** The 9282 are said to reach 86% of their peak. What would two 8280 do at that share?
 #
 # <details>
 # <summary>Answer</summary>
@@ -140,8 +141,8 @@ print(format_sources(judged))
 #
 # </details>
 #
-# **2.** Under AVX-512 a Xeon lowers its clock. How low may the 9282's be, so that 7878 is still
-# possible?
+# **2.** Under AVX-512 a Xeon lowers its clock. How low may the 9282's clock be if 7878 is still to
+# be possible?
 #
 # <details>
 # <summary>Answer</summary>
@@ -157,9 +158,9 @@ print(format_sources(judged))
 # <details>
 # <summary>Answer</summary>
 #
-# For all GPUs but the V100: their tensor cores grew faster than their memory. The bound has each
-# activation go to the memory and come back. A cache that holds it until the next layer reads it
-# lifts the bound, and so does fusing layers.
+# For all GPUs but the V100: their tensor cores grew faster than their memory. The bound assumes
+# that each activation goes to the memory and comes back. A cache can hold it until the next layer
+# reads it. Then the machine may be faster. Fusing layers helps in the same way.
 #
 # </details>
 #
