@@ -105,14 +105,18 @@ def test_the_buttons_say_how_large_the_weights_are(
         assert text(page, f"#start-{precision} small") == f"{round(size / 1e6)} MB"
 
 
-def test_the_label_is_shown_for_both_precisions(page: Browser, steps: Mapping[str, Any]) -> None:
-    see(page, "photograph")
-    shown = texts(page, "#labels .figures div")
+def assert_shares(shown: list[str], steps: Mapping[str, Any]) -> None:
+    """See that the classes' shares, FP32's and INT8's in turns, are the definitions' softmax."""
     for i, precision in enumerate(("fp32", "int8")):
         logits = steps[precision]["fc"].output[0].astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         assert [float(s.rstrip("%")) for s in shown[i::2]] == pytest.approx(100 * shares, abs=0.06)
+
+
+def test_the_label_is_shown_for_both_precisions(page: Browser, steps: Mapping[str, Any]) -> None:
+    see(page, "photograph")
+    assert_shares(texts(page, "#labels .figures div"), steps)
     assert text(page, "#labels b") == "cat"
 
 
@@ -518,20 +522,18 @@ def test_a_view_stands_alone_in_a_chapter(fresh: Callable[..., Browser]) -> None
     assert page.run("document.documentElement.dataset.theme") == "dark"
 
 
-def test_firefox_shows_the_same(page: Browser, address: str, tmp_path: Path) -> None:
-    """Each view, with both networks; the numbers are compared with Chromium's."""
+def test_firefox_shows_the_same(address: str, steps: Mapping[str, Any], tmp_path: Path) -> None:
+    """Each view, with both networks; the shares are the definition's."""
     if FIREFOX is None:
         pytest.skip("there is no Firefox here")
-    see(page, "photograph")
-    expected = texts(page, "#labels .figures div")
     with Firefox(tmp_path / "profile") as firefox:
         firefox.open(address)
         for precision in ("int8", "fp32"):
             firefox.run(f"document.querySelector('#start-{precision}').click()")
             firefox.wait(f"document.querySelector('#start-{precision}').hidden")
         firefox.wait("document.querySelectorAll('#labels .figures div').length === 20")
-        shown = "[...document.querySelectorAll('#labels .figures div')].map(e => e.textContent)"
-        assert firefox.run(shown) == expected
+        script = "[...document.querySelectorAll('#labels .figures div')].map(e => e.textContent)"
+        assert_shares(firefox.run(script), steps)
         for view in ("pixel", "instruction", "range", "machine"):
             firefox.run(f"document.querySelector(\"nav a[href='#{view}']\").click()")
             firefox.wait(f"!document.querySelector('#{view}').hidden")

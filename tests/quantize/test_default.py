@@ -19,7 +19,7 @@ from minires.download import weights_dir
 from minires.errors import WeightsError
 from minires.images import load_image
 from minires.metadata import MOST_ACTIVATION
-from minires.model import ResNet50
+from minires.model import ResNet50, resnet50_layers
 from minires.preprocess import IMAGENET_V2, Preset, preprocess
 from minires.quantize import default
 from minires.quantize.calibrate import STORED_CALIBRATION, Calibration, calibrate
@@ -304,7 +304,7 @@ def test_a_copy_or_a_chmod_of_ones_own_weights_is_not_calibrated_anew(
 
     def note_key(load_fp32: Callable[[], ResNet50], key: str, progress: bool) -> ResNet50:
         keys.append(key)
-        return ResNet50([], {}, "int8")
+        return ResNet50(resnet50_layers(), {}, "int8")
 
     monkeypatch.setattr("minires.api.default_int8", note_key)
     own = tmp_path / "own.safetensors"
