@@ -153,9 +153,9 @@ print(side_by_side("milliseconds", rows, [recorded], ["latency"], doubts))
 # ## Batches: more images a second, a longer wait
 #
 # Send several images through the network together, as a *batch*. Each weight is loaded once for
-# all of them, and the threads have more to share out. So more images a second can go through. But
-# nobody gets an answer before the whole batch is done. If $B$ images go through at a rate of $r$
-# images a second, each waits
+# all of them, and the threads have more to share out. So more images a second can go through, as
+# long as the activations of all of them still fit a cache. But nobody gets an answer before the
+# whole batch is done. If $B$ images go through at a rate of $r$ images a second, each waits
 #
 # $$ t = B / r \tag{18.2} $$
 #
@@ -167,7 +167,8 @@ print("batch   images/s   each waits, ms")
 for one in recorded.latency:
     print(f"{one.precision}, in the recorded run")
     for batch, rate, _ in one.throughput:
-        print(f"{batch:>5}{rate:>11.1f}{1e3 * batch / rate:>17.0f}")
+        told = mark(f"{rate:.1f}", one.doubts)
+        print(f"{batch:>5}{told:>11}{1e3 * batch / rate:>17.0f}")
 
 # %% [markdown]
 # ## Exercises

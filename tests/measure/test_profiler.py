@@ -243,7 +243,7 @@ def test_rows_are_sorted(sort: str, models: Mapping[str, ResNet50]) -> None:
 
 @pytest.mark.parametrize("words", [{"group": "layer"}, {"sort": "size"}])
 def test_what_there_is_not_is_named(words: dict[str, str], models: Mapping[str, ResNet50]) -> None:
-    with pytest.raises(MiniresError, match="there is no (group|sort) .+; there is "):
+    with pytest.raises(MiniresError, match=r"there is no (group|sort) .+; there is "):
         profile(models["fp32"]).rows(**words)
 
 
