@@ -24,7 +24,25 @@ OPTIONS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disab
            "--disable-component-update", "--disable-sync", "--remote-debugging-pipe")  # fmt: skip
 
 
-class Browser:
+class Page:
+    """What all browsers have in common: a page that runs JavaScript, and what went wrong in it."""
+
+    errors: Any  # list[str]: what the page logged as an error, or did not catch
+
+    def run(self, script: str) -> Any:
+        """Run JavaScript in the page, and return its value; a promise is waited for."""
+        raise NotImplementedError
+
+    def wait(self, script: str) -> Any:
+        """Ask the page until JavaScript is true there, and return its value."""
+        end = time.monotonic() + PATIENCE
+        while not (value := self.run(script)):
+            assert time.monotonic() < end, f"never true: {script}; errors: {self.errors}"
+            time.sleep(0.02)
+        return value
+
+
+class Browser(Page):
     """A headless Chromium with one page, for a with statement."""
 
     def __init__(self, profile: Path, *options: str) -> None:
@@ -106,14 +124,6 @@ class Browser:
         )  # fmt: skip
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
-
-    def wait(self, script: str) -> Any:
-        """Ask the page until JavaScript is true there, and return its value."""
-        end = time.monotonic() + PATIENCE
-        while not (value := self.run(script)):
-            assert time.monotonic() < end, f"never true: {script}; errors: {self.errors}"
-            time.sleep(0.02)
-        return value
 
     def open(self, url: str) -> None:
         """Open a page of its own, even where only what stands behind # differs."""

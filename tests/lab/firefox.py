@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.lab.browser import PATIENCE
+from tests.lab.browser import PATIENCE, Page
 
 PROGRAM = next(filter(None, map(shutil.which, ("firefox", "firefox-esr"))), None)
 # It chooses a free port and writes it into the profile; it asks nobody for anything.
@@ -37,7 +37,7 @@ LISTEN = """
 """
 
 
-class Firefox:
+class Firefox(Page):
     """A headless Firefox with one page, for a with statement."""
 
     def __init__(self, profile: Path) -> None:
@@ -99,14 +99,6 @@ class Firefox:
         # In the page's own world, so that what one script defines the next one finds.
         script = f"return window.eval({json.dumps(script)});"
         return self.send("WebDriver:ExecuteScript", script=script, args=[], sandbox=None)["value"]
-
-    def wait(self, script: str) -> Any:
-        """Ask the page until JavaScript is true there, and return its value."""
-        end = time.monotonic() + PATIENCE
-        while not (value := self.run(script)):
-            assert time.monotonic() < end, f"never true: {script}; errors: {self.errors}"
-            time.sleep(0.02)
-        return value
 
     def open(self, url: str) -> None:
         """Open a page, and listen to what goes wrong in it."""
