@@ -1,11 +1,12 @@
 """The book's own tool divides chapters into cells, runs them, and makes pages and notebooks."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.scripts import load
 
 ROOT = Path(__file__).parents[1]
 CHAPTER = """\
@@ -40,12 +41,7 @@ print(value + 1)
 
 @pytest.fixture(scope="module")
 def book() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("book", ROOT / "docs" / "book.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("docs/book.py")
 
 
 def test_output_may_be_code(book: ModuleType) -> None:

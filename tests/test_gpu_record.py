@@ -1,6 +1,5 @@
 """What the docs tell of a GPU is what benchmarks/gpu.py recorded, in docs/gpu.json."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.scripts import load
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
@@ -22,12 +23,7 @@ def record() -> Any:
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu", ROOT / "benchmarks" / "gpu.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("benchmarks/gpu.py")
 
 
 def test_the_page_shows_the_recorded_run(record: Any, benchmark: ModuleType) -> None:

@@ -1,6 +1,5 @@
 """The recorded runs of docs/cpu.json are read, and what texts cite of them is in them."""
 
-import importlib.util
 import re
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from minires.measure.latency import format_latency
 from minires.measure.peak import best_instruction
 from minires.measure.trust import MARK
 from minires.measure.waterfall import format_waterfall
+from tests.scripts import load
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,12 +33,7 @@ def recorded() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def benchmark(recorded: Any) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("record", ROOT / "benchmarks" / "record.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("benchmarks/record.py")
 
 
 @pytest.fixture
