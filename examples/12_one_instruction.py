@@ -238,8 +238,9 @@ assert (2**15 - 1) // (2 * 255) == 64
 #
 # 1. Read `minires/kernels/isa/x86.py`, and in `minires/kernels/isa/arm.py` what belongs to `SDOT`.
 # 2. Write the function that emits it. LLVM calls it `llvm.x86.avx2.vpdpbssd.256`.
-# 3. Describe it as an `Instruction`. Like `SDOT` it needs `before` and `less`, because activations
-#    are u8.
+# 3. Describe it as an `Instruction`. Activations are u8, and yours wants s8. So, like `SDOT`, it
+#    says what to do with them when they are loaded (`before`: take 128 off), and how much each then
+#    lacks (`less`: 128). In return minires adds 128 times the sum of the weights to each bias.
 # 4. Write an `ISA` whose `features` are AVXVNNI's and `avxvnniint8`. List it in
 #    `minires/kernels/isa/__init__.py`, ahead of `AVXVNNI`.
 # 5. Run `pytest tests/kernels/test_microkernel.py`. It finds your set in the list. On any CPU it

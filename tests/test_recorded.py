@@ -1,5 +1,6 @@
 """The recorded runs of docs/cpu.json are read, and what texts cite of them is in them."""
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -132,9 +133,27 @@ def test_each_part_is_recorded_as_soon_as_it_is_measured(
     monkeypatch.setattr(benchmark.minires, "resnet50", lambda weights, precision: None)
     for name in ("one", "two"):
         with pytest.raises(RuntimeError):
-            benchmark.record(name, "weights", ROOT / "README.md")
+            benchmark.record(name, "weights", ROOT / "README.md", 1)
     assert [run.name for run in recorded.runs("memory")] == ["one", "two"]
     assert recorded.run("two").doubts == ["runs of L3 differ"]
+
+
+def test_a_part_in_doubt_is_recorded_again(
+    recorded: Any, benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubts = iter([["a", "b"], ["c"], ["d", "e"], []])
+
+    def measure_one(_models: Any, _data: bytes) -> Any:
+        told = next(doubts)
+        return {"memory": told}, told
+
+    monkeypatch.setattr(recorded, "FILE", tmp_path / "cpu.json")
+    monkeypatch.setattr(benchmark, "PARTS", [measure_one])
+    monkeypatch.setattr(benchmark.minires, "resnet50", lambda weights, precision: None)
+    benchmark.record("run", "weights", ROOT / "README.md", 3)
+    told = json.loads((tmp_path / "cpu.json").read_text(encoding="utf-8"))["run"]
+    assert (told["memory"], told["doubts"]["memory"]) == (["c"], ["c"])
+    assert next(doubts) == []  # it was measured three times
 
 
 def test_figures_in_doubt_come_under_a_banner(recorded: Any) -> None:
