@@ -18,10 +18,6 @@ from minires.reference import QParams
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-# A function that is told of steps when they have run: the layers, the NCHW shape of the images that
-# went through together, how many calls for the same batch came before, and when each step started
-# and ended by time.perf_counter. Where a step ran phase by phase it gets the PhaseTimes, too.
-Record = Callable[..., None]
 Hook = Callable[["Layer", tuple[Array, ...], Array], Array | None]
 
 

@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from minires import checkpoint, preprocess, show
-from minires.backends import Backend, Engine, check_backend, check_parameters
+from minires.backends import Backend, Engine, Ran, Record, check_backend, check_parameters
 from minires.errors import MiniresError, NoLayerError, check_choice, check_is, check_whole, short
-from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Record, Shape
+from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Shape
 from minires.mixed import run_kept
 from minires.summary import enough_memory
 
@@ -226,7 +226,7 @@ class ResNet50:
                 else:
                     output = self._engine.run(x.shape, layer, *inputs)
             if self.record:
-                self.record([layer], x.shape, 0, [(started, perf_counter())], times)
+                self.record(Ran([layer], x.shape, 0, [(started, perf_counter())], times))
             for handle in list(layer.hooks):
                 replacement = handle.hook(layer, inputs, output)
                 output = output if replacement is None else replacement
