@@ -26,6 +26,7 @@ def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
         name: str, inputs: tuple[str, ...], in_c: int, out_c: int, kernel: int, stride: int = 1
     ) -> Layer:
         shortcut = "downsample" in name  # its ReLU comes after the addition, in conv3
+        # torchvision's name of its BatchNorm: downsample.1, or bn1 for conv1.
         bn = name[:-1] + "1" if shortcut else name.replace("conv", "bn")
         padding = kernel // 2
         return Layer(name, "conv", inputs, in_c, out_c, kernel, stride, padding, bn, not shortcut)
@@ -38,7 +39,7 @@ def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
     x, in_c = "maxpool", 64
     for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)], start=1):
         for block in range(blocks):
-            name, out_c = f"layer{stage}.{block}", 4 * width
+            name, out_c = f"layer{stage}.{block}", 4 * width  # conv3 widens what the 3x3 computed
             stride = 2 if block == 0 and stage > 1 else 1
             shortcut = x
             layers.append(conv(f"{name}.conv1", (x,), in_c, width, kernel=1))
