@@ -30,7 +30,7 @@ from minires.measure.peak import doubts_about
 from minires.measure.roofline import measure_layers
 from minires.measure.text import around, to_json
 from minires.measure.trust import measure_until_steady
-from minires.measure.waterfall import measure_waterfall, plot_waterfall
+from minires.measure.waterfall import measure_waterfall
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))
@@ -148,7 +148,7 @@ def show(name):
     title = f"{climb.describe_problem()}, on {run}"
     climb.plot(ladders, ROOT / "docs" / "ladder.png", title)
     if run.has("waterfall"):
-        plot_waterfall(run.waterfall, ROOT / "docs" / "waterfall.png")
+        run.waterfall.plot(ROOT / "docs" / "waterfall.png")
 
 
 def main():

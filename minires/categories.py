@@ -18,22 +18,9 @@ MOST_BYTES = 2**20  # of a file of names
 def read_categories(given: object) -> list[str]:
     """List the names of classes in the order of the network's outputs.
 
-    Parameters
-    ----------
-    given : sequence, mapping or path-like
-        The names themselves; ``class_to_idx``, as torchvision's ImageFolder has it, or the other
-        way round; a text file with a name on each line; a .json file of one of these; or a folder
-        with a folder for each class, which count in the order of their names.
-
-    Returns
-    -------
-    list of str
-        By the class's number.
-
-    Raises
-    ------
-    MiniresError
-        For names that cannot be read, or are not text.
+    You give the names themselves; ``class_to_idx``, as torchvision's ImageFolder has it, or the
+    other way round; a text file with a name on each line; a .json file of one of these; or a folder
+    with a folder for each class, which count in the order of their names.
     """
     where = ""
     if isinstance(given, str | os.PathLike):

@@ -83,7 +83,8 @@ def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:
 def check_whole(what: str, given: object, least: int = 1) -> int:
     """Return a whole number, which may be NumPy's; for anything else raise `MiniresError`."""
     try:
-        number = operator.index(given)  # type: ignore[arg-type]  # that is the question
+        # Python counts True as 1.
+        number = operator.index(given) if given is not True else least - 1  # type: ignore[arg-type]
     except TypeError:
         number = least - 1
     if number < least:

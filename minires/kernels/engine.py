@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minires.backends import Ran, Record
 from minires.errors import MiniresError
 from minires.kernels.cpu import get_num_threads, room_in
 from minires.kernels.division import divide
@@ -22,7 +23,7 @@ from minires.kernels.isa import ISA, available_isas, choose_isa
 from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
 from minires.kernels.pack import aligned, make_up, prepack
 from minires.kernels.plan import LOGITS, Buffer, Division, Plan, Step, Tiling, lay_out
-from minires.layers import Array, Int8Params, Layer, Record, Shape
+from minires.layers import Array, Int8Params, Layer, Shape
 from minires.reference import QParams, round_bf16_ref
 from minires.summary import enough_memory
 
@@ -141,7 +142,7 @@ class Engine:
         parts = -(-len(x) // self._divide(x.shape).more)
         images = -(-len(x) // parts)  # equal parts: images are slower in a small last one
         threads = self.threads or get_num_threads()
-        calls: list[tuple[Any, ...]] = []
+        calls: list[Ran] = []
         with ONE_AT_A_TIME:
             for start in range(0, len(x), images):
                 together = x[start : start + images]
@@ -155,13 +156,13 @@ class Engine:
                         between = self.ticks[steps.start : steps.stop + 1]
                         times = _in_seconds(between, called, perf_counter())
                         times[0][0] = began  # the first step's time begins before the call
-                        calls.append((self.layers[steps], part.shape, len(calls), times))
+                        calls.append(Ran(self.layers[steps], part.shape, len(calls), times))
                     began = perf_counter()
                 logits[start : start + images] = program.logits[:, : logits.shape[1]]
             self._keep_within(KEPT)
         for call in calls:  # only now, without the lock: a record may run a network itself
             assert record
-            record(*call)
+            record(call)
         return logits
 
     def _point(self, program: Program, steps: slice, images: Array, number: int) -> None:

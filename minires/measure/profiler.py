@@ -3,11 +3,12 @@
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from minires.backends import Ran, Record
 from minires.errors import MiniresError, check_choice, check_is
-from minires.layers import Array, Layer, PhaseTime, Record, Shape
+from minires.layers import Array, Layer, Shape
 from minires.measure import plots, session
 from minires.measure.groups import GROUPS, SORTS, kind_of
 from minires.measure.machine import Roofs, describe_machine, describe_measurement, known_roofs
@@ -45,7 +46,7 @@ class Profile:
         self.model, self.callback = model, callback
         self.precision, self.backend = model.precision, model.backend
         self._events: list[Event] = []
-        self._told: list[tuple[Any, ...]] = []  # records that are not turned into events yet
+        self._told: list[tuple[Ran, str]] = []  # not turned into events yet; with the thread's name
         self._counted: dict[tuple[Layer, Shape], Work] = {}
         self._before: Record | None = None
         self._on = False
@@ -61,28 +62,21 @@ class Profile:
         self.model.record = self._before
         self._on = False
 
-    def _record(
-        self,
-        layers: Sequence[Layer],
-        shape: Shape,
-        call: int,
-        times: Iterable[Iterable[float]],
-        phases: Sequence[PhaseTime] = (),
-    ) -> None:
+    def _record(self, ran: Ran) -> None:
         if self._before:
-            self._before(layers, shape, call, times, phases)
-        thread = threading.current_thread().name
-        self._told.append((layers, shape, call, times, tuple(phases), thread))
+            self._before(ran)
+        self._told.append((ran, threading.current_thread().name))
         if self.callback:
-            for event in self.events[-len(layers) :]:
+            for event in self.events[-len(ran.layers) :]:
                 self.callback(event)
 
     @property
     def events(self) -> list[Event]:
         """All steps, in the order they ran. They are made when you ask, not during a run."""
-        for layers, shape, call, times, phases, thread in self._told:
-            for layer, (started, ended) in zip(layers, times, strict=True):
-                step = Event(layer, shape, call, float(started), float(ended), phases, thread)
+        for ran, thread in self._told:
+            for layer, (started, ended) in zip(ran.layers, ran.times, strict=True):
+                times = float(started), float(ended)
+                step = Event(layer, ran.shape, ran.call, *times, tuple(ran.phases), thread)
                 self._events.append(step)
         self._told.clear()
         return self._events

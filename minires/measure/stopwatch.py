@@ -1,9 +1,8 @@
 """Where the time of many photographs goes: loading, the network, and all else."""
 
-from collections.abc import Iterable, Sequence
 from time import perf_counter
 
-from minires.layers import Layer, PhaseTime, Shape
+from minires.backends import Ran
 from minires.model import ResNet50
 
 
@@ -19,15 +18,8 @@ class Stopwatch:
         self._loaded = perf_counter()
         model.record = self._record
 
-    def _record(
-        self,
-        layers: Sequence[Layer],
-        shape: Shape,
-        call: int,
-        times: Iterable[Iterable[float]],
-        phases: Sequence[PhaseTime] = (),
-    ) -> None:
-        self._computing += sum(float(ended) - float(started) for started, ended in times)
+    def _record(self, ran: Ran) -> None:
+        self._computing += sum(float(ended) - float(started) for started, ended in ran.times)
 
     def tell(self, images: int) -> str:
         """Say how long so many images took since the weights were loaded."""

@@ -265,13 +265,13 @@ def test_the_record_has_each_step_in_the_time_of_the_call() -> None:
     engine, seen = Engine(model.layers, model.params, "int8"), []
     expected = engine(x)
     before = time.perf_counter()
-    y = engine(x, lambda *what: seen.append(what))
+    y = engine(x, seen.append)
     after = time.perf_counter()
     assert_same(y, expected)
-    [(layers, *which, times)] = seen
-    assert layers == model.layers
-    assert which == [x.shape, 0]
-    times = np.ravel(times)
+    [ran] = seen
+    assert ran.layers == model.layers
+    assert (ran.shape, ran.call) == (x.shape, 0)
+    times = np.ravel(ran.times)
     assert before < times[0]
     assert times[-1] < after
     assert np.all(np.diff(times) >= 0)
@@ -468,7 +468,7 @@ def test_a_batch_is_computed_in_calls(
     late = engine._divide(x.shape).late
     engine.divisions[x.shape[2:]] = Division(late, few, more)
     seen: list[tuple[list[Layer], int, int]] = []
-    y = engine(x, lambda layers, shape, call, _: seen.append((list(layers), shape[0], call)))
+    y = engine(x, lambda ran: seen.append((list(ran.layers), ran.shape[0], ran.call)))
     assert_same(y, alone)
     assert [images for _, images, _ in seen] == calls
     assert [call for _, _, call in seen] == list(range(len(calls)))

@@ -11,6 +11,7 @@ import pytest
 
 import minires
 from minires import reference
+from minires.backends import Ran
 from minires.errors import MiniresError
 from minires.kernels.engine import Engine
 from minires.kernels.plan import Division
@@ -285,7 +286,7 @@ def made_up(models: Mapping[str, ResNet50], seconds: float, runs: int = 1) -> Pr
     prof = profile(model)
     for run in range(runs):
         times = [(100.0 * run + i, 100.0 * run + i + seconds) for i in range(len(model.layers))]
-        prof._record(model.layers, (1, 3, 64, 64), 0, times)
+        prof._record(Ran(model.layers, (1, 3, 64, 64), 0, times))
     return prof
 
 
@@ -312,7 +313,7 @@ def test_runs_that_differ_are_told(models: Mapping[str, ResNet50]) -> None:
     layers = models["fp32"].layers
     slow = [(500.0 + i, 500.03 + i) for i in range(len(layers))]
     for _ in range(4):
-        prof._record(layers, (1, 3, 64, 64), 0, slow)
+        prof._record(Ran(layers, (1, 3, 64, 64), 0, slow))
     assert prof.doubts == ["runs of the network in fp32 differ by 100%"]
     lines = prof.table().splitlines()
     assert lines[-1].startswith("NOT STEADY: runs of the network in fp32 differ by 100%.")

@@ -14,6 +14,7 @@ import numpy as np
 from numba import cuda
 from numba.cuda.core import config
 
+from minires.backends import Ran, Record
 from minires.errors import MiniresError
 from minires.kernels.cuda import driver
 from minires.kernels.cuda.block import STEP
@@ -24,7 +25,7 @@ from minires.kernels.cuda.launches import Launcher, Packed, Program
 from minires.kernels.cuda.operators import FORMATS
 from minires.kernels.pack import prepack
 from minires.kernels.plan import Buffer, Division, Plan, Tiling, lay_out
-from minires.layers import Array, Int8Params, Layer, Record, Shape
+from minires.layers import Array, Int8Params, Layer, Shape
 from minires.reference import round_bf16_ref, round_tf32_ref
 
 BATCH = 128  # images that go through together, at most
@@ -74,7 +75,7 @@ class Engine:
         logits = np.empty((len(x), self.layers[-1].out_c), np.float32)
         parts = max(1, -(-len(x) // most_images(*x.shape[2:])))
         images = -(-len(x) // parts)
-        calls: list[tuple[Any, ...]] = []
+        calls: list[Ran] = []
         with ONE_AT_A_TIME:
             for start in range(0, len(x), images):
                 together = x[start : start + images]
@@ -85,7 +86,7 @@ class Engine:
                     if record:
                         times = self.run_apart(program)
                         times[0][0] = began  # the image's way to here is the first step's
-                        calls.append((self.layers, together.shape, len(calls), times))
+                        calls.append(Ran(self.layers, together.shape, len(calls), times))
                         began = perf_counter()
                     else:
                         self.replay(program)
@@ -94,7 +95,7 @@ class Engine:
                 logits[start : start + images] = whole[:, : logits.shape[1]]
         for call in calls:
             assert record
-            record(*call)
+            record(call)
         return logits
 
     def replay(self, program: Program) -> None:
