@@ -25,7 +25,8 @@ from minires.measure.trust import mark
 # Five things happen, one after the other: **decode** the JPEG to pixels, **resize** them and cut
 # out the middle, **normalize** them to the numbers that the network was trained with,
 # **inference**, and **softmax**, which turns scores into shares. Here are the medians of each in
-# the recorded run, for the ImageNet network at 224 x 224.
+# the recorded run, for the ImageNet network at 224 x 224. (Chapters 14 and 15 tell other times of
+# the same run and network: each part of a run is measured by itself, minutes after the one before.)
 
 # %%
 recorded = run("zen3-avx2")
