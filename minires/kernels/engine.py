@@ -118,6 +118,7 @@ class Engine:
             columns=vectors * self.isa.lanes,
             run=instruction.rows if instruction.own_registers else 1,
             groups=instruction.multiple,
+            may_be_fewer=instruction.own_registers,
             pixel=instruction.pixel,
             near=room_in(1),
             far=room_in(2),
@@ -239,13 +240,14 @@ class Engine:
             weight, bias = p.weight, p.bias
             weight, m = self._narrow(weight), bias
         reads = next(other for other in self.layers if other.name == layer.inputs[0])
+        in_c = self.tiling.channels(reads)
         w = prepack(
             weight,
             kernel=layer.kernel,
-            in_c=self.tiling.channels(reads),
+            in_c=in_c,
             group=self.form.group,
             columns=self.tiling.columns,
-            at_once=self.tiling.groups,
+            at_once=self.tiling.step(layer, in_c),
             side_by_side=self.isa.instructions[self.form.operands].side_by_side,
         )
         vectors = [aligned((len(w) * self.tiling.columns,), values.dtype) for values in (bias, m)]
