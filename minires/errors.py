@@ -6,8 +6,10 @@ line prints their text and exits with status 1, without a traceback.
 
 import operator
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+SHOWN = 3  # names in a message
 
 
 class MiniresError(ValueError):
@@ -71,6 +73,13 @@ def short(value: object) -> str:
     writer = reprlib.Repr()
     writer.maxlevel, writer.maxstring = 2, 120
     return f"{' '.join(writer.repr(value).split()):.120}"
+
+
+def some(names: Sequence[object], most: int = SHOWN) -> str:
+    """Write names for a message: the first few, and how many more there are."""
+    more = len(names) - most
+    shown = ", ".join(map(str, names[:most]))
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:

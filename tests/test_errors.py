@@ -1,10 +1,11 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import minires
-from minires.errors import MiniresError, short
+from minires.errors import MiniresError, short, some
 
 ODD = [123, None, ["int8"], {"int8": 1}, np.zeros(3), b"int8", "a" * 10**6, "\x1b[2J"]
 
@@ -27,3 +28,9 @@ def test_what_came_from_outside_is_written_in_short(value: Any) -> None:
 def test_text_that_is_short_and_plain_stays_as_it_is() -> None:
     assert short("conv1 weight ä") == "conv1 weight ä"
     assert short(1.5) == "1.5"
+
+
+def test_many_names_are_a_few_and_a_count() -> None:
+    assert some(["a"]) == "a"
+    assert some(["a", "b", "c"]) == "a, b, c"
+    assert some([Path(str(i)) for i in range(480)]) == "0, 1, 2 and 477 more"
