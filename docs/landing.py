@@ -50,7 +50,7 @@ def page(run: Any) -> str:
 
 
 def instruction(run: Any) -> str:
-    """Say whether this machine has the instruction that the quarter comes from."""
+    """Say whether this machine has the instruction that a quarter takes."""
     names = [peak.name for peak in run.peaks]
     has = "has it" if "vpdpbusd" in names else "lacks it"
     return f"Only a CPU with VNNI's instruction `vpdpbusd` comes near a quarter. This one {has}."
