@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minires.errors import MiniresError, short
+from minires.errors import MiniresError, given
 
 _chosen: int | None = None
 
@@ -194,7 +194,7 @@ def set_num_threads(count: int) -> None:
         wanted = 0
     if not 1 <= wanted <= _most():
         raise MiniresError(
-            f"{short(count)} threads cannot be had; wanted 1 to {_most()}, and NUMBA_NUM_THREADS "
+            f"{given(count)} threads cannot be had; wanted 1 to {_most()}, and NUMBA_NUM_THREADS "
             "allows more"
         )
     _chosen = wanted
