@@ -57,6 +57,8 @@ sys.path[:0] = ["examples"]
 sys.argv[1:] = []  # Jupyter's own words are no chapter's
 %matplotlib inline"""
 
+LAB = "*(In the book there is a view to try here. In a terminal, `minires lab` opens all views.)*"
+
 
 class Cell(NamedTuple):
     """A piece of a chapter."""
@@ -212,10 +214,12 @@ def notebook(cells: list[Cell]) -> dict[str, Any]:
         if not cell.code:  # chapters are beside it; the lab's views are the book's
             text = re.sub(r"\]\((\d\d_\w+)", r"](\1.ipynb", text)
             text = re.sub(r"\]\(\.\./(\w+)\)", r"](../docs/\1.md)", text)
-            text = re.sub(r"```\{lab\} (\w+)\n```", r"(In the book: the lab, *\1*.)", text)
+            text = re.sub(r"```\{lab\} \w+\n```", LAB, text)
         made.append(notebook_cell("code" if cell.code else "markdown", text, i))
         if {"cell", "code"} & cell.options.keys():  # folded in the book, so folded here
             made[-1]["metadata"] = {"jupyter": {"source_hidden": True}}
+        if "cell" in cell.options:  # an answer: what it prints, too
+            made[-1]["metadata"]["jupyter"]["outputs_hidden"] = True
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
@@ -256,4 +260,6 @@ def write_pages(folder: Path, pattern: str, execute: bool = True) -> None:
 
 
 if __name__ == "__main__":
-    write_notebooks(Path(sys.argv[1] if len(sys.argv) > 1 else "notebooks"))
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "notebooks")
+    write_notebooks(folder)
+    print(f"{len(CHAPTERS)} notebooks are in {folder}; open them: jupyter lab {folder}")
