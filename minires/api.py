@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires import checkpoint, download, html
-from minires.backends import SAME_PARAMETERS, Backend, Engine, check_backend
+from minires.backends import INT8, Backend, Engine, check_backend
 from minires.cache import noted_sha256
 from minires.categories import Categories, read_categories, told_categories
 from minires.errors import (
@@ -37,7 +37,6 @@ from minires.reference import softmax_ref
 from minires.show import Meta
 from minires.sources import no_image_in, opened
 
-INT8 = SAME_PARAMETERS[1]
 FORMAT = "minires-float"  # marks .safetensors files that tell categories, preset and calibration
 
 

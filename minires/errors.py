@@ -7,8 +7,10 @@ line prints their text and exits with status 1, without a traceback.
 import difflib
 import operator
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+SHOWN = 3  # names in a message
 
 
 class MiniresError(ValueError):
@@ -93,6 +95,13 @@ def no_layer(name: object, names: Iterable[str], lister: str) -> NoLayerError:
     """Make the error for a layer that a network has not; `lister` shows those that it has."""
     hint = nearest(short(name), names)
     return NoLayerError(f"no layer is called {short(repr(name))}; {lister} lists them{hint}")
+
+
+def some(names: Sequence[object], most: int = SHOWN) -> str:
+    """Write names for a message: the first few, and how many more there are."""
+    more = len(names) - most
+    shown = ", ".join(map(str, names[:most]))
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:

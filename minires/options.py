@@ -194,9 +194,3 @@ def use_threads(arguments: Namespace) -> None:
         )
     if count:
         set_num_threads(count)
-
-
-def check_folder(path: Path) -> None:
-    """Raise `MiniresError` if a path's folder is missing: call it before long work."""
-    if not os.path.isdir(path.absolute().parent):
-        raise MiniresError(f"{path}: its folder is not there; make it first")

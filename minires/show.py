@@ -7,14 +7,13 @@ import numpy as np
 from PIL import Image
 
 from minires import html
-from minires.backends import SAME_PARAMETERS
+from minires.backends import INT8
 from minires.layers import Array
 from minires.summary import SummaryRow, format_edges, format_summary, summarize
 
 if TYPE_CHECKING:  # model.py imports this file
     from minires.model import ResNet50, Step
 
-INT8 = SAME_PARAMETERS[1]
 UNKNOWN_SIDE = 224  # pixels: what most ResNet-50s take
 MOST_CHANNELS = 64  # in a picture
 TILE = 48  # pixels of a channel in it; larger channels keep their own size

@@ -1,10 +1,11 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import minires
-from minires.errors import MiniresError, check_is, check_whole, nearest, short
+from minires.errors import MiniresError, check_is, check_whole, nearest, short, some
 
 ODD = [123, None, ["int8"], {"int8": 1}, np.zeros(3), b"int8", "a" * 10**6, "\x1b[2J"]
 
@@ -55,3 +56,9 @@ def test_the_nearest_name_is_proposed_whatever_its_case(wrong: str, right: str) 
 def test_a_wrong_precision_is_told_with_the_nearest() -> None:
     with pytest.raises(MiniresError, match=r"no precision 'INT8'; .*; did you mean int8\?"):
         minires.resnet50("CIFAR10", "INT8")
+
+
+def test_many_names_are_a_few_and_a_count() -> None:
+    assert some(["a"]) == "a"
+    assert some(["a", "b", "c"]) == "a, b, c"
+    assert some([Path(str(i)) for i in range(480)]) == "0, 1, 2 and 477 more"
