@@ -12,7 +12,7 @@ from minires.errors import ImageError
 from minires.kernels.cpu import get_num_threads
 from minires.layers import Array
 from minires.preprocess import Preset, preprocess
-from minires.sources import no_image_in, opened
+from minires.sources import STDIN, no_image_in, opened
 
 
 def read_photographs(
@@ -38,7 +38,8 @@ def _in_order(read: Callable[[Any], Any], items: Sequence[Any], ahead: int) -> I
     """Yield `read(item)` of each item, and let a thread begin with up to `ahead` of the next."""
     # Decoding keeps one core busy, and a layer's end leaves some idle: together they fill all.
     # Who asks for one thread wants one core busy, and a single photograph has no next one.
-    if get_num_threads() == 1 or len(items) < 2:
+    # Python cannot end, as after Ctrl-C, while a thread waits for standard input.
+    if get_num_threads() == 1 or len(items) < 2 or STDIN in items:
         yield from map(read, items)
         return
     # One reader only: images.py changes Python's warning filters, which all threads share.
@@ -56,7 +57,7 @@ def _in_order(read: Callable[[Any], Any], items: Sequence[Any], ahead: int) -> I
             except BaseException as error:  # raised where it was asked for
                 done.put((None, error))
 
-    # A daemon: Ctrl-C need not wait for a large photograph, or for standard input.
+    # A daemon: Ctrl-C need not wait for a large photograph.
     threading.Thread(target=run, name="minires reads photographs", daemon=True).start()
     try:
         for _ in items:

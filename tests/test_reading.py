@@ -12,6 +12,7 @@ import pytest
 from minires import reading
 from minires.errors import ImageError
 from minires.preprocess import IMAGENET_V1, preprocess
+from minires.sources import STDIN
 
 CAT = Path(__file__).parents[1] / "examples/images/cat.jpg"
 
@@ -78,8 +79,8 @@ def test_the_next_is_read_while_the_first_is_used() -> None:
     assert list(answers) == [None] * 3
 
 
-def test_one_thread_or_one_photograph_needs_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reads_in(items: list[int]) -> Iterator[Any]:
+def test_one_thread_one_photograph_or_stdin_has_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads_in(items: list[Any]) -> Iterator[Any]:
         return reading._in_order(lambda _: threading.current_thread(), items, 3)
 
     me = threading.current_thread()
@@ -87,6 +88,7 @@ def test_one_thread_or_one_photograph_needs_no_reader(monkeypatch: pytest.Monkey
     assert list(reads_in([1, 2])) == [me, me]
     monkeypatch.setattr(reading, "get_num_threads", lambda: 2)
     assert list(reads_in([1])) == [me]
+    assert list(reads_in([1, STDIN])) == [me, me]
     assert me not in list(reads_in([1, 2]))
 
 
