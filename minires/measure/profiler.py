@@ -313,7 +313,8 @@ class Profile:
         rows, runs = self.rows(group), self.runs or 1
         places = {row.name: place for place, row in enumerate(rows)}
         height = 1.4 + 0.18 * len(rows)
-        with plots.drawing(path, self.title, 10, height, dark=dark) as (drawn, axes):
+        size = 10, height, 1, dark
+        with plots.drawing(path, self.title, *size, doubts=self.doubts) as (drawn, axes):
             colors: dict[str, str] = {}  # of a kind, whatever its stride; a stride has stripes
             for kind in dict.fromkeys(row.kind or "several" for row in rows):
                 base, stride, _ = kind.partition("/")
