@@ -6,8 +6,7 @@ from typing import Any, NamedTuple, Protocol
 from minires.errors import MiniresError, check_choice
 from minires.layers import Array, Layer, PhaseTime, Shape
 
-# Which precisions the same parameters can run in: they are either real numbers or INT8's integers.
-SAME_PARAMETERS = [{"fp32", "bf16", "fp16", "tf32"}, {"int8", "int8-simulated"}]
+INT8 = {"int8", "int8-simulated"}  # run with parameters in eight bits, all others with real numbers
 
 
 class Ran(NamedTuple):
@@ -58,7 +57,7 @@ def check_backend(backends: Mapping[str, Backend], backend: str, precision: str)
 
 def check_parameters(loaded: str, precision: str) -> None:
     """Refuse a precision that needs other parameters than those that were loaded."""
-    if not any({precision, loaded} <= same for same in SAME_PARAMETERS):
+    if (loaded in INT8) != (precision in INT8):
         raise MiniresError(
             f"weights in {loaded} cannot run in {precision}; "
             f'load a network that can: minires.resnet50(weights, precision="{precision}")'

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from minires.errors import MiniresError, WeightsError, check_is, short
+from minires.errors import MiniresError, WeightsError, check_is, short, some
 from minires.layers import Array, FloatParams, Layer, Shape
 from minires.layouts import recognize, unwrap
 from minires.reference import fold_batchnorm
@@ -103,7 +103,11 @@ def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) ->
         "below 0": [k for k, v in floats.items() if k.endswith("running_var") and (v < 0).any()],
     }
     if any(problems.values()):
-        told = (f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names)
+        told = (
+            f"{kind}: {some([short(name) for name in names], MOST_NAMED)}"
+            for kind, names in problems.items()
+            if names
+        )
         why = recognize(found, shapes) or "; ".join(told)
         raise WeightsError(f"not the weights of this network ({why})")
     return {k: np.ascontiguousarray(v) for k, v in floats.items()}
@@ -178,11 +182,6 @@ def read_only(p: Any) -> Any:
         p = p.copy()
         p.flags.writeable = False
     return p
-
-
-def _shorten(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(map(short, names[:MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

@@ -165,7 +165,8 @@ def test_figures_in_doubt_come_under_a_banner(recorded: Any) -> None:
     assert steady.endswith("Yours are steady: runs of the same thing agree.")
     doubts = ["runs differ", "and more"]
     busy = recorded.side_by_side("GOP/s", rows, runs, ["ladders"], doubts)
-    assert busy.startswith("YOURS ARE IN DOUBT: runs differ (and 1 more).")
+    wanted = "YOURS ARE IN DOUBT: runs differ (other doubts: 1)."
+    assert " ".join(busy.split()).startswith(wanted)
     for text in (steady, busy):
         of_notes = [
             line for line in text.splitlines() if not line.startswith(("GOP/s", "-", "fma"))
@@ -173,7 +174,7 @@ def test_figures_in_doubt_come_under_a_banner(recorded: Any) -> None:
         assert max(map(len, of_notes)) <= recorded.WIDTH
         assert all(run.commit in text for run in runs)
         unfilled = " ".join(text.split())
-        assert "In doubt there: runs of loops differ (and 1 more)." in unfilled
+        assert "In doubt there: runs of loops differ (other doubts: 1)." in unfilled
     assert [recorded.worked_out("2.00x", doubts) for doubts in ([], ["runs differ"])] == [
         "2.00x",
         MARK,

@@ -21,10 +21,10 @@ from minires.kernels.cpu import get_num_threads, room_in
 from minires.kernels.division import divide
 from minires.kernels.isa import ISA, available_isas, choose_isa
 from minires.kernels.operators import FORMATS, OPS, STEP, UNWATCHED, compile_network
-from minires.kernels.pack import aligned, make_up, prepack
+from minires.kernels.pack import aligned, from_bf16, make_up, prepack, to_bf16
 from minires.kernels.plan import LOGITS, Buffer, Division, Plan, Step, Tiling, lay_out
 from minires.layers import Array, Int8Params, Layer, Shape
-from minires.reference import QParams, round_bf16_ref
+from minires.reference import QParams
 from minires.summary import enough_memory
 
 PLANS = 4  # how many shapes of input may have buffers at the same time
@@ -118,6 +118,7 @@ class Engine:
             columns=vectors * self.isa.lanes,
             run=instruction.rows if instruction.own_registers else 1,
             groups=instruction.multiple,
+            may_be_fewer=instruction.own_registers,
             pixel=instruction.pixel,
             near=room_in(1),
             far=room_in(2),
@@ -222,13 +223,11 @@ class Engine:
 
     def _narrow(self, x: Array) -> Array:
         """Convert an activation or a weight from the type in layers.py to the type in memory."""
-        return _bf16_bits(x) if self.form.operands == "bf16" else x
+        return to_bf16(x) if self.form.operands == "bf16" else x
 
     def _widen(self, y: Array) -> Array:
         """Copy an activation from memory, in the type that layers.py has."""
-        if self.form.operands == "bf16":
-            return (y.astype(np.int32) << 16).view(np.float32)
-        return y.copy()
+        return from_bf16(y) if self.form.operands == "bf16" else y.copy()
 
     def _leaves(self, layer: Layer) -> bool:
         """Tell whether the network runs a layer by itself, in float32 between eight bits."""
@@ -244,13 +243,14 @@ class Engine:
             weight, bias = p.weight, p.bias
             weight, m = self._narrow(weight), bias
         reads = next(other for other in self.layers if other.name == layer.inputs[0])
+        in_c = self.tiling.channels(reads)
         w = prepack(
             weight,
             kernel=layer.kernel,
-            in_c=self.tiling.channels(reads),
+            in_c=in_c,
             group=self.form.group,
             columns=self.tiling.columns,
-            at_once=self.tiling.groups,
+            at_once=self.tiling.step(layer, in_c),
             side_by_side=self.isa.instructions[self.form.operands].side_by_side,
         )
         vectors = [aligned((len(w) * self.tiling.columns,), values.dtype) for values in (bias, m)]
@@ -359,8 +359,3 @@ def _in_seconds(ticks: Array, worked: Array, started: float, ended: float) -> tu
     threads = np.where(worked, started + tick * within, np.nan)
     times = started + tick * (ticks - ticks[0])
     return np.stack([times[:-1], times[1:]], axis=1), threads
-
-
-def _bf16_bits(x: Array) -> Array:
-    """Round float32 to bfloat16, as the int16 of its bits."""
-    return (round_bf16_ref(x).view(np.int32) >> 16).astype(np.int16)

@@ -273,7 +273,7 @@ def _tiles(kernel: Microkernel, output: Any) -> Callable[..., None]:
         bottom = min(top + step.block, step.rows)
         inside = begin - top * step.panels
         panel, row = inside // (bottom - top), top + inside % (bottom - top)
-        matrix_registers(name, True)
+        matrix_registers(name, True, step.groups)
         for _ in range(begin, end):
             x_offsets = step.x_offsets + 4 * rows * row
             y_offsets = step.y_offsets + 4 * rows * row
@@ -307,7 +307,7 @@ def _tiles(kernel: Microkernel, output: Any) -> Callable[..., None]:
                 if panel == step.panels:
                     panel, top = 0, bottom
                     row, bottom = top, min(top + step.block, step.rows)
-        matrix_registers(name, False)
+        matrix_registers(name, False, step.groups)
 
     return tiles
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from minires.errors import MiniresError, check_is
 from minires.html import Html, fold, lines
 from minires.measure.trust import verdict
+from minires.writing import check_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,8 +61,7 @@ def check(path: Path | None) -> None:
     check_is("path", path, str | os.PathLike, "that of a picture to write")
     if os.path.splitext(path)[1].lower() not in (".png", ".svg", ".pdf"):
         raise MiniresError(f"{path}: a plot's name ends in .png, .svg or .pdf")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise MiniresError(f"{path}: its folder is not there; make it first")
+    check_folder(path)
 
 
 @functools.cache

@@ -126,6 +126,8 @@ class Profile:
         check_choice("group", group, GROUPS)
         check_choice("sort", sort, SORTS)
         check_is("roofs", roofs, Roofs | None, "what minires.measure.measure_roofs returns")
+        if not self.events:
+            raise MiniresError("no network ran in this profile; call one in its with statement")
         weights = ACTIVATION_BYTES[self.precision] * sum(
             layer.parameters for layer in self.model.layers
         )
@@ -185,7 +187,8 @@ class Profile:
         Parameters
         ----------
         group, sort, roofs
-            As for `rows`. Without roofs there are no columns of shares, and none are measured.
+            As for `rows`, where group is phase, step, operator, block or stage. Without roofs there
+            are no columns of shares, and none are measured.
 
         Returns
         -------
@@ -193,8 +196,7 @@ class Profile:
             A table, with an explanation of its columns beneath.
         """
         rows = self.rows(group, sort, roofs)
-        of_roofs = rows[0].roofs if rows else None
-        doubts = self.doubts
+        of_roofs, doubts = rows[0].roofs, self.doubts
         head = ["name", "operator", "calls", "ms", "of time", "MMAC", "MB", "op/byte", "GOP/s"]
         cells = [self._cells(row, doubts) for row in rows]
         runs = self.runs or 1
@@ -262,7 +264,7 @@ class Profile:
             ``doubts``, ``peak_gops`` and ``rows``, whose figures are sums over all runs.
         """
         rows = self.rows("phase", roofs=roofs)
-        of_roofs = rows[0].roofs if rows else None
+        of_roofs = rows[0].roofs
         told = [*Row._fields[:-1], "gops", "intensity"]  # the last field is the roofs
         if of_roofs:
             told += ["share", "of_roof", "bound"]
@@ -330,9 +332,14 @@ class Profile:
             drawn.legend(loc="outside right upper")
         return drawn
 
-    def _repr_html_(self) -> str:
+    def __repr__(self) -> str:
+        return f"Profile({self.model!r}, {self.runs} run{'s' * (self.runs != 1)})"
+
+    __str__ = table
+
+    def _repr_html_(self) -> str | None:
         """Show the profile in a notebook: stages as bars, and the table of steps to unfold."""
-        return plots.page(lambda: self.plot(group="stage"), self.table())
+        return plots.page(lambda: self.plot(group="stage"), str(self)) if self.events else None
 
 
 def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) -> Profile:
