@@ -242,6 +242,7 @@ def summary(arguments: Namespace) -> int:
     layers, edges, preset = resnet50_layers(arguments.classes), "", IMAGENET_V1
     if arguments.weights:
         precision = options.chosen_precision(arguments)
+        options.check_size(arguments, [precision])
         model = api.resnet50(arguments.weights, precision, **options.own(arguments))
         layers, preset = list(model.layers), model.meta["preset"]
         if model.precision in INT8:

@@ -402,6 +402,10 @@ def test_summary_of_weights_has_the_size_of_their_images(capsys: Capture) -> Non
     assert "1 x 224 x 224 x 3" in capsys.readouterr().out
     assert main(["summary", "--weights", "CIFAR10", "--size", "32", "96"]) == 0
     assert "1 x 32 x 96 x 3" in capsys.readouterr().out
+    for command in "summary", "roofline --precisions fp32":
+        words = f"{command} --weights CIFAR10 --size 32 96 --preset IMAGENET1K_V1"
+        assert main(words.split()) == 1
+        assert "as --preset does" in complaint(capsys)
     for option in ["--precision", "int8"], ["--preset", "CIFAR10"]:
         assert main(["summary", *option]) == 1
         assert "give --weights with it" in complaint(capsys)
