@@ -49,6 +49,7 @@ class Preset:
     enlarge: int | None = None
 
     def __post_init__(self) -> None:
+        # A frozen object's fields are set by object's own method.
         for name in ("resize", "crop", "enlarge"):
             given = getattr(self, name)
             if name != "enlarge" or given is not None:

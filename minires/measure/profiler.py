@@ -74,10 +74,11 @@ class Profile:
     def events(self) -> list[Event]:
         """All steps, in the order they ran. They are made when you ask, not during a run."""
         for ran, thread in self._told:
-            for layer, (started, ended) in zip(ran.layers, ran.times, strict=True):
-                times = float(started), float(ended)
-                step = Event(layer, ran.shape, ran.call, *times, tuple(ran.phases), thread)
-                self._events.append(step)
+            worked = ran.worked if len(ran.worked) else [()] * len(ran.layers)
+            for layer, times, threads in zip(ran.layers, ran.times, worked, strict=True):
+                started, ended = map(float, times)
+                step = Event(layer, ran.shape, ran.call, started, ended, tuple(ran.phases), thread)
+                self._events.append(step._replace(worked=tuple(map(tuple, threads))))
         self._told.clear()
         return self._events
 
@@ -281,7 +282,8 @@ class Profile:
         """Write a file that https://ui.perfetto.dev and chrome://tracing open.
 
         In it each thread that called the network has a row, with spans for runs, stages, steps and
-        phases.
+        phases. The kernels' own threads have a row each. A thread's work in a step is a span, and
+        so is its wait for the threads that are slower.
 
         Parameters
         ----------
