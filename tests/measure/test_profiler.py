@@ -317,7 +317,7 @@ def test_a_share_that_cannot_be_is_no_number(models: Mapping[str, ResNet50]) -> 
     assert "?" not in prof.table()
     slow = ROOFS._replace(memory=[level._replace(all=1e-6) for level in ROOFS.memory])
     lines = prof.table(roofs=slow).splitlines()
-    assert lines[-1].startswith("NOT STEADY: input seems faster than its limit (and ")
+    assert lines[-1].startswith("NOT STEADY: input seems faster than its limit (other ")
     assert all(line.split()[-2] == "?" for line in lines[3:-6])
 
 
