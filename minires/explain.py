@@ -129,7 +129,9 @@ def _explain_sum(
     exact = np.float32(np.dot(x_f32.astype(np.float64), w_f32) + p_f32.bias[channel])
     if layer.op == "linear":
         ours = np.float32(acc + bias) * (x_scale * w_scale)
-        yield f"A step is {x_scale:.6g} x {w_scale:.6g}, so this is the logit {ours:.5f}"
+        classes = int8.meta.get("categories", [])
+        of = f" of {classes[channel]}" if channel < len(classes) else ""
+        yield f"A step is {x_scale:.6g} x {w_scale:.6g}, so this is the logit{of}: {ours:.5f}"
         yield "  " + _check(ours, _at(quantized.output, pixel), 0)
         yield f"In FP32 it is {exact:.5f}: INT8 is off by {ours - exact:+.5f}"
         return
