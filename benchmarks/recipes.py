@@ -4,15 +4,21 @@
 
 Every third photograph of the folder may calibrate; the others are answered, none is both. Rows are
 to be ranked by the noise of their logits: labels of a few hundred photographs cannot tell recipes
-apart. `--only` takes the rows whose names have all of these words, such as "gptq off 128". Where
-ONNX Runtime and onnx are installed, its three methods are rows too.
+apart. `--only` takes the rows whose names have all of these words, such as "gptq off 128".
+
+ONNX Runtime's three methods and NNCF's default are rows too, where they are installed. Their
+networks run in float32 between the nodes that round. So a processor whose eight-bit products
+saturate does not spoil them.
 """
 
 import argparse
 import importlib.util
+import io
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
+from math import gcd
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -76,42 +82,99 @@ def lessons(fp32: ResNet50, batches: Batches) -> Iterator[Recipe]:
     yield "one scale for a whole layer", lambda: simulated(rounded(127, False))
 
 
-def onnxruntime_recipes(fp32: ResNet50, batches: Batches) -> Iterator[Recipe]:
+def installed(engine: str, *packages: str) -> bool:
+    """Tell whether an engine's packages are there; if not, say that its rows are left out."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        print(f"{engine} is left out: {', '.join(missing)} not installed", file=sys.stderr)
+    return not missing
+
+
+def one_by_one(batches: Batches) -> list[Any]:
+    """Split batches into images, (1, 3, H, W) float32."""
+    return [image[None] for batch in batches() for image in batch]
+
+
+class Reader:
+    """Hands images to ONNX Runtime, as its `CalibrationDataReader` says."""
+
+    def __init__(self, images: list[Any]) -> None:
+        self.images = images
+        self.rest = iter(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Start again, with some of the images."""
+        self.rest = iter(self.images[start_index:end_index])
+
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the next image as the network's input, or None after the last one."""
+        image = next(self.rest, None)
+        return None if image is None else {"image": image}
+
+
+def onnxruntime_recipes(fp32: ResNet50, photographs: dict[str, Batches]) -> Iterator[Recipe]:
     """List ONNX Runtime's methods, with u8 activations and a scale for each channel's weights."""
-    if not (importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime")):
+    if not installed("ONNX Runtime", "onnx", "onnxruntime"):
         return
     import onnx
     import onnxruntime
     from engines import onnx_model
     from onnxruntime import quantization as ort
 
-    class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.images = (image[None] for batch in batches() for image in batch)
+    unfused = onnxruntime.SessionOptions()
+    unfused.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
-        def get_next(self) -> dict[str, Any] | None:
-            image = next(self.images, None)
-            return None if image is None else {"image": image}
-
-    def make(method: Any) -> Network:
+    def make(source: str, method: Any) -> Network:
+        images = one_by_one(photographs[source])
         with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
-            onnx.save(onnx_model(fp32), source)
+            float_file, int8_file = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+            onnx.save(onnx_model(fp32), float_file)
             ort.quantize_static(
-                source,
-                target,
-                Reader(),
+                float_file,
+                int8_file,
+                Reader(images),
                 per_channel=True,
                 activation_type=ort.QuantType.QUInt8,
                 weight_type=ort.QuantType.QInt8,
                 calibrate_method=method,
+                extra_options={
+                    # It keeps what all layers put out for so many images: 0.1 GB for each.
+                    "CalibStridedMinMax": gcd(8, len(images)),
+                    "OpTypesToExcludeOutputQuantization": ["Gemm"],  # the logits, as in minires
+                },
             )
-            session = onnxruntime.InferenceSession(target.read_bytes())
+            session = onnxruntime.InferenceSession(int8_file.read_bytes(), unfused)
         return lambda x: session.run(None, {"image": x})[0]
 
-    for method in ort.CalibrationMethod.MinMax, ort.CalibrationMethod.Entropy, \
-            ort.CalibrationMethod.Percentile:  # fmt: skip
-        yield f"ONNX Runtime, {method.name}", partial(make, method)
+    for source in photographs:
+        for name in "MinMax", "Entropy", "Percentile":
+            method = getattr(ort.CalibrationMethod, name)
+            yield f"ONNX Runtime, {name}, {source}", partial(make, source, method)
+
+
+def nncf_recipes(fp32: ResNet50, photographs: dict[str, Batches]) -> Iterator[Recipe]:
+    """List NNCF's default for OpenVINO, which corrects biases."""
+    if not installed("NNCF", "onnx", "nncf", "openvino"):
+        return
+    import nncf
+    import openvino
+    from engines import onnx_model
+
+    unfused = {"LP_TRANSFORMS_MODE": False, "INFERENCE_PRECISION_HINT": "f32"}
+
+    def make(source: str) -> Network:
+        images = one_by_one(photographs[source])
+        core = openvino.Core()
+        model = core.read_model(io.BytesIO(onnx_model(fp32).SerializeToString()))
+        int8 = nncf.quantize(model, nncf.Dataset(images), subset_size=len(images))
+        compiled = core.compile_model(int8, "CPU", unfused)
+        return lambda x: compiled(x)[0]
+
+    for source in photographs:
+        yield f"NNCF, {source}", partial(make, source)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -163,7 +226,7 @@ def main() -> None:
     photographs |= {str(count): partial(read, count) for count in arguments.images}
     most = partial(read, max(arguments.images))
     recipes = [*own_recipes(fp32, photographs), *lessons(fp32, most)]
-    recipes += onnxruntime_recipes(fp32, most)
+    recipes += [*onnxruntime_recipes(fp32, photographs), *nncf_recipes(fp32, photographs)]
 
     base, truth = answers(fp32, "fp32"), np.array(labels)
     top1, top5 = accuracy(base, truth)[1:]

@@ -347,6 +347,9 @@ def classify(
     """
     if isinstance(image, list | tuple):
         raise ImageError("classify takes one image; for several, call preprocess and predict")
+    if isinstance(top, ResNet50):
+        raise MiniresError("the network stands in the place of top; write model= before it")
+    top = check_whole("top", top)  # before weights are downloaded
     if model is None or isinstance(model, str | os.PathLike):
         model = _loaded(None if model is None else os.fspath(model))
     check_is("model", model, ResNet50, "a network that minires.resnet50 loads")

@@ -17,6 +17,9 @@ class Ran(NamedTuple):
     call: int  # 0 for the first, because an engine may run a large batch in several calls
     times: Any  # when each step started and ended, by time.perf_counter: (steps, 2)
     phases: Sequence[PhaseTime] = ()  # of a step that ran phase by phase
+    # When each of the kernels' threads began a step, and was done with its pieces: (steps, threads,
+    # 2). The caller is thread 0. A thread that found no piece has NaN.
+    worked: Any = ()
 
 
 Record = Callable[[Ran], None]

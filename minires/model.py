@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from minires import checkpoint, preprocess, show
 from minires.backends import Backend, Engine, Ran, Record, check_backend, check_parameters
-from minires.errors import MiniresError, NoLayerError, check_choice, check_is, check_whole, short
+from minires.errors import MiniresError, check_choice, check_is, check_whole, no_layer
 from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Shape
 from minires.mixed import run_kept
 from minires.summary import enough_memory
@@ -247,10 +247,10 @@ class ResNet50:
 
     def __getitem__(self, name: str) -> Layer:
         """Find a layer by its name, for example to hook it."""
-        for layer in self.layers:
-            if isinstance(name, str) and layer.name == name:
-                return layer
-        raise NoLayerError(f"no layer is called {short(repr(name))}; print(model) lists them")
+        names = show.layer_names(self)
+        if isinstance(name, str) and name in names:
+            return self.layers[names.index(name)]
+        raise no_layer(name, names, "print(model)")
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
@@ -258,6 +258,7 @@ class ResNet50:
     __repr__ = show.network_line
     __str__ = show.network_text
     _repr_html_ = show.network_html
+    _ipython_key_completions_ = show.layer_names
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Tell copy and pickle how to make the same network again: by `_rebuild`."""

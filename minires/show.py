@@ -45,6 +45,11 @@ class _Short(reprlib.Repr):
         return f"[{', '.join(first + more)}]"
 
 
+def layer_names(model: "ResNet50") -> list[str]:
+    """List what may stand in ``model[""]``; IPython completes it."""
+    return [layer.name for layer in model.layers]
+
+
 def network_line(model: "ResNet50") -> str:
     """Name a network's weights, how it runs, and what goes in and comes out."""
     machine = model.backends[model.backend].machine()

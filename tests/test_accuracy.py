@@ -1,11 +1,15 @@
-"""FP32, INT8 and simulated INT8 on 400 labelled photographs, with real weights.
+"""FP32, INT8 and simulated INT8 on labelled photographs, with real weights.
 
-INT8 is made by the default recipe on 128 of the photographs, every third, and answers for
-the other 266; and by the recipe that ships, on the package's own photographs, for all 400.
-Simulated INT8 answers for every fourth. All by the kernels, which are held to the definitions here
-too; test_torchvision.py has FP32 by both.
+Two networks are in INT8: one by the recipe that ships, on the package's own photographs, and one
+calibrated on every third of these. Neither has seen the others, which all networks answer for.
+Simulated INT8 answers for every fourth of them. All by the kernels, which are held to the
+definitions here too; test_torchvision.py has FP32 by both.
+
+32 photographs calibrate, and 133 are answered. With MINIRES_LONG_TESTS=1 they are 128 and 266, as
+in docs/accuracy.md.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +25,37 @@ from minires.quantize.default import default_int8
 from minires.quantize.report import logit_noise
 from tests.comparing import assert_same
 
+LONG = bool(os.environ.get("MINIRES_LONG_TESTS"))
+FOR_CALIBRATION = slice(0, 384, 3 if LONG else 12)
+FP32_TOP1, FP32_TOP5 = (0.782, 0.947) if LONG else (0.782, 0.932)
+# What fewer photographs leave open. Rounded to nearest, the recipe that ships has a KL of 0.0114.
+ONE_PHOTOGRAPH = 1 / (266 if LONG else 133)
+SPARE_LABELS = 0 if LONG else 3 * ONE_PHOTOGRAPH
+SPARE_KL = 1 if LONG else 1.1
+
 
 class Answers:
-    """Each network's logits, (400, 1000) float32, and the right labels.
+    """Each network's logits, (N, 1000) float32, and the right labels.
 
     Of simulated INT8, which takes as long as FP32, it is those of every fourth photograph.
     """
 
     def __init__(self, fp32: ResNet50, shipped: ResNet50, folder: Path) -> None:
         rows = read_labels(folder / "labels.csv")
-        files = [file for file, _ in rows]
-        for_calibration = [folder / file for file in files[::3][:128]]
-        batches = (preprocess(file, IMAGENET_V1) for file in for_calibration)
+        batches = (preprocess(folder / file, IMAGENET_V1) for file, _ in rows[FOR_CALIBRATION])
         fp32.backend = "numba"
         int8 = quantize_model(fp32, calibrate(fp32, batches, moments=True))
         simulated = ResNet50(int8.layers, int8.params, "int8-simulated", int8.meta)
-        few = list(logits_of([int8], folder, files[:8]))
-        self.int8_by_numpy = np.concatenate([logits for (logits,) in few])
+        unseen = [row for i, row in enumerate(rows) if i % 3][:: 1 if LONG else 2]
+        files = [file for file, _ in unseen]
+        (self.int8_by_numpy,) = next(logits_of([int8], folder, files[:4]))
         for model in (shipped, int8, simulated):
             model.backend = "numba"
         logits = zip(*logits_of([fp32, shipped, int8], folder, files), strict=True)
         self.fp32, self.shipped, self.int8 = map(np.concatenate, logits)
         simulations = list(logits_of([simulated], folder, files[::4]))
         self.simulated = np.concatenate([logits for (logits,) in simulations])
-        self.labels: Array = np.array([label for _, label in rows])
-        self.unseen = np.arange(len(rows)) % 3 != 0
+        self.labels: Array = np.array([label for _, label in unseen])
 
 
 @pytest.fixture(scope="module")
@@ -60,35 +70,35 @@ def answers(
 
 
 def test_fp32_is_as_accurate_as_torchvision(answers: Answers) -> None:
-    """torchvision reaches 79.0% and 96.0% with these weights."""
+    """The labels are torchvision's: test_torchvision.py compares all 400 where torch is there."""
     _, top1, top5 = accuracy(answers.fp32, answers.labels)
-    assert abs(top1 - 0.79) <= 1 / 400
-    assert abs(top5 - 0.96) <= 1 / 400
+    assert abs(top1 - FP32_TOP1) <= ONE_PHOTOGRAPH
+    assert abs(top5 - FP32_TOP5) <= ONE_PHOTOGRAPH
 
 
 def test_int8_keeps_the_accuracy(answers: Answers) -> None:
-    unseen = answers.unseen
-    comparison = compare(answers.int8[unseen], answers.fp32[unseen], answers.labels[unseen])
-    print(accuracy(answers.int8[unseen], answers.labels[unseen]), comparison)
-    assert abs(comparison.difference) <= 0.01
+    comparison = compare(answers.int8, answers.fp32, answers.labels)
+    print(accuracy(answers.int8, answers.labels), comparison)
     assert comparison.low <= 0 <= comparison.high
-    assert comparison.agreement >= 0.97
-    noise = logit_noise(answers.int8[unseen], answers.fp32[unseen])
+    assert not LONG or abs(comparison.difference) <= 0.01
+    assert comparison.agreement >= 0.97 - SPARE_LABELS
+    noise = logit_noise(answers.int8, answers.fp32)
     print(noise)
     assert noise.sqnr_db >= 25.5
-    assert noise.kl <= 0.006
+    assert noise.kl <= 0.006 * SPARE_KL
 
 
 def test_the_recipe_that_ships_keeps_the_accuracy(answers: Answers) -> None:
     """Eight photographs are few: it is a little worse than the wider calibration."""
     comparison = compare(answers.shipped, answers.fp32, answers.labels)
     print(accuracy(answers.shipped, answers.labels), comparison)
-    assert abs(comparison.difference) <= 0.01
-    assert comparison.agreement >= 0.965
+    assert comparison.low <= 0 <= comparison.high
+    assert not LONG or abs(comparison.difference) <= 0.01
+    assert comparison.agreement >= 0.965 - SPARE_LABELS
     noise = logit_noise(answers.shipped, answers.fp32)
     print(noise)
     assert noise.sqnr_db >= 24.5
-    assert noise.kl <= 0.007
+    assert noise.kl <= 0.007 * SPARE_KL
 
 
 def test_simulated_and_real_int8_give_the_same_labels(answers: Answers) -> None:
@@ -99,4 +109,4 @@ def test_simulated_and_real_int8_give_the_same_labels(answers: Answers) -> None:
 
 
 def test_kernels_give_the_definitions_bits_on_photographs(answers: Answers) -> None:
-    assert_same(answers.int8[:8], answers.int8_by_numpy)
+    assert_same(answers.int8[:4], answers.int8_by_numpy)

@@ -276,7 +276,7 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
     """Cut the innermost loop with the most of one instruction out of a listing.
 
     `mnemonic` is a regular expression for the instruction's name. The loop goes from its label to
-    the jump back. The answer is empty if there is no loop.
+    the jump back. The answer is empty if no loop has that instruction.
     """
     # A comment begins with # on x86, where ARM has numbers: #16. There it is // or, on macOS, ;.
     lines = [
@@ -304,8 +304,9 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
         return len(re.findall(mnemonic, "\n".join(loop))), -len(loop)
 
     best = max(innermost, key=most_then_shortest, default=[])
-    kept = (line for line in best if line.strip() and not line.startswith((" .", "        .")))
-    return "\n".join(kept)
+    kept = [line for line in best if line.strip() and not line.startswith((" .", "        ."))]
+    text = "\n".join(kept)
+    return text if re.search(mnemonic, text) else ""
 
 
 @functools.cache

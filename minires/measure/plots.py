@@ -11,7 +11,6 @@ import importlib.util
 import io
 import math
 import os
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -98,9 +97,7 @@ def drawing(
 
     with matplotlib.rc_context(DARK if dark else STYLE):
         drawn = _figure_class()(figsize=(width, height), layout="constrained")
-        # A letter of this size is a sixteenth of an inch wide.
-        filled = [textwrap.fill(line, int(16 * width)) for line in title.splitlines()]
-        drawn.suptitle("\n".join(filled), fontsize=9, x=0.01, ha="left")
+        drawn.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
         yield drawn, drawn.subplots(len(heights), columns, height_ratios=heights)
         if path is not None:
             drawn.savefig(path)

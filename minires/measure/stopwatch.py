@@ -24,8 +24,10 @@ class Stopwatch:
     def tell(self, images: int) -> str:
         """Say how long so many images took since the weights were loaded."""
         whole = perf_counter() - self._loaded
+        speed = images / whole
         return (
-            f"{images} images in {whole:.2f} s, {images / whole:.1f} a second: the network "
+            f"{images} image{'s' * (images != 1)} in {whole:.2f} s, "
+            f"{speed:.{1 if speed >= 1 else 3}f} a second: the network "
             f"{self._computing:.2f} s, reading photographs and the rest "
             f"{whole - self._computing:.2f} s; before that, loading took "
             f"{self._loaded - self._begun:.2f} s"

@@ -36,7 +36,8 @@ def round_gptq(steps: Array, moments: Moments | None = None) -> Array:
 
     The weight of the largest input comes first, when all others can still make up for its error.
     Weights are rounded in the groups that `Moments` has products of, each group by itself. A
-    channel whose group is no better for it keeps the nearest steps there.
+    channel whose group is no better for it keeps the nearest steps there. Groups that err less may
+    still err more together. So a channel that does keeps the nearest steps everywhere.
 
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2023), algorithm 1; without an inverse, as in Chen et al., "The Geometry of LLM
@@ -44,7 +45,12 @@ def round_gptq(steps: Array, moments: Moments | None = None) -> Array:
     """
     assert moments is not None
     groups = moments.products.items()
-    return np.hstack([_round_group(steps[:, slice(*place)], hessian) for place, hessian in groups])
+    rounded = [_round_group(steps[:, slice(*place)], hessian) for place, hessian in groups]
+    if len(rounded) == 1:
+        return rounded[0]
+    nearest, result = round_nearest(steps), np.hstack(rounded)
+    better = moments.sampled_error(steps - result) <= moments.sampled_error(steps - nearest)  # (N,)
+    return np.where(better[:, np.newaxis], result, nearest)
 
 
 def _round_group(steps: Array, hessian: Array) -> Array:

@@ -248,6 +248,26 @@ def test_what_there_is_not_is_named(words: dict[str, str], models: Mapping[str, 
         profile(models["fp32"]).rows(**words)
 
 
+def test_a_profile_without_a_run_says_so(models: Mapping[str, ResNet50]) -> None:
+    """Somebody forgot the with: an empty table would say that the network takes no time."""
+    prof = profile(models["fp32"])
+    models["fp32"](X)
+    for tell in (prof.table, prof.plot, prof.to_json, prof.rows):
+        with pytest.raises(
+            MiniresError, match="no network ran in this profile; call one in its with"
+        ):
+            tell()
+    assert repr(prof) == f"Profile({models['fp32']!r}, 0 runs)"
+    assert prof._repr_html_() is None
+
+
+def test_a_printed_profile_is_its_table(models: Mapping[str, ResNet50]) -> None:
+    with profile(models["fp32"]) as prof:
+        models["fp32"](X)
+    assert str(prof) == prof.table()
+    assert repr(prof) == f"Profile({models['fp32']!r}, 1 run)"
+
+
 def test_the_table_names_every_step(backend: str, models: Mapping[str, ResNet50]) -> None:
     with profile(models["int8"]) as prof:
         models["int8"](X)

@@ -74,3 +74,20 @@ def test_errors_of_different_groups_count_as_independent() -> None:
     np.testing.assert_allclose(seen.error(errors), error, rtol=1e-4)
     variance = sum(np.var(y, axis=0) for y in outputs)
     np.testing.assert_allclose(seen.variance(errors), variance, rtol=1e-2)
+
+
+@pytest.mark.parametrize("parts", [[], [1], [200, 201, 202, 600]])
+def test_a_sample_of_whole_rows_is_even_whatever_the_batches(parts: list[int]) -> None:
+    x, seen = uniform(-1, 2, (700, moments.GROUP + 1), 8), Moments()
+    for part in np.split(x, parts):
+        seen.observe(LINEAR, part)
+    assert_same(np.array(seen.sample), x[::8])  # 88 rows: every fourth would be more than 128
+    errors = uniform(-1, 1, (3, moments.GROUP + 1), 9)
+    expected = np.mean((x[::8].astype(np.float64) @ errors.T) ** 2, axis=0)
+    np.testing.assert_allclose(seen.sampled_error(errors), expected, rtol=1e-4)
+
+
+def test_no_sample_is_kept_where_the_products_tell_all() -> None:
+    seen = Moments()
+    seen.observe(LINEAR, uniform(-1, 2, (30, moments.GROUP), 10))
+    assert seen.sample == []

@@ -50,6 +50,34 @@ def test_each_group_is_rounded_as_if_it_were_a_layer() -> None:
     assert_same(rounded[:, GROUP:], round_nearest(steps[:, GROUP:]))
 
 
+def test_groups_that_err_less_but_more_together_go_to_the_nearest() -> None:
+    """The second group repeats inputs of the first, and its nearest errors undo those of the first.
+
+    GPTQ would spend the first group's other weights on errors that are no more there.
+    """
+    K = GROUP + 60
+    x, steps = alike(100, K, 14), np.rint(uniform(-100, 100, (8, K), 15))
+    x[:, GROUP:] = x[:, :60]
+    part = uniform(-0.4, 0.4, (8, 60), 16).astype(np.float32)
+    steps[:, :60] += part
+    steps[:, GROUP:] -= part
+    assert (
+        round_gptq(steps[:, :GROUP], moments_of(x[:, :GROUP])) != np.rint(steps[:, :GROUP])
+    ).any()
+    assert_same(round_gptq(steps, moments_of(x)), round_nearest(steps))
+
+
+@pytest.mark.parametrize("rows", [1, 100, 1000])
+def test_no_channel_of_many_groups_errs_more_over_all_of_them(rows: int) -> None:
+    steps, x = uniform(-127, 127, (40, 2 * GROUP + 60), 17), alike(rows, 2 * GROUP + 60, 18)
+    seen = moments_of(x)
+    better = round_gptq(steps, seen)
+    error = seen.sampled_error(steps - better)
+    assert (error <= seen.sampled_error(steps - round_nearest(steps))).all()
+    whole = np.square((steps - better) @ x.T).mean()
+    assert whole < 0.5 * np.square((steps - round_nearest(steps)) @ x.T).mean()
+
+
 @pytest.mark.parametrize("K", [1, 5, 63, 64, 65, 300])
 def test_no_channel_errs_more_and_all_together_far_less(K: int) -> None:
     steps, seen = uniform(-127, 127, (40, K), 2), moments_of(alike(500, K, 3))
