@@ -36,7 +36,10 @@ from minires.quantize.report import logit_noise
 Batches = Callable[[], Iterable[Any]]  # each batch (N, 3, H, W) float32
 Network = Callable[[Any], Any]  # of a batch: its logits, (N, classes)
 Recipe = tuple[str, Callable[[], Network]]
-HEADER = "| recipe | SQNR (dB) | KL | agreement (95%) | top-1 less FP32's (95%) | CPU seconds |"
+HEADER = (
+    "| recipe | SQNR (dB) | KL | agreement (95% interval) "
+    "| top-1 minus FP32's, points (95% interval) | CPU seconds |"
+)
 
 
 def own_recipes(fp32: ResNet50, photographs: dict[str, Batches]) -> Iterator[Recipe]:
