@@ -20,8 +20,8 @@ import minires
 
 SECONDS = 5.0  # of each measurement
 WAYS = ["fork", "forkserver", "spawn"]
-THREADS_HEAD = "| threads | ms, half of the runs | 99% of them | cores in use |"
-PROCESSES_HEAD = "| processes x threads | images/s | ms, half of the runs | 99% of them |"
+THREADS_HEAD = "| threads | half took at most, ms | 99% took at most, ms | cores in use |"
+PROCESSES_HEAD = "| processes x threads | images/s | half took at most, ms | 99% took at most, ms |"
 STARTS_HEAD = "| start | s until a child has answered | MB of its own |"
 LOOP_HEAD = "| a batch of 32, called | ms that the event loop stands still |"
 MODEL: Any = None  # what a forked child finds

@@ -31,6 +31,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted((ROOT / "examples").glob("[0-9][0-9]_*.py"))
 DRAWING = "Show the code that draws this"
+LAB = (
+    r"*(The book has a view to play with here. `minires lab` opens it in your browser, under #\1.)*"
+)
 INK = "#010203"  # a colour that no plot has: it becomes the page's own, light or dark
 STYLE: dict[str, Any] = {
     "figure.figsize": (5.6, 3.0),  # inches: legible at the width of a phone
@@ -212,9 +215,12 @@ def notebook(cells: list[Cell]) -> dict[str, Any]:
         if not cell.code:  # chapters are beside it; the lab's views are the book's
             text = re.sub(r"\]\((\d\d_\w+)", r"](\1.ipynb", text)
             text = re.sub(r"\]\(\.\./(\w+)\)", r"](../docs/\1.md)", text)
-            text = re.sub(r"```\{lab\} (\w+)\n```", r"(In the book: the lab, *\1*.)", text)
+            text = re.sub(r"```\{lab\} (\w+)\n```", LAB, text)
         made.append(notebook_cell("code" if cell.code else "markdown", text, i))
-        if {"cell", "code"} & cell.options.keys():  # folded in the book, so folded here
+        # What is folded in the book is folded here: an answer whole, a drawing's code alone.
+        if "cell" in cell.options:
+            made[-1]["metadata"] = {"jupyter": {"source_hidden": True, "outputs_hidden": True}}
+        elif "code" in cell.options:
             made[-1]["metadata"] = {"jupyter": {"source_hidden": True}}
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
@@ -256,4 +262,6 @@ def write_pages(folder: Path, pattern: str, execute: bool = True) -> None:
 
 
 if __name__ == "__main__":
-    write_notebooks(Path(sys.argv[1] if len(sys.argv) > 1 else "notebooks"))
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "notebooks")
+    write_notebooks(folder)
+    print(f"{len(CHAPTERS)} notebooks are in {folder}; open them with: jupyter lab {folder}")

@@ -36,11 +36,13 @@ def page(run: Any) -> str:
         f"224 pixels takes {int8} ms in place of {fp32}. A quarter would be {quarter} ms. "
         f"{instruction(run)}"
     )
+    if fall.doubts:
+        sentence += " (A ? marks a figure in doubt.)"
     alt = (
         f"A waterfall of times: FP32 takes {fp32} ms, a quarter of that is {quarter} ms. What the "
         f"parts of the network take beyond their quarter leads from there to INT8's {int8} ms."
     )
-    doubts = f" In doubt (?), because {fall.doubts[0]}." if fall.doubts else ""
+    doubts = f" In doubt, because {fall.doubts[0]}." if fall.doubts else ""
     caption = f"Recorded on {run}.{doubts} [Chapter 14](chapters/14_waterfall) takes it apart."
     with matplotlib.rc_context(book.STYLE):
         drawn = book.to_svg(draw(fall))
@@ -48,10 +50,10 @@ def page(run: Any) -> str:
 
 
 def instruction(run: Any) -> str:
-    """Say whether this machine has the instruction that the quarter comes from."""
+    """Say whether this machine has the instruction that a quarter takes."""
     names = [peak.name for peak in run.peaks]
-    has = "has" if "vpdpbusd" in names else "does not have"
-    return f"The quarter comes from VNNI's instruction `vpdpbusd`, which this CPU {has}."
+    has = "has it" if "vpdpbusd" in names else "lacks it"
+    return f"Only a CPU with VNNI's instruction `vpdpbusd` comes near a quarter. This one {has}."
 
 
 def draw(fall: Any) -> Figure:

@@ -39,7 +39,8 @@ assert direct[0, 0] == (0 + 2 * 2 + 8) - (4 + 2 * 3 + 6) == -4, "the first, writ
 # Write the nine inputs of each output pixel into a row. The image becomes a matrix of M rows and K
 # columns: M = batch x out_h x out_w counts output pixels, and K = k_h x k_w x in_c counts products.
 # The weights become K x N: a column for each of the N output channels, in the order of a row's
-# inputs. The product of the two is the convolution. Only its shape is left to change.
+# inputs. The product of the two is the convolution. Change its shape from (M, N) to
+# (batch, out_h, out_w, N), and you have the output.
 
 # %%
 columns = im2col_ref(image, 3, 3, stride=1, padding=0)  # (M, K)
@@ -152,8 +153,10 @@ plt.show()
 # the starts of two runs. Within a run, the engine just reads on, and never asks where a pixel ends.
 #
 # This is *implicit* im2col, and minires's engine works like that. Its plan holds a base for each
-# row of the matrix (`x_offsets`), and one distance from run to run (`tap_stride`), both in bytes.
-# Here is the layer from above. A line is 58 pixels of 64 channels of 4 bytes, so 14,848 bytes:
+# row of the matrix. The code calls these bases `x_offsets`, because each counts from the image's
+# first byte. Beside them it holds the number of runs (`taps`: here the three taps of a line are one
+# run), and the distance from run to run (`tap_stride`). Offsets and distances are in bytes. Here is
+# the layer from above. A line is 58 pixels of 64 channels of 4 bytes, so 14,848 bytes:
 
 # %%
 tiling = Tiling(item=4, group=1, quantized=False, rows=6, columns=16)  # FP32

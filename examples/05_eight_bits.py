@@ -3,8 +3,9 @@
 #
 # INT8 inference computes with bytes that stand for real numbers. Two constants say what a byte
 # means. The *scale* is the size of one step, and the *zero point* is the byte that stands for 0.
-# This page derives both from one demand: zero must be exact. At its end, a layer is a sum of
-# integers times one number (equation 5.5).
+# Zero must be exact: this page derives from that what the rule looks like. The range of the numbers
+# then gives both constants. At its end, each output is a sum of integers times one number
+# (equation 5.5).
 
 # %%
 import matplotlib.pyplot as plt
@@ -24,7 +25,8 @@ from minires.reference import gemm_u8s8_ref, im2col_ref, quantize_ref
 # is a zero?
 #
 # Which real number may a byte q stand for? The engine will add bytes in place of real numbers. So
-# equal steps must stay equal: $\mathrm{real} = A q + B$. Zero is exact if a byte z has
+# one step of the byte must mean the same amount everywhere. Only a straight line does that:
+# $\mathrm{real} = A q + B$. Zero is exact if a byte z has
 # $A z + B = 0$. Then $B = -A z$, and $A q + B$ becomes $A (q - z)$. With the usual names, this is
 #
 # $$
@@ -35,7 +37,8 @@ from minires.reference import gemm_u8s8_ref, im2col_ref, quantize_ref
 # whole number from 0 to 255. (The argument is gemmlowp's: see its [Building a quantization paradigm
 # from first principles](https://github.com/google/gemmlowp/blob/master/doc/quantization.md).)
 #
-# To turn a real number into a byte, solve for q, round to the nearest (rint), and cut off (clip):
+# To turn a real number into a byte, solve for q, round to the nearest (rint), and cut off (clip).
+# Halves go to the even neighbour: 42.5 becomes 42.
 #
 # $$
 # \begin{aligned}
@@ -75,9 +78,10 @@ assert x_u8[1, 1] == zero_point, "zero is exact"
 #| alt: A staircase of eight steps rises along a diagonal from -0.86 to 2.14. Left and right of
 #|   these ends it runs flat. One step is exactly at zero. Below, the error is a saw, whose teeth
 #|   stay within half a step inside the range and grow without limit outside it.
-#| caption: Eight numbers for the range from -1 to 2. Inside it, rounding moves a number by half a
-#|   step at most. Outside, a number *saturates*: it becomes the nearest end, and the error grows
-#|   with the distance.
+#| caption: Eight numbers for the range from -1 to 2. The zero point was rounded, so they lie from
+#|   -0.86 to 2.14. Between these ends rounding moves a number by half a step at most: the grey
+#|   band. Outside, a number *saturates*: it becomes the nearest end, and the error grows with the
+#|   distance.
 step, zero = np.float32(3 / 7), 2
 reals = np.linspace(-1.9, 3.1, 3000, dtype=np.float32)
 written = step * (np.clip(np.rint(reals / step) + zero, 0, 7) - zero)
@@ -131,6 +135,7 @@ def conv1(image, padding_byte):
     """Compute the first convolution in integers, and return its sums as real numbers."""
     image_u8 = quantize_ref(image.transpose(0, 2, 3, 1), *p.x_qparams)
     patches = im2col_ref(image_u8, 7, 7, stride=2, padding=3, fill=padding_byte)
+    # The bias has the zero point's share in it already: equation 5.4 explains that.
     acc_s32 = gemm_u8s8_ref(patches, p.w_s8.T) + p.bias_s32
     return (acc_s32 * (p.x_qparams.scale * p.w_scale)).reshape(32, 32, 64)
 
@@ -144,10 +149,12 @@ assert np.array_equal(wrong[2:-2, 2:-2], right[2:-2, 2:-2]), "none where no padd
 
 # %%
 #| code: folded
-#| alt: Two curves along a row of 32 output pixels lie on each other, but for the first two pixels.
-#|   There the one padded with the byte 0 rises to nearly 8, far above all other values.
-#| caption: One channel of the first convolution, along the middle row. The edge becomes a bright
-#|   stripe that is in no picture. Deeper layers read the stripe as if it were there.
+#| alt: Two curves along a row of 32 output pixels lie on each other, but for the first two pixels
+#|   and, hardly visible, the last. At the first the one padded with the byte 0 rises to nearly 8,
+#|   far above all other values.
+#| caption: One channel of the first convolution, along the middle row. The left edge becomes a
+#|   bright stripe that is in no picture. The other edges go wrong as well, each by the weights that
+#|   lie over the padding. Deeper layers read the stripe as if it were there.
 channel = int(np.abs(wrong - right)[16, 0].argmax())
 figure, axes = plt.subplots(layout="constrained")
 axes.plot(wrong[16, :, channel], color=ORANGE, label="padded with the byte 0")
@@ -160,7 +167,8 @@ plt.show()
 # ## From two zero points to one multiplier
 #
 # Write x, w and y for a byte of the input, the weights and the output, and $s_x$ and $z_x$ for the
-# scale and zero point of x. Let w have a zero point, too. By equation 5.1, a sum of K products is
+# scale and zero point of x. Suppose for a moment that w has a zero point, too: you will see what it
+# would cost. By equation 5.1, a sum of K products is
 #
 # $$
 # \begin{aligned}
@@ -194,7 +202,8 @@ plt.show()
 # y = z_y + \frac{s_x s_w}{s_y} \Big( \sum x\, w - z_x \sum w \Big) \tag{5.5}
 # $$
 #
-# Three scales have become one multiplier. [Chapter 7](07_requantization) adds the bias, and rounds.
+# Three scales have become one multiplier. Each output channel has its own, because it has its own
+# $s_w$. [Chapter 7](07_requantization) adds the bias, and rounds.
 #
 # ## By hand
 #
@@ -237,7 +246,8 @@ assert np.abs(y - x @ w).max() < 0.03
 # <details>
 # <summary>Answer</summary>
 #
-# Yes. No sum exceeds 255 x 128 x 4608 = 150,405,120, a fourteenth of what fits.
+# Yes. Even with weights of -128, which minires does not use, no sum exceeds
+# 255 x 128 x 4608 = 150,405,120, a fourteenth of what fits.
 #
 # </details>
 #

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 7. Requantization: from a 32-bit sum back to eight bits
 #
-# Add a bias to the sum, multiply by one number, clip, round. That is all that happens at inference.
-# Bias and number do not depend on the photograph, so they are worked out beforehand.
+# Add a bias to the sum, multiply by one number, clip, round, and add the zero point. That is all
+# that happens at inference. Bias and number do not depend on the photograph, so they are worked out
+# beforehand.
 #
 # But there is more than one way to round. When two INT8 engines differ by one, it usually happens
 # here. This page derives these steps. Then it shows what ties do, and what becomes of the
@@ -58,7 +59,8 @@ from minires.reference import requantize_ref
 #
 # ## What happens at inference
 #
-# Each output takes these operations, in float32. Each operation rounds its own result:
+# acc + bias is an addition of integers, and exact. Then come operations in float32, and each rounds
+# its own result:
 #
 # $$
 # t = \mathrm{float32}(\mathrm{acc} + \mathrm{bias}_c) \cdot m_c \tag{7.2}
@@ -71,7 +73,8 @@ from minires.reference import requantize_ref
 #
 # - **The clip comes before rounding.** A large $t$ may not fit into an integer. A clipped one does.
 # - **The ReLU is free.** Its output has $z_y = 0$. Then the clip at 0 makes negative numbers zero.
-# - **The average pool** does the same to the sum of its $n$ pixels, with $m = s_x / (n\, s_y)$.
+# - **The average pool** does the same to the sum of its $n$ pixels, with $m = s_x / (n\, s_y)$. Its
+#   input comes from a ReLU, so the zero point is 0, and there is no bias.
 # - **The logits** stay float32: $s_x s_w (\mathrm{acc} + \mathrm{bias})$. They never become bytes.
 #
 # Follow a real sum back to its byte, in the last part of this view:
@@ -81,11 +84,12 @@ from minires.reference import requantize_ref
 #
 # ## Does the bias fit in 32 bits?
 #
-# The bias counts in units of $s_x s_w$. It grows large where these scales are tiny. No sum of
-# products exceeds 255 x 128 x 4608 = 150,405,120, and the zero point's part of the bias is no
-# larger. So minires keeps $b / (s_x s_w)$ within $2^{30}$: where a bias would be larger, it makes
-# $s_w$ larger. The weights of such a channel lose precision, but next to that bias they hardly
-# matter. A correction ([chapter 6](06_calibration)) may add half as much again. All of it fits:
+# The bias counts in units of $s_x s_w$. It grows large where these scales are tiny. The longest sum
+# in ResNet-50 has 3 x 3 x 512 = 4608 products. So no sum exceeds 255 x 128 x 4608 = 150,405,120,
+# and the zero point's part of the bias is no larger. So minires keeps $b / (s_x s_w)$ within
+# $2^{30}$: where a bias would be larger, it makes $s_w$ larger. The weights of such a channel lose
+# precision, but next to that bias they hardly matter. A correction ([chapter 6](06_calibration))
+# may add half as much again. All of it fits:
 
 # %%
 most = 255 * 128 * 4608
@@ -95,8 +99,8 @@ assert 1.5 * 2**30 + most + most < 2**31
 # ## Ties
 #
 # 2.5 is a *tie*: it lies halfway between 2 and 3. A rule has to choose. `rint`, like the CPU's own
-# instructions, chooses the even neighbour. Then as many ties go up as go down. The rule from school
-# sends all of them up, and the mean moves with them.
+# instructions, chooses the even neighbour: 1.5 goes up, 2.5 goes down. So as many ties go up as
+# down. The rule from school sends all of them up, and the mean moves with them.
 
 # %%
 #| code: folded
@@ -143,7 +147,8 @@ assert abs(up.mean() - 0.25) < 0.01
 # A small chip may have no float unit. Two of Google's libraries, gemmlowp and TFLite, write the
 # multiplier as an integer and a shift instead. Take $m = 0.3$:
 #
-# 1. Double it until it lies between 1/2 and 1: $0.3 = 0.6 \cdot 2^{-1}$. The shift is 1.
+# 1. Double it until it lies between 1/2 and 1: $0.3 = 0.6 \cdot 2^{-1}$. The shift is 1. (A
+#    multiplier above 1 is halved instead, and its shift is negative.)
 # 2. Store the 0.6 as a 32-bit integer: $q_{31} = \mathrm{rint}(0.6 \cdot 2^{31})$.
 #
 # $$
@@ -166,17 +171,19 @@ print("float32:", requantize_ref(one, np.float32(0.3), 0), "fixed point:",
 assert requantize_integer_ref(one, q31, shift, 0).item() == 1
 
 # %% [markdown]
-# How often does that happen? Step 3 leaves $t$ in units of $2^{-\mathrm{shift}}$. A sum goes wrong
-# if $t$ lies less than half a unit below a tie: step 3 makes a tie of it, and step 4 sends that up.
-# For a shift of 1 or more, that is a share of $2^{-(\mathrm{shift} + 1)}$ of all sums. The picture
-# compares this prediction with 4,000 random sums for each of 60 multipliers.
+# How often does that happen? Step 3 leaves $t$ in units of $2^{-\mathrm{shift}}$. If $t$ lies less
+# than half a unit below a tie, step 3 makes a tie of it, and step 4 sends that up. Ties lie 1
+# apart, and half a unit is $2^{-(\mathrm{shift} + 1)}$. So for a shift of 1 or more, that is the
+# share of sums that go wrong. The picture compares this prediction with 4,000 random sums for each
+# of 60 multipliers.
 
 # %%
 #| code: folded
 #| alt: The share of sums that are off by one, for 60 multipliers from 2 to the power of -12 to 1/2,
 #|   on logarithmic axes. Dots lie along a staircase that rises from 0.02% to 25%.
 #| caption: Dots are counted, the staircase is predicted. The smaller the multiplier, the larger the
-#|   shift, and the rarer the error. It is never more than one step.
+#|   shift, and the rarer the error. At the left only a few of the 4,000 sums go wrong, so the dots
+#|   scatter. The error is never more than one step.
 random = np.random.default_rng(0)
 shares, multipliers = [], np.sort(np.exp(random.uniform(np.log(2**-12), np.log(0.5), 60)))
 for real in multipliers:
@@ -196,13 +203,14 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# float32 rounds twice as well: the product first, then to a whole number. But its product has 24
-# bits. For a byte's $t$ at least 16 of them lie behind the point, where fixed point has only
-# *shift* of them. So false ties are rare.
+# float32 rounds more than once as well: the sum, if it has more than 24 bits, then the product, and
+# then to a whole number. But its product has 24 bits. For a byte's $t$ at least 16 of them lie
+# behind the point, where fixed point has only *shift* of them. So false ties are rare.
 #
 # Take float32 where you have it. Take fixed point where you must. Then expect to differ by one, at
-# times, from an engine with float32. ONNX Runtime's `QLinearConv` computes equations 7.1 to 7.3 bit
-# for bit: `tests/test_onnxruntime.py` compares them.
+# times, from an engine with float32. ONNX Runtime's `QLinearConv` makes the same bytes as equations
+# 7.1 to 7.3, if you give it the same rounded bias. `tests/test_onnxruntime.py` compares them bit
+# for bit.
 #
 # ## Exercises
 #

@@ -115,7 +115,9 @@ plt.show()
 # ## Step 3: add the bias
 #
 # One unit of the sum is worth $s_x s_w$. The channel has a bias $b$, which is a real number. Divide
-# it by $s_x s_w$ and round: now it counts in the same units. This was done beforehand.
+# it by $s_x s_w$ and round: now it counts in the same units. The zero point of this input is 0, so
+# nothing else belongs to the bias. (If it is $z_x$, subtract $z_x$ times the sum of the weights:
+# equation 7.1.) All of this was done beforehand.
 
 # %%
 bias, b = int(p.bias_s32[CHANNEL]), fp32.params[NAME].bias[CHANNEL]
@@ -127,10 +129,10 @@ assert abs(b / (s_x * s_w) - bias) <= 0.5
 # %% [markdown]
 # ## Steps 4 and 5: back to a byte
 #
-# The output has a scale of its own: one step of its byte is worth $s_y$. One unit of the sum is
-# worth $s_x s_w$. So multiply the sum by $m = s_x s_w / s_y$, and it counts in steps of the output.
-# Then clip to 0 and 255, and round. These are equations 7.2 and 7.3. The clip at 0 is also this
-# layer's ReLU.
+# The output has a scale of its own: one unit of its byte, a *step*, is worth $s_y$. One unit of the
+# sum is worth $s_x s_w$. So multiply the sum by $m = s_x s_w / s_y$, and it counts in steps of the
+# output. Then clip to 0 and 255, and round. These are equations 7.2 and 7.3. The clip at 0 is also
+# this layer's ReLU. (An output with a zero point has it added last. Here it is 0.)
 
 # %%
 s_y, z_y = int8[NAME].qparams
@@ -156,17 +158,19 @@ assert np.array_equal(whole, steps[NAME].output)
 # %% [markdown]
 # ## FP32 beside it
 #
-# FP32 computes the same pixel from real numbers, without steps. How far apart are the two? Four
-# things move INT8 away. Two of them lie in the products. Write $\hat x$ and $\hat w$ for what bytes
-# stand for, and split the difference:
+# FP32 computes the same pixel from real numbers. How far apart are the two? Four things move INT8
+# away: the inputs, the weights, the rounding of the bias, and the rounding of the output. The first
+# two lie in the products. Write $\hat x$ and $\hat w$ for what bytes stand for, and split the
+# difference:
 #
 # $$
 # \begin{aligned} \hat x \hat w - x w = {} & (\hat x - x)\, w \cr
 # & + \hat x\, (\hat w - w) \end{aligned} \tag{9.2}
 # $$
 #
-# The first part comes from the inputs: they carry the errors of all layers before, and were rounded
-# themselves. The second part comes from the rounded weights. Bias and output are rounded once each.
+# The first part comes from the inputs. All layers before have left their errors in them, and then
+# they were rounded to bytes. The second part comes from the rounded weights. Bias and output are
+# rounded once each.
 
 # %%
 #| code: folded

@@ -3,8 +3,9 @@
 #
 # Why could INT8 be four times as fast as FP32? Because one instruction, `vpdpbusd`, makes 64
 # multiply-adds of bytes, where the best one for floats makes 16. Both use the same registers, and a
-# CPU can start as many of either. This chapter shows what `vpdpbusd` does, what came before, and
-# what ARM has instead. Then you read minires's inner loops. At the end you add an instruction.
+# CPU can start equally many of both in a second. This chapter shows what `vpdpbusd` does, what came
+# before, and what ARM has instead. Then you read minires's inner loops. At the end you add an
+# instruction.
 
 # %%
 import matplotlib.pyplot as plt
@@ -54,7 +55,8 @@ print(vpdpbusd(np.array([1000], np.int32), a, b))
 #| alt: In the first of 16 lanes four bytes of a, four bytes of b, their four products, and one sum:
 #|   1000 before, 531 after.
 #| caption: The same lane with `vpdpbusd`: four products and one sum. The products never saturate,
-#|   because the instruction keeps all of their bits.
+#|   because the instruction keeps all of their bits. (The sum could overflow. Exercise 2 counts
+#|   when.)
 #| code: folded
 products = a.astype(np.int32) * b
 rows = [("a, u8", list(a[0]), "a"), ("b, s8", list(b[0]), "b")]
@@ -125,16 +127,18 @@ plt.show()
 
 # %%
 #| alt: In one of 4 lanes four bytes of a less 128, four bytes of b, their products, and one sum:
-#|   -12,781. With the bias it is 531.
-#| caption: `sdot` with the same bytes as above, and the same 531 in the end.
+#|   1000 before, -12,781 after. With the bias it is 531.
+#| caption: `sdot` with the same bytes as above, and the same 1000 before. The sum comes out 13,312
+#|   too small. The bias brings that back: 531.
 #| code: folded
 less = a.astype(np.int32) - 128
 total = 1000 + (less * b).sum()
 back = 128 * b.sum(dtype=np.int32)
 rows = [("a - 128, s8", list(less[0]), "a"), ("b, s8", list(b[0]), "b")]
-rows += [("products", list((less * b)[0]), "between"), ("sum after, s32", [total], "sum")]
-draw_lane(4, [*rows, ("with the bias", [total + back], "sum")])
+rows += [("products", list((less * b)[0]), "between"), ("sum before, s32", [1000], "sum")]
+draw_lane(4, [*rows, ("sum after, s32", [total], "sum"), ("with the bias", [total + back], "sum")])
 plt.show()
+assert back == 13312
 assert total + back == vpdpbusd(1000, a, b) == 531
 
 # %% [markdown]
@@ -164,7 +168,8 @@ plt.show()
 # ## In the microkernel
 #
 # LLVM can compile for CPUs that you do not own. So here are four inner loops, with three of the
-# multiplying instructions of each. A "sum" below is a whole register of sums, one in each lane.
+# multiplying instructions of each. A "sum" below is a whole register of sums, one in each lane. A
+# "step" is one pass through the loop.
 
 # %%
 MULTIPLY = ("vfmadd", "vpdp", "vpmadd", "fmla", "sdot")
@@ -187,8 +192,8 @@ for name, operands, epilogue in [
 #   the middle register: a float of a, or four bytes, copied to all lanes. The first holds weights.
 # * The first two loops have equally many sums, and equally many instructions a step. Only the
 #   instruction differs. But a step covers one value along K in the first, and four in the second.
-# * **AVX2** without VNNI first widens the bytes to 16 bits. Then `vpmaddwd` is exact. It takes two
-#   for each sum, and additions besides.
+# * **AVX2** without VNNI first widens the bytes to 16 bits. Then `vpmaddwd` is exact. A lane's four
+#   bytes are now twice as long as the lane. So each sum takes two `vpmaddwd`, and additions too.
 # * **ARM** names the sums first. `.4b[0]` is lane 0 of a register: the instruction itself copies
 #   four bytes to all lanes. A step takes all four lanes, so it has four instructions for each sum.
 #
@@ -238,8 +243,9 @@ assert (2**15 - 1) // (2 * 255) == 64
 #
 # 1. Read `minires/kernels/isa/x86.py`, and in `minires/kernels/isa/arm.py` what belongs to `SDOT`.
 # 2. Write the function that emits it. LLVM calls it `llvm.x86.avx2.vpdpbssd.256`.
-# 3. Describe it as an `Instruction`. Like `SDOT` it needs `before` and `less`, because activations
-#    are u8.
+# 3. Describe it as an `Instruction`. Activations are u8, and yours wants s8. So, like `SDOT`, it
+#    says what to do with them when they are loaded (`before`: take 128 off), and how much each then
+#    lacks (`less`: 128). In return minires adds 128 times the sum of the weights to each bias.
 # 4. Write an `ISA` whose `features` are AVXVNNI's and `avxvnniint8`. List it in
 #    `minires/kernels/isa/__init__.py`, ahead of `AVXVNNI`.
 # 5. Run `pytest tests/kernels/test_microkernel.py`. It finds your set in the list. On any CPU it

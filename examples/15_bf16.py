@@ -13,7 +13,8 @@
 #
 # Cutting alone would always round towards zero. To round to the nearest, first add half of what the
 # last kept bit is worth, and then cut. That half is 0x8000. A tie should go to the even neighbour,
-# so the code adds 0x7fff, and one more where the last kept bit is odd.
+# so the code adds 0x7fff, and one more where the last kept bit is odd. Then a tie carries over only
+# from an odd number.
 
 # %%
 import sys
@@ -139,8 +140,8 @@ print("This CPU multiplies bfloat16 by", choose_isa().instructions["bf16"].name)
 
 # %% [markdown]
 # A prediction can be wrong here, too. With `vdpbf16ps` at full rate expect up to 2x, and without
-# it expect no more than 1x. If you measure less, the conversion costs more than the products save.
-# If you measure more, the weights came sooner from memory, because they have half as many bytes.
+# it expect no more than 1x. If your gain is smaller, the conversion costs more than the products
+# save. If it is larger, the weights came sooner from memory, because they have half as many bytes.
 #
 # ## What it does to the answer
 #

@@ -140,8 +140,8 @@ plt.show()
 
 # %% [markdown]
 # This network still says *cat*. That makes the bug hard to find: nothing crashes. In 2024 a user of
-# OpenVINO counted 693 images of a class on a new CPU, and 702 on an
-# [older one](https://github.com/openvinotoolkit/openvino/issues/25342).
+# OpenVINO reported that one network gave a certain label to 693 images on a new CPU, and to 702 on
+# an [older one](https://github.com/openvinotoolkit/openvino/issues/25342).
 #
 # ## Three ways around it
 #
@@ -168,9 +168,10 @@ assert np.array_equal(split, exact), "the split cannot saturate"
 # ## What being exact costs
 #
 # These are peaks of one core, from each [recorded run](13_peak) on a CPU without VNNI. The split
-# uses `vpmaddubsw` twice, so it has half of its peak. On the Zen 3 the wrong way peaks at 1.9 times
-# FP32, and widening at 1.3 times. The split would be slower than FP32. So minires widens on a CPU
-# without VNNI. You can still ask for the split: `MINIRES_ISA=avx2-vpmaddubsw`.
+# uses `vpmaddubsw` twice. So its peak is half of that instruction's. On the Zen 3 the wrong way
+# peaks at 1.9 times FP32, and widening at 1.3 times. The split would be slower than FP32. So
+# minires widens on a CPU without VNNI. You can still ask for the split:
+# `MINIRES_ISA=avx2-vpmaddubsw`.
 
 # %%
 #| alt: Four bars for the recorded Zen 3. FP32's fma 1, vpmaddubsw 1.9, vpmaddwd 1.3, and the split

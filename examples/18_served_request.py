@@ -25,7 +25,8 @@ from minires.measure.trust import mark
 # Five things happen, one after the other: **decode** the JPEG to pixels, **resize** them and cut
 # out the middle, **normalize** them to the numbers that the network was trained with,
 # **inference**, and **softmax**, which turns scores into shares. Here are the medians of each in
-# the recorded run, for the ImageNet network at 224 x 224.
+# the recorded run, for the ImageNet network at 224 x 224. (Chapters 14 and 15 tell other times of
+# the same run and network: each part of a run is measured by itself, minutes after the one before.)
 
 # %%
 recorded = run("zen3-avx2")
@@ -90,15 +91,15 @@ for what, gain in of_run.items():
 assert 1 < of_run["predicted"] < of_run["network"]
 
 # %% [markdown]
-# The prediction and the measured gain of the whole may differ by more than a few percent. Then the
-# other parts changed, too. For example, a network that needs fewer bytes may leave more of the
+# If the prediction and the measured gain of the whole differ by more than a few percent, the other
+# parts changed, too. For example, a network that needs fewer bytes may leave more of the
 # cache to the decoder. Or other programs disturbed one of the two measurements.
 #
 # ## The median is not enough
 #
 # The **median** (p50) is the usual wait. Of a hundred requests, one waits longer than the **p99**.
 # A server that answers a million requests a day keeps ten thousand people waiting that long. The
-# mean tells neither: one very late answer moves it, to a time that nobody waited.
+# mean tells neither. One very late answer moves it, and then it is a time that nobody waited.
 #
 # A curve shows all of it at once. Go up to 0.5 and read off the median, and to 0.99 for the p99. A
 # long tail at the top means that few requests waited much longer than most.
@@ -159,8 +160,9 @@ print(side_by_side("milliseconds", rows, [recorded], ["latency"], doubts))
 #
 # $$ t = B / r \tag{18.2} $$
 #
-# If a batch of 8 makes $r$ a little larger, it makes $t$ nearly 8 times as long. Use batches for
-# work that nobody waits for, or on a server that has more requests than it can answer singly.
+# once the batch has started. The first one also waits until the batch is full (exercise 3). If a
+# batch of 8 makes $r$ a little larger, it makes $t$ nearly 8 times as long. Use batches for work
+# that nobody waits for, or on a server that has more requests than it can answer singly.
 
 # %%
 print("batch   images/s   each waits, ms")

@@ -191,7 +191,7 @@ def banner(doubts: Sequence[str]) -> str:
 
 
 def _first(doubts: Sequence[str]) -> str:
-    more = f" (and {len(doubts) - 1} more)" if len(doubts) > 1 else ""
+    more = f" (other doubts: {len(doubts) - 1})" if len(doubts) > 1 else ""
     return f"{doubts[0]}{more}"
 
 

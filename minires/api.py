@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires import checkpoint, download, html
-from minires.backends import SAME_PARAMETERS, Backend, Engine, check_backend
+from minires.backends import INT8, Backend, Engine, check_backend
 from minires.cache import noted_sha256
 from minires.categories import Categories, read_categories, told_categories
 from minires.errors import (
@@ -37,7 +37,6 @@ from minires.reference import softmax_ref
 from minires.show import Meta
 from minires.sources import no_image_in, opened
 
-INT8 = SAME_PARAMETERS[1]
 FORMAT = "minires-float"  # marks .safetensors files that tell categories, preset and calibration
 
 
@@ -163,9 +162,9 @@ def resnet50(
     check_choice("precision", precision, OPERATORS)
     check_backend(ResNet50.backends, backend, precision)
     names = None if categories is None else read_categories(categories)
-    wanted = None if preset is None else _choose_preset(preset)
+    chosen = None if preset is None else _choose_preset(preset)
     weights = download.default_weights(progress) if weights is None else weights
-    model = _load(*download.resolve(weights, progress), precision, wanted, progress)
+    model = _load(*download.resolve(weights, progress), precision, chosen, progress)
     if names is not None:
         _name_classes(model, names)
     model.precision, model.backend = precision, backend
@@ -192,11 +191,11 @@ def _load(
     path: Path,
     entry: download.Weights | None,
     precision: str,
-    wanted: Preset | None,
+    preset: Preset | None,
     progress: bool,
 ) -> ResNet50:
     """Load a network in fp32 or in INT8, whichever the precision needs the parameters of."""
-    load_fp32 = functools.partial(_load_fp32, path, entry, wanted)
+    load_fp32 = functools.partial(_load_fp32, path, entry, preset)
     if is_int8_file(path):
         if precision not in INT8:
             raise WeightsError(
@@ -204,18 +203,19 @@ def _load(
                 "ask for precision int8 or int8-simulated"
             )
         model = load_int8(path)
-        told = {"preset": wanted} if wanted else {}
+        told = {"preset": preset} if preset else {}
         model.meta = Meta(_guess_meta(path, model.layers[-1].out_c) | model.meta | told)
         return model
     if precision in INT8:
         with checkpoint.naming(path):
             files = checkpoint.files_of(path)
             sums = [entry.sha256] if entry else [noted_sha256(Path(file)) for file in files]
-        key = " ".join([*sums, repr(wanted)] if wanted else sums)  # it calibrates by the preset
+        # A calibration is kept for these files, and for your preset, which changes the images.
+        key = " ".join([*sums, repr(preset)] if preset else sums)
         model = default_int8(load_fp32, key, progress)
     else:
         model = load_fp32()
-    if not (wanted or entry or checkpoint.read_metadata(path).get("format") == FORMAT):
+    if not (preset or entry or checkpoint.read_metadata(path).get("format") == FORMAT):
         _tell_guess(model)
     return model
 
@@ -227,7 +227,7 @@ def _choose_preset(preset: object) -> Preset:
     return download.get_weights(str(preset)).preset
 
 
-def _load_fp32(path: Path, entry: download.Weights | None, wanted: Preset | None) -> ResNet50:
+def _load_fp32(path: Path, entry: download.Weights | None, preset: Preset | None) -> ResNet50:
     if entry:
         download.check_at_rest(path, entry)
     tensors, beside = checkpoint.read_all(path)
@@ -235,11 +235,12 @@ def _load_fp32(path: Path, entry: download.Weights | None, wanted: Preset | None
         model = ResNet50.from_state_dict(torchvision_names(tensors))
     classes = model.layers[-1].out_c
     meta = dict(entry.meta) if entry else _guess_meta(path, classes)
+    # PyTorch's files may hold names beside their tensors; safetensors has them in its metadata.
     beside |= {k: v for k, v in checkpoint.read_metadata(path).items() if k in NAMES}
     if not entry and (names := told_categories(beside, classes)):
         meta["categories"] = names
     meta |= _told_meta(path, classes)
-    model.meta.update({**meta, "preset": wanted} if wanted else meta)
+    model.meta.update({**meta, "preset": preset} if preset else meta)
     return model
 
 
@@ -346,6 +347,9 @@ def classify(
     """
     if isinstance(image, list | tuple):
         raise ImageError("classify takes one image; for several, call preprocess and predict")
+    if isinstance(top, ResNet50):
+        raise MiniresError("the network stands in the place of top; write model= before it")
+    top = check_whole("top", top)  # before weights are downloaded
     if model is None or isinstance(model, str | os.PathLike):
         model = _loaded(None if model is None else os.fspath(model))
     check_is("model", model, ResNet50, "a network that minires.resnet50 loads")

@@ -1,13 +1,28 @@
 """Which precisions and backends a network can run in, and what an engine has to offer."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from minires.errors import MiniresError, check_choice
-from minires.layers import Array, Layer, Record, Shape
+from minires.layers import Array, Layer, PhaseTime, Shape
 
-# Which precisions the same parameters can run in: they are either real numbers or INT8's integers.
-SAME_PARAMETERS = [{"fp32", "bf16", "fp16", "tf32"}, {"int8", "int8-simulated"}]
+INT8 = {"int8", "int8-simulated"}  # run with parameters in eight bits, all others with real numbers
+
+
+class Ran(NamedTuple):
+    """Steps that have run one after another, as a network's record is told of them."""
+
+    layers: Sequence[Layer]
+    shape: Shape  # of the images that went through together, NCHW
+    call: int  # 0 for the first, because an engine may run a large batch in several calls
+    times: Any  # when each step started and ended, by time.perf_counter: (steps, 2)
+    phases: Sequence[PhaseTime] = ()  # of a step that ran phase by phase
+    # When each of the kernels' threads began a step, and was done with its pieces: (steps, threads,
+    # 2). The caller is thread 0. A thread that found no piece has NaN.
+    worked: Any = ()
+
+
+Record = Callable[[Ran], None]
 
 
 class Engine(Protocol):
@@ -42,7 +57,7 @@ def check_backend(backends: Mapping[str, Backend], backend: str, precision: str)
 
 def check_parameters(loaded: str, precision: str) -> None:
     """Refuse a precision that needs other parameters than those that were loaded."""
-    if not any({precision, loaded} <= same for same in SAME_PARAMETERS):
+    if (loaded in INT8) != (precision in INT8):
         raise MiniresError(
             f"weights in {loaded} cannot run in {precision}; "
             f'load a network that can: minires.resnet50(weights, precision="{precision}")'

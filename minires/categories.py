@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from minires.errors import MiniresError, WeightsError, short
 from minires.metadata import check_categories, read_json
+from minires.sources import folders_in
 
 Categories = Sequence[str] | Mapping[str, int] | str | os.PathLike[str]
 MOST_BYTES = 2**20  # of a file of names
@@ -18,22 +19,9 @@ MOST_BYTES = 2**20  # of a file of names
 def read_categories(given: object) -> list[str]:
     """List the names of classes in the order of the network's outputs.
 
-    Parameters
-    ----------
-    given : sequence, mapping or path-like
-        The names themselves; ``class_to_idx``, as torchvision's ImageFolder has it, or the other
-        way round; a text file with a name on each line; a .json file of one of these; or a folder
-        with a folder for each class, which count in the order of their names.
-
-    Returns
-    -------
-    list of str
-        By the class's number.
-
-    Raises
-    ------
-    MiniresError
-        For names that cannot be read, or are not text.
+    You give the names themselves; ``class_to_idx``, as torchvision's ImageFolder has it, or the
+    other way round; a text file with a name on each line; a .json file of one of these; or a folder
+    with a folder for each class, which count in the order of their names.
     """
     where = ""
     if isinstance(given, str | os.PathLike):
@@ -61,7 +49,7 @@ def told_categories(beside: Mapping[str, Any], classes: int) -> list[str] | None
 def _read(path: Path, where: str) -> object:
     try:
         if path.is_dir():
-            return _folders(path)
+            return [folder.name for folder in folders_in(path)]  # as ImageFolder counts them
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(MOST_BYTES)
         if path.suffix.lower() == ".json":
@@ -73,11 +61,6 @@ def _read(path: Path, where: str) -> object:
             f"{where}no text in UTF-8, or no JSON; wanted a name on each line"
         ) from error
     return [line.strip() for line in text.strip().splitlines()]
-
-
-def _folders(path: Path) -> Iterable[str]:
-    """List the classes in ImageFolder's layout, in its order; hidden folders are no classes."""
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != ".")
 
 
 def _in_order(given: object) -> object:

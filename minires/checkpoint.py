@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from minires.errors import MiniresError, WeightsError, check_is, short
+from minires.errors import MiniresError, WeightsError, check_is, short, some
 from minires.layers import Array, FloatParams, Layer, Shape
 from minires.layouts import recognize, unwrap
 from minires.reference import fold_batchnorm
@@ -44,24 +44,14 @@ BATCHNORM = ("weight", "bias", "running_mean", "running_var")  # gamma, beta, me
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
     """Read all tensors of a file; its first bytes tell the format, not its name.
 
-    Parameters
-    ----------
-    path : path-like
-        What ``torch.save`` wrote, in the zip format or the one before it, a safetensors file, or
-        the index file of several. The state_dict may be an entry of a dictionary, such as
-        "state_dict" or "model"; or the file holds the whole model, made of torch's own layers, or
-        a TorchScript program.
+    The file is what ``torch.save`` wrote, in the zip format or the one before it, a safetensors
+    file, or the index file of several. The state_dict may be an entry of a dictionary, such as
+    "state_dict" or "model"; or the file holds the whole model, made of torch's own layers, or a
+    TorchScript program.
 
-    Returns
-    -------
-    dict of str to ndarray
-        Under the file's own names, with its shapes and types; bfloat16 has become float32. Arrays
-        may share memory, and may be read-only.
-
-    Raises
-    ------
-    WeightsError
-        For a file that is missing, damaged, of another kind, or that asks for code.
+    Tensors keep the file's names, shapes and types, but bfloat16 becomes float32. Arrays may share
+    memory, and may be read-only. `WeightsError` tells of a file that is missing, damaged, of
+    another kind, or that asks for code.
     """
     return read_all(path)[0]
 
@@ -76,23 +66,7 @@ def read_all(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, 
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read what a safetensors file says beside its tensors.
-
-    Parameters
-    ----------
-    path : path-like
-        A file that `read_checkpoint` takes.
-
-    Returns
-    -------
-    dict of str to str
-        Empty where there is none, as in PyTorch's formats.
-
-    Raises
-    ------
-    WeightsError
-        For a file that is missing, damaged or of another kind.
-    """
+    """Read what a safetensors file says beside its tensors: nothing in PyTorch's formats."""
     with naming(path), opened(path) as file:
         if _reader(file) is not _read_safetensors:
             return {}
@@ -101,26 +75,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) -> dict[str, Array]:
-    """Check that a state_dict has just the tensors that a network needs.
+    """Check that a state_dict has just the tensors that a network needs, and make them float32.
 
-    Parameters
-    ----------
-    state : mapping of str to ndarray
-        As `read_checkpoint` returns it: float32, float16 or float64. ``num_batches_tracked`` counts
-        training steps, and may be there or not.
-    shapes : mapping of str to tuple of int
-        What is needed.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Contiguous float32, under the names in `shapes` and in their order.
-
-    Raises
-    ------
-    WeightsError
-        For tensors that are missing, unexpected, of a wrong shape or type, or not finite, and
-        for a negative variance: naming the first few of each kind, and counting the others.
+    They are contiguous, and come in the order of `shapes`. ``num_batches_tracked`` counts training
+    steps, and may be there or not. `WeightsError` names the first few tensors of each problem, and
+    counts the others.
     """
     check_is("the state_dict", state, Mapping, "tensors by their names")
     for key, value in state.items():
@@ -144,7 +103,11 @@ def check_state_dict(state: Mapping[str, Array], shapes: Mapping[str, Shape]) ->
         "below 0": [k for k, v in floats.items() if k.endswith("running_var") and (v < 0).any()],
     }
     if any(problems.values()):
-        told = (f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names)
+        told = (
+            f"{kind}: {some([short(name) for name in names], MOST_NAMED)}"
+            for kind, names in problems.items()
+            if names
+        )
         why = recognize(found, shapes) or "; ".join(told)
         raise WeightsError(f"not the weights of this network ({why})")
     return {k: np.ascontiguousarray(v) for k, v in floats.items()}
@@ -219,11 +182,6 @@ def read_only(p: Any) -> Any:
         p = p.copy()
         p.flags.writeable = False
     return p
-
-
-def _shorten(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(map(short, names[:MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

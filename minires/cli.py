@@ -25,8 +25,9 @@ from minires import api, download, options
 from minires import evaluate as evaluating
 from minires import explain as explaining
 from minires.api import BACKENDS
+from minires.backends import INT8
 from minires.doctor import add_doctor, doctor
-from minires.errors import ImageError, MiniresError
+from minires.errors import SHOWN, ImageError, MiniresError, some
 from minires.images import load_image
 from minires.lab.command import add_lab, lab
 from minires.measure import commands as measuring
@@ -36,7 +37,7 @@ from minires.notice import bar_hidden, complain, progress_bar, tell
 from minires.options import Parser
 from minires.preprocess import IMAGENET_V1
 from minires.quantize import commands as quantizing
-from minires.sources import SHOWN, STDIN, find_images, no_image_in, opened, some
+from minires.sources import STDIN, find_images, no_image_in, opened
 from minires.summary import format_edges, format_summary, summarize
 
 CTRL_C = 130  # 128 and the signal's number, as shells have it
@@ -243,7 +244,7 @@ def summary(arguments: Namespace) -> int:
         precision = options.chosen_precision(arguments)
         model = api.resnet50(arguments.weights, precision, **options.own(arguments))
         layers, preset = list(model.layers), model.meta["preset"]
-        if model.precision.startswith("int8"):
+        if model.precision in INT8:
             edges = f"\n\n{format_edges(layers, model.meta.get('saturated', {}))}"
     height, width = options.chosen_size(arguments, preset)
     print(f"{format_summary(summarize(layers, height, width, arguments.batch))}{edges}")

@@ -4,10 +4,13 @@ They are ``ValueError``s, so that code which knows nothing of minires can catch 
 line prints their text and exits with status 1, without a traceback.
 """
 
+import difflib
 import operator
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+SHOWN = 3  # names in a message
 
 
 class MiniresError(ValueError):
@@ -73,25 +76,57 @@ def short(value: object) -> str:
     return f"{' '.join(writer.repr(value).split()):.120}"
 
 
+def given(value: object) -> str:
+    """Write a wrong argument, as `short` does, but with quotes around a string: "5" is not 5."""
+    return short(repr(value) if isinstance(value, str) else value)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Propose the known word that is most like a wrong one, to end an error's sentence with."""
+    names = {name.lower(): name for name in known}
+    wrong = word.lower()
+    # 0.75 finds words with swapped or missing letters, but not words that only end alike.
+    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.75)
+    close += [name for name in names if wrong and name.startswith(wrong)]  # layer1 is half a name
+    return f"; did you mean {names[close[0]]}?" if close else ""
+
+
+def no_layer(name: object, names: Iterable[str], lister: str) -> NoLayerError:
+    """Make the error for a layer that a network has not; `lister` shows those that it has."""
+    hint = nearest(short(name), names)
+    return NoLayerError(f"no layer is called {short(repr(name))}; {lister} lists them{hint}")
+
+
+def some(names: Sequence[object], most: int = SHOWN) -> str:
+    """Write names for a message: the first few, and how many more there are."""
+    more = len(names) - most
+    shown = ", ".join(map(str, names[:most]))
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
 def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:
     """Raise `MiniresError` for a choice, such as a precision, that is not among the known ones."""
     known = tuple(known)
     if not isinstance(chosen, str) or chosen not in known:
-        raise MiniresError(f"there is no {what} {short(repr(chosen))}; there is {', '.join(known)}")
+        hint = nearest(chosen, known) if isinstance(chosen, str) else ""
+        raise MiniresError(
+            f"there is no {what} {short(repr(chosen))}; there is {', '.join(known)}{hint}"
+        )
 
 
-def check_whole(what: str, given: object, least: int = 1) -> int:
+def check_whole(what: str, value: object, least: int = 1) -> int:
     """Return a whole number, which may be NumPy's; for anything else raise `MiniresError`."""
     try:
-        number = operator.index(given)  # type: ignore[arg-type]  # that is the question
+        # Python counts True as 1.
+        number = operator.index(value) if value is not True else least - 1  # type: ignore[arg-type]
     except TypeError:
         number = least - 1
     if number < least:
-        raise MiniresError(f"{what} is {short(given)}; wanted a whole number of at least {least}")
+        raise MiniresError(f"{what} is {given(value)}; wanted a whole number of at least {least}")
     return number
 
 
-def check_is(what: str, given: object, kind: Any, wanted: str) -> None:
+def check_is(what: str, value: object, kind: Any, wanted: str) -> None:
     """Raise `MiniresError` for what is not of the type, or the types, that are wanted."""
-    if not isinstance(given, kind):
-        raise MiniresError(f"{what} is {short(given)}; wanted {wanted}")
+    if not isinstance(value, kind):
+        raise MiniresError(f"{what} is {given(value)}; wanted {wanted}")

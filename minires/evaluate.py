@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minires.download import Weights
-from minires.errors import ImageError, MiniresError
+from minires.errors import ImageError, MiniresError, some
 from minires.layers import Array
 from minires.model import ResNet50
 from minires.preprocess import preprocess
 from minires.quantize.int8_file import is_int8_file
-from minires.sources import find_images, some
+from minires.sources import find_images, folders_in
 
 
 class Accuracy(NamedTuple):
@@ -68,7 +68,7 @@ def label_folders(
     """
     top = Path(folder)
     try:
-        names = sorted(p.name for p in top.iterdir() if p.is_dir() and p.name[0] != ".")
+        names = [path.name for path in folders_in(top)]
     except OSError as error:
         raise MiniresError(f"{folder}: cannot be read ({error.strerror})") from error
     if not names:

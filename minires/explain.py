@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from minires import reference as ref
-from minires.errors import MiniresError
+from minires.errors import MiniresError, no_layer
 from minires.layers import Array, FloatParams, Int8Params, Layer
 from minires.model import ResNet50, Step
+from minires.show import layer_names
 
 SHOWN = 8  # products in the table: those that add most to the sum
 EPS = float(np.finfo(np.float32).eps)
@@ -34,15 +35,16 @@ def explain(fp32: ResNet50, int8: ResNet50, x: Array, name: str, pixel: Pixel | 
         if not 0 <= at < size:
             raise MiniresError(f"{name} has no {what} {at}; the last one is {size - 1}")
     layer = int8[name]
-    lines = [f"{name}, {_kind(layer)}: row {row}, column {column}, channel {channel} of its output"]
+    kind = f", {_kind(layer)}" if layer.op != name else ""
+    lines = [f"{name}{kind}: row {row}, column {column}, channel {channel} of its output"]
     lines += ["", *EXPLAINED[layer.op](fp32, int8, (real, quantized), pixel)]
     return "\n".join(lines)
 
 
 def _step(model: ResNet50, x: Array, name: str) -> Step:
     """Run a network up to a layer."""
-    if name not in [layer.name for layer in model.layers]:
-        raise MiniresError(f"no layer is called {name}; minires summary lists them")
+    if name not in (names := layer_names(model)):
+        raise no_layer(name, names, "minires summary")
     return next(step for step in model.steps(x) if step.name == name)
 
 
@@ -100,7 +102,8 @@ def _explain_sum(
     bias = int(p.bias_s32[channel])
     yield ""
     yield f"All products of whole numbers, summed in 32 bits without rounding: acc = {acc}"
-    yield "The bias counts in the same steps, and takes x's zero point back out:"
+    back = ", and takes x's zero point back out" if x_zero_point else ""
+    yield f"The bias counts in the same steps{back}:"
     yield f"  {acc} {'-' if bias < 0 else '+'} {abs(bias)} = {acc + bias}"
     exact = np.float32(np.dot(x_f32.astype(np.float64), w_f32) + p_f32.bias[channel])
     if layer.op == "linear":
@@ -138,10 +141,13 @@ def _requantized(
     """Explain how a sum comes back to eight bits: equations 7.2 and 7.3, or with a residual 8.1."""
     assert layer.qparams is not None
     y_scale, y_zero_point = layer.qparams
-    m = p.x_qparams.scale * p.w_scale[pixel[2]] / y_scale
+    x_scale, w_scale = p.x_qparams.scale, p.w_scale[pixel[2]]
+    m = x_scale * w_scale / y_scale
     shortcut: Array | None = None
     yield ""
-    yield f"Back to eight bits: a step of the sum is m = {m:.8g} of the output's ({y_scale:.6g})"
+    yield f"Back to eight bits. A step of the sum is worth {x_scale:.6g} x {w_scale:.6g}. A step of"
+    yield f"the output is worth {y_scale:.6g}. So the sum is multiplied by their ratio:"
+    yield f"  m = {x_scale:.6g} x {w_scale:.6g} / {y_scale:.6g} = {m:.8g}"
     yield f"  {total} x {m:.8g} = {np.float32(total) * m:.4f}"
     if p.residual_qparams is not None:
         scale, zero_point = p.residual_qparams

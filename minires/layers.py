@@ -18,10 +18,6 @@ from minires.reference import QParams
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-# A function that is told of steps when they have run: the layers, the NCHW shape of the images that
-# went through together, how many calls for the same batch came before, and when each step started
-# and ended by time.perf_counter. Where a step ran phase by phase it gets the PhaseTimes, too.
-Record = Callable[..., None]
 Hook = Callable[["Layer", tuple[Array, ...], Array], Array | None]
 
 
@@ -88,7 +84,9 @@ class Int8Params(NamedTuple):
     x_qparams: QParams  # the input's scale and zero point
     w_s8: Array  # (N, K)
     w_scale: Array  # (N,) float32
-    bias_s32: Array  # (N,) in steps of x_scale * w_scale, less x_zero_point * sum(w_s8)
+    # (N,) in steps of x_scale * w_scale, less x_zero_point * sum(w_s8): see `gemm_u8s8`. It is so
+    # small that with the sums it stays below 2**31.
+    bias_s32: Array
     residual_qparams: QParams | None = None  # those of the residual, if one is added
 
     @property
@@ -179,7 +177,11 @@ def im2col_u8(layer: Layer, p: Int8Params, x_u8: Array) -> Array:
 
 
 def gemm_u8s8(layer: Layer, p: Int8Params, columns_u8: Array) -> Array:
-    """Multiply u8 by s8 and sum exactly, (M, N) s32; x's zero point is left for the bias."""
+    """Multiply u8 by s8 and sum exactly, (M, N) s32; x's zero point is left for the bias.
+
+    sum((x_u8 - zero_point) * w_s8)  =  sum(x_u8 * w_s8) - zero_point * sum(w_s8), and the second
+    part is the same for every patch, so the bias has it.
+    """
     return ref.gemm_u8s8_ref(columns_u8, p.w_s8.T)
 
 
@@ -204,7 +206,7 @@ def requantize(
 
 
 def avgpool_int8(layer: Layer, x_qparams: QParams, x_u8: Array) -> Array:
-    """Sum over all pixels; the division by their number is part of the requantization."""
+    """Sum over all pixels; the requantization divides. It needs no parameters but these."""
     pixels = x_u8.shape[1] * x_u8.shape[2]
     y_scale, y_zero_point = y_qparams(layer)
     acc_s32 = x_u8.sum(axis=(1, 2), dtype=np.int32) - pixels * x_qparams.zero_point  # (batch, in_c)

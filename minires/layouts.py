@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minires.errors import WeightsError, short
+from minires.errors import WeightsError, short, some
 from minires.layers import Array, Shape
 from minires.unpickle import Fields
 
@@ -84,14 +84,14 @@ def torchvision_names(state: Mapping[str, Array]) -> dict[str, Array]:
     ends = [key.removesuffix(STEM[0]) for key in state if key.endswith(STEM[0])]
     prefixes = [prefix for prefix in ends if all(prefix + name in state for name in STEM)]
     if len(prefixes) > 1 and "" not in prefixes:
-        told = ", ".join(short(prefix) for prefix in prefixes[:5])
+        told = some([short(prefix) for prefix in prefixes])
         raise WeightsError(f"holds several networks ({told}); save the one that is to run")
     prefix = prefixes[0] if len(prefixes) == 1 else ""
     names = {key.removeprefix(prefix): key for key in state if key.startswith(prefix)}
     heads = [name.removesuffix(".weight") for name in names if HEAD.fullmatch(name)]
     heads = [head for head in heads if state[names[f"{head}.weight"]].ndim == 2]
     if len(heads) > 1:
-        told = ", ".join(map(short, heads[:5]))
+        told = some([short(head) for head in heads])
         raise WeightsError(
             f"its classifier has {len(heads)} linear layers ({told}), and minires runs one; train "
             "it anew with model.fc = torch.nn.Linear(2048, classes)"

@@ -43,22 +43,7 @@ def _depth(value: Any) -> int:
 def read_meta(told: object, classes: int) -> dict[str, Any]:
     """Check what becomes a network's meta, and give it the types that it has there.
 
-    Parameters
-    ----------
-    told : object
-        As JSON had it. What minires does not use may be anything.
-    classes : int
-        How many the network tells apart.
-
-    Returns
-    -------
-    dict
-        With the same keys.
-
-    Raises
-    ------
-    WeightsError
-        For the first value that cannot be used.
+    `told` is as JSON had it. What minires does not use may be anything.
     """
     if not isinstance(told, dict):
         raise WeightsError(f"its metadata is {short(told)}; wanted names and values")

@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from minires import checkpoint, preprocess, show
-from minires.backends import Backend, Engine, check_backend, check_parameters
-from minires.errors import MiniresError, NoLayerError, check_choice, check_is, check_whole, short
-from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Record, Shape
+from minires.backends import Backend, Engine, Ran, Record, check_backend, check_parameters
+from minires.errors import MiniresError, check_choice, check_is, check_whole, no_layer
+from minires.layers import OPERATORS, Array, Layer, Operator, PhaseTime, Shape
 from minires.mixed import run_kept
 from minires.summary import enough_memory
 
@@ -26,6 +26,7 @@ def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
         name: str, inputs: tuple[str, ...], in_c: int, out_c: int, kernel: int, stride: int = 1
     ) -> Layer:
         shortcut = "downsample" in name  # its ReLU comes after the addition, in conv3
+        # torchvision's name of its BatchNorm: downsample.1, or bn1 for conv1.
         bn = name[:-1] + "1" if shortcut else name.replace("conv", "bn")
         padding = kernel // 2
         return Layer(name, "conv", inputs, in_c, out_c, kernel, stride, padding, bn, not shortcut)
@@ -38,7 +39,7 @@ def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
     x, in_c = "maxpool", 64
     for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)], start=1):
         for block in range(blocks):
-            name, out_c = f"layer{stage}.{block}", 4 * width
+            name, out_c = f"layer{stage}.{block}", 4 * width  # conv3 widens what the 3x3 computed
             stride = 2 if block == 0 and stage > 1 else 1
             shortcut = x
             layers.append(conv(f"{name}.conv1", (x,), in_c, width, kernel=1))
@@ -226,7 +227,7 @@ class ResNet50:
                 else:
                     output = self._engine.run(x.shape, layer, *inputs)
             if self.record:
-                self.record([layer], x.shape, 0, [(started, perf_counter())], times)
+                self.record(Ran([layer], x.shape, 0, [(started, perf_counter())], times))
             for handle in list(layer.hooks):
                 replacement = handle.hook(layer, inputs, output)
                 output = output if replacement is None else replacement
@@ -246,10 +247,10 @@ class ResNet50:
 
     def __getitem__(self, name: str) -> Layer:
         """Find a layer by its name, for example to hook it."""
-        for layer in self.layers:
-            if isinstance(name, str) and layer.name == name:
-                return layer
-        raise NoLayerError(f"no layer is called {short(repr(name))}; print(model) lists them")
+        names = show.layer_names(self)
+        if isinstance(name, str) and name in names:
+            return self.layers[names.index(name)]
+        raise no_layer(name, names, "print(model)")
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)
@@ -257,6 +258,7 @@ class ResNet50:
     __repr__ = show.network_line
     __str__ = show.network_text
     _repr_html_ = show.network_html
+    _ipython_key_completions_ = show.layer_names
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Tell copy and pickle how to make the same network again: by `_rebuild`."""

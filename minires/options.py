@@ -1,18 +1,17 @@
 """Options that several commands share, and a parser that helps with typing errors."""
 
 import argparse
-import difflib
 import itertools
 import os
 import sys
 from argparse import Namespace, _ActionsContainer
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from minires import download
-from minires.errors import MiniresError
+from minires.errors import MiniresError, nearest
 from minires.kernels.cpu import set_num_threads
 from minires.layers import OPERATORS
 from minires.preprocess import Preset
@@ -36,21 +35,15 @@ class Parser(argparse.ArgumentParser):
             name = word.partition("=")[0]
             known = any(option.startswith(name) for option in options)  # --prec is --precision
             if name.startswith("--") and not known:
-                self.error(f"there is no option {name}{_nearest(name, options)}")
+                self.error(f"there is no option {name}{nearest(name, options)}")
         return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            nearest = _nearest(str(value), map(str, action.choices or ()))
-            raise argparse.ArgumentError(action, error.message + nearest) from error
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    # 0.75 finds words with swapped or missing letters, but not words that only end alike.
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
-    return f"; did you mean {close[0]}?" if close else ""
+            hint = nearest(str(value), map(str, action.choices or ()))
+            raise argparse.ArgumentError(action, error.message + hint) from error
 
 
 class Version(argparse.Action):
@@ -201,9 +194,3 @@ def use_threads(arguments: Namespace) -> None:
         )
     if count:
         set_num_threads(count)
-
-
-def check_folder(path: Path) -> None:
-    """Raise `MiniresError` if a path's folder is missing: call it before long work."""
-    if not os.path.isdir(path.absolute().parent):
-        raise MiniresError(f"{path}: its folder is not there; make it first")

@@ -49,18 +49,21 @@ class Preset:
     enlarge: int | None = None
 
     def __post_init__(self) -> None:
+        # A frozen object's fields are set by object's own method.
         for name in ("resize", "crop", "enlarge"):
             given = getattr(self, name)
             if name != "enlarge" or given is not None:
                 side = check_whole(f"a preset's {name}", given)
                 if side > LARGEST_SIDE:
-                    raise MiniresError(f"a preset's {name} is {side}; at most {LARGEST_SIDE}")
+                    most = f"at most {LARGEST_SIDE}"
+                    raise MiniresError(f"a preset's {name} is {short(side)}; wanted {most}")
                 object.__setattr__(self, name, side)
         for name, least in ("mean", -np.inf), ("std", 0.0):
             given = getattr(self, name)
             try:
-                red, green, blue = map(float, given)
-            except (TypeError, ValueError):
+                # JSON's true would be 1.
+                red, green, blue = (np.nan if value is True else float(value) for value in given)
+            except (TypeError, ValueError, OverflowError):
                 red, green, blue = np.nan, np.nan, np.nan
             if not all(least < value < np.inf for value in (red, green, blue)):
                 above = ", above 0" if name == "std" else ""
@@ -74,32 +77,21 @@ class Preset:
 
 
 def read_preset(values: object) -> Preset:
-    """Make a preset from its fields in JSON or TOML, which have lists in place of tuples.
-
-    Values with which the network could not run raise `MiniresError`.
-    """
+    """Make a preset from its fields in JSON or TOML, if the network can run with it."""
     known = {field.name for field in fields(Preset)}
     if not isinstance(values, Mapping) or not known - {"enlarge"} <= set(values) <= known:
         raise MiniresError(f"a preset is {short(values)}; wanted resize, crop, mean and std")
-    sides = [values[name] for name in ("resize", "crop", "enlarge") if values.get(name) is not None]
-    whole = all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in sides)
-    if len(sides) < 2 or not whole or sides[-1] < 32:
-        raise MiniresError(
-            f"a preset makes images of {short(sides)} pixels; wanted 32 to {LARGEST_SIDE}"
-        )
-    colours = [values["mean"], values["std"]]
-    for colour in colours:
-        kinds = [type(x) for x in colour] if isinstance(colour, list | tuple) else []
-        if len(kinds) != 3 or not set(kinds) <= {int, float}:
-            raise MiniresError(f"a preset's mean or std is {short(colour)}; wanted 3 numbers")
-    for mean, std in zip(*colours, strict=True):
+    preset = Preset(**values)
+    if preset.side < 32:
+        raise MiniresError(f"a preset makes images of {preset.side} pixels; wanted 32 or more")
+    for mean, std in zip(preset.mean, preset.std, strict=True):
         # With larger pixels `check_input` would refuse every image.
-        if not (0 < std < 1000 and max(abs(mean), abs(1 - mean)) < 100 * std):
+        if not (std < 1000 and max(abs(mean), abs(1 - mean)) < 100 * std):
             raise MiniresError(
-                f"a preset has the mean {short(mean)} and the std {short(std)}; wanted those of "
-                "pixels from 0 to 1"
+                f"a preset has the mean {mean:g} and the std {std:g}; wanted those of pixels from "
+                "0 to 1"
             )
-    return Preset(**{**values, **{key: tuple(values[key]) for key in ("mean", "std")}})
+    return preset
 
 
 IMAGENET_V1 = Preset(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -137,8 +137,8 @@ def softmax_ref(logits: Float32) -> Float32:
 class QParams(NamedTuple):
     """How a tensor of eight-bit integers stands for real numbers."""
 
-    scale: np.float32
-    zero_point: int
+    scale: np.float32  # the real number between two neighbours
+    zero_point: int  # the integer that stands for 0, from 0 to 255
 
 
 def quantize_ref(x: Float32, scale: np.float32, zero_point: int) -> npt.NDArray[np.uint8]:

@@ -7,14 +7,13 @@ import numpy as np
 from PIL import Image
 
 from minires import html
-from minires.backends import SAME_PARAMETERS
+from minires.backends import INT8
 from minires.layers import Array
 from minires.summary import SummaryRow, format_edges, format_summary, summarize
 
 if TYPE_CHECKING:  # model.py imports this file
     from minires.model import ResNet50, Step
 
-INT8 = SAME_PARAMETERS[1]
 UNKNOWN_SIDE = 224  # pixels: what most ResNet-50s take
 MOST_CHANNELS = 64  # in a picture
 TILE = 48  # pixels of a channel in it; larger channels keep their own size
@@ -44,6 +43,11 @@ class _Short(reprlib.Repr):
         first = [self.repr1(value, level - 1) for value in x[:3]]
         more = [f"... {len(x)} in all"] if len(x) > 3 else []
         return f"[{', '.join(first + more)}]"
+
+
+def layer_names(model: "ResNet50") -> list[str]:
+    """List what may stand in ``model[""]``; IPython completes it."""
+    return [layer.name for layer in model.layers]
 
 
 def network_line(model: "ResNet50") -> str:

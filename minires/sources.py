@@ -5,14 +5,13 @@ import glob
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from minires.errors import ImageError
+from minires.errors import ImageError, some
 from minires.images import SUFFIXES, ImageSource, refuse_address
 
 STDIN = Path("-")  # as a name on the command line; a file of that name has its folder's name too
-SHOWN = 3  # names in a message
 
 
 def find_images(sources: Iterable[str | os.PathLike[str]], recursive: bool = False) -> list[Path]:
@@ -52,9 +51,15 @@ def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
             yield from _images_in(path, recursive)
 
 
+def folders_in(folder: Path) -> list[Path]:
+    """List the folders in a folder, in the order of their names; hidden ones do not count."""
+    inside = (path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    return sorted(inside, key=lambda path: path.name)  # paths themselves ignore case on Windows
+
+
 def no_image_in(folder: Path) -> ImageError:
     """Say that a folder has no image, and where in it there are some."""
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    inside = folders_in(folder)
     filled = [path.name for path in inside if next(_images_in(path, recursive=True), None)]
     if not filled:
         return ImageError(f"{folder}: no image lies in this folder")
@@ -62,13 +67,6 @@ def no_image_in(folder: Path) -> ImageError:
         f"{folder}: no image lies in this folder itself, but in its folders {some(filled)}; "
         "--recursive looks there too"
     )
-
-
-def some(names: Sequence[object]) -> str:
-    """Write names for a message: the first few, and how many more there are."""
-    more = len(names) - SHOWN
-    shown = ", ".join(map(str, names[:SHOWN]))
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def opened(file: Path) -> ImageSource:

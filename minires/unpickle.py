@@ -101,22 +101,9 @@ class Fields(dict[Any, Any]):
 def unpickle(file: BinaryIO, make_storage: MakeStorage) -> Any:
     """Run the pickle at the file's position, and leave the file behind its end.
 
-    Parameters
-    ----------
-    file : binary file
-        At the pickle's start.
-    make_storage : callable
-        Returns the storage that a tensor lies in.
-
-    Returns
-    -------
-    object
-        Made of dictionaries, lists, tuples, text, numbers, None, and arrays in place of tensors.
-
-    Raises
-    ------
-    WeightsError
-        For a pickle that wants anything else. What is merely broken raises other errors.
+    `make_storage` returns the storage that a tensor lies in. You get dictionaries, lists, tuples,
+    text, numbers, None, and arrays in place of tensors. `WeightsError` tells of a pickle that wants
+    anything else. If it is merely broken, you get other errors.
     """
     machine = _Machine(make_storage)
     instructions = pickletools.genops(_Clipped(file))  # type: ignore[arg-type]  # all it needs

@@ -34,6 +34,12 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         os.replace(file.name, target)
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Raise `MiniresError` if a file's folder is missing: call it before long work."""
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise MiniresError(f"{path}: its folder is not there; make it first")
+
+
 def check_writable(path: str | os.PathLike[str], size: int) -> None:
     """Raise `MiniresError` unless a file of that size can be written there.
 

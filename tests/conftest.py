@@ -15,11 +15,20 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 import numpy as np
 import pytest
 
+from minires.kernels.cpu import get_num_threads
+
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is downloaded, not even where a test forgets to name its weights."""
     monkeypatch.setenv("MINIRES_OFFLINE", "1")
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share work out even where there is one core, as for each of several test processes."""
+    if get_num_threads() == 1:
+        monkeypatch.setenv("NUMBA_NUM_THREADS", "2")
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,7 @@ def test_a_prompt_offers_what_is_public_and_nothing_else() -> None:
     offered = set(dir(minires))
     assert offered == {*minires.__all__, "measure", "quantize", "__version__"}
     assert all(getattr(minires, name) is not None for name in offered)
+    assert dir(minires.measure) == sorted(minires.measure.__all__)
     assert callable(minires.measure.measure_roofs)
     with pytest.raises(AttributeError, match="'minires' has no attribute 'Any_'"):
         minires.Any_  # noqa: B018
@@ -350,3 +351,13 @@ def error_of(function: Callable[..., Any], arguments: dict[str, Any]) -> Excepti
     except Exception as error:
         return error
     return None
+
+
+def test_a_network_in_the_place_of_top_is_told_before_weights_are_loaded(
+    model: ResNet50, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minires.api, "_loaded", lambda _: pytest.fail("weights were loaded"))
+    with pytest.raises(MiniresError, match="in the place of top; write model= before it"):
+        minires.classify(CAT, model)  # type: ignore[arg-type]
+    with pytest.raises(MiniresError, match="top is 0; wanted"):
+        minires.classify(CAT, 0)

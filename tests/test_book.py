@@ -119,6 +119,7 @@ def test_every_chapter_is_a_notebook(book: ModuleType, tmp_path: Path) -> None:
         text = "".join("".join(c["source"]) for c in told["cells"] if c["cell_type"] == "markdown")
         assert text.startswith("# ")
         assert "{lab}" not in text
+        assert ("`minires lab`" in text) >= any("{lab}" in cell.text for cell in cells)
         assert len({cell["id"] for cell in told["cells"]}) == len(told["cells"])
 
 
@@ -127,7 +128,8 @@ def test_a_notebook_folds_what_the_book_folds(book: ModuleType) -> None:
     _, told, code, drawing, answer = book.notebook(book.read(text))["cells"]
     assert "](../docs/accuracy.md)" in "".join(told["source"])
     hidden = [cell["metadata"].get("jupyter") for cell in (code, drawing, answer)]
-    assert hidden == [None, {"source_hidden": True}, {"source_hidden": True}]
+    whole = {"source_hidden": True, "outputs_hidden": True}
+    assert hidden == [None, {"source_hidden": True}, whole]
 
 
 def test_a_notebooks_first_cell_finds_the_repository(

@@ -20,7 +20,7 @@ import pytest
 import requests  # through which pooch downloads
 
 from minires import cache as cache_module
-from minires import download
+from minires import download, transfer
 from minires.errors import DownloadError, WeightsError
 from minires.preprocess import IMAGENET_V1, IMAGENET_V2, Preset
 
@@ -120,7 +120,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("MINIRES_OFFLINE", raising=False)
-    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    monkeypatch.setattr(transfer, "TIMEOUT", 0.3)
     monkeypatch.setattr("pooch.core.time", types.SimpleNamespace(sleep=lambda _: None))
     return tmp_path / "cache"
 
@@ -200,9 +200,9 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failure_is_followed_by_another_try(failure: str, small: Server, cache: Path) -> None:
-    small.plan += [failure] * (download.ATTEMPTS - 1)
+    small.plan += [failure] * (transfer.ATTEMPTS - 1)
     assert download.fetch("SMALL").read_bytes() == CONTENT
-    assert len(small.requests) == download.ATTEMPTS
+    assert len(small.requests) == transfer.ATTEMPTS
     assert os.listdir(cache) == [CACHED]
 
 
@@ -215,7 +215,7 @@ def test_failures_without_end_are_told(failure: str, small: Server, cache: Path)
     for part in "SMALL", f"{small.url('/models/small.pth')}: ", "--weights PATH", FAILURES[failure]:
         assert part in text
     assert "\n" not in text
-    assert len(small.requests) == download.ATTEMPTS
+    assert len(small.requests) == transfer.ATTEMPTS
     assert os.listdir(cache) == []
     assert download.locate("SMALL") is None
     small.plan.clear()
@@ -227,7 +227,7 @@ def test_the_mirror_is_asked_when_the_first_fails(server: Server, manifest: Path
     path = download.fetch("SMALL")
     assert path.read_bytes() == CONTENT
     assert path.suffix == ".safetensors"
-    assert server.requests == ["/missing/small.pth"] * download.ATTEMPTS + ["/mirror.safetensors"]
+    assert server.requests == ["/missing/small.pth"] * transfer.ATTEMPTS + ["/mirror.safetensors"]
     assert download.fetch("SMALL") == path
 
 
@@ -245,7 +245,7 @@ def test_all_that_was_tried_is_told(server: Server, manifest: Path) -> None:
 def test_a_server_without_end_is_left_for_the_mirror(
     manner: str, server: Server, manifest: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "PATIENCE", 0.5)
+    monkeypatch.setattr(transfer, "PATIENCE", 0.5)
     write_manifest(manifest, server.url("/a.pth"), server.url("/b.pth"))
     server.plan.append(manner)
     assert download.fetch("SMALL").read_bytes() == CONTENT
@@ -259,7 +259,7 @@ def test_a_server_without_end_is_left_for_the_mirror(
 def test_what_a_server_without_end_does_is_told(
     manner: str, small: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "PATIENCE", 0.5)
+    monkeypatch.setattr(transfer, "PATIENCE", 0.5)
     small.plan.append(manner)
     tracemalloc.start()
     with pytest.raises(DownloadError, match=rf"small\.pth: {ENDLESS[manner]}"):
@@ -313,7 +313,7 @@ def test_an_interruption_leaves_nothing(
         raise KeyboardInterrupt
 
     small.plan.append("stalled")
-    monkeypatch.setattr(download, "_watch", interrupt)
+    monkeypatch.setattr(transfer, "_watch", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download.fetch("SMALL")
     assert os.listdir(cache) == []
@@ -359,7 +359,7 @@ def test_a_killed_download_leaves_nothing_that_counts(
     small.plan.append("stalled")
     process = fetch_elsewhere(manifest)
     with process:
-        while not list(cache.glob(f"{download.PARTIAL}*/*")):
+        while not list(cache.glob(f"{transfer.PARTIAL}*/*")):
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
@@ -769,7 +769,7 @@ def test_a_network_that_swallows_everything_is_not_waited_for(
 ) -> None:
     released = threading.Event()
     monkeypatch.setattr(requests, "get", lambda *_, **__: released.wait(20))
-    monkeypatch.setattr(download, "HURRY", 0.1)
+    monkeypatch.setattr(transfer, "HURRY", 0.1)
     began = time.monotonic()
     assert download.default_weights().name == "FEW"
     assert time.monotonic() - began < 10
@@ -833,7 +833,7 @@ def test_offline_the_package_answers_at_once(
     small: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MINIRES_OFFLINE", "1")
-    monkeypatch.setattr(download, "_download", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(download, "download", lambda *_: pytest.fail("asked"))
     assert download.default_weights().name == "FEW"
     assert "MINIRES_OFFLINE or --offline" in one_line(capsys)
     assert small.requests == []

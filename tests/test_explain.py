@@ -33,7 +33,8 @@ def test_any_layers_value_is_the_networks(name: str, networks: tuple[ResNet50, R
     channel = quantized.output.shape[-1] - 1
     pixel = (0, 0, channel)
     lines = explain(fp32, int8, X, name, pixel).splitlines()
-    assert lines[0].startswith(f"{name}, ")
+    assert lines[0].startswith(name)
+    assert lines[0].count(name) == 1
     assert f"row 0, column 0, channel {channel} " in lines[0]
     assert any("the network has the same" in line for line in lines)
     if name == "fc":
@@ -71,6 +72,16 @@ def test_the_sum_is_of_the_products_and_the_residual_is_told(
         assert float(w) == pytest.approx(float(w_back), abs=0.01)
     assert any("and 56 more" in line for line in lines)
     assert any("the shortcut adds" in line for line in lines)
+    assert not any("zero point back out" in line for line in lines), "it is 0 after a ReLU"
+
+
+def test_the_multiplier_is_told_as_what_it_is_made_of(networks: tuple[ResNet50, ResNet50]) -> None:
+    lines = explain(*networks, X, "conv1").splitlines()
+    (told,) = (line.split() for line in lines if line.startswith("  m = "))
+    x_scale, w_scale, y_scale, m = (float(told[at]) for at in (2, 4, 6, 8))
+    assert m == pytest.approx(x_scale * w_scale / y_scale, rel=1e-5)
+    assert y_scale == pytest.approx(float(networks[1]["conv1"].qparams.scale), rel=1e-5)
+    assert any("takes x's zero point back out" in line for line in lines)
 
 
 @pytest.fixture
@@ -98,7 +109,7 @@ def test_a_network_that_computes_something_else_is_noticed(
 @pytest.mark.parametrize(
     ("name", "pixel", "reason"),
     [
-        ("layer9", None, "no layer is called layer9"),
+        ("layer9", None, "no layer is called 'layer9'"),
         ("conv1", (32, 0, 0), "conv1 has no row 32; the last one is 31"),
         ("conv1", (0, 0, 64), "conv1 has no channel 64; the last one is 63"),
         ("fc", (0, 1, 0), "fc has no column 1; the last one is 0"),

@@ -101,7 +101,7 @@ def test_imports_are_followed() -> None:
 
 @pytest.mark.parametrize("name", READING_PATH)
 def test_the_reading_path_is_self_contained(name: str) -> None:
-    tools = ("cli", "download", "kernels", "measure", "quantize")
+    tools = ("cli", "download", "kernels", "measure", "quantize", "transfer")
     assert [file for file in reached_from(name) if file.startswith(tools)] == []
 
 
@@ -131,15 +131,9 @@ def test_functions_are_short_and_take_little(name: str) -> None:
         assert few or function.name in TAKES_ADDRESSES, function.name
 
 
-# Files over 400 lines, and what they may have until somebody finds the second idea in them.
-LONG = {"download.py": 480}
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_can_be_read_in_one_go(name: str) -> None:
-    limit = 200 if name.startswith("kernels/isa/") else LONG.get(name, 400)
-    assert lines(name) <= limit
-    assert name not in LONG or lines(name) > 400, "it needs no exception any more"
+    assert lines(name) <= (200 if name.startswith("kernels/isa/") else 400)
 
 
 # Rooms of the package that a reader can leave out, and how many lines each may have.
@@ -157,7 +151,7 @@ ROOMS = {
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 12_800
+    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 12_810
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -1,5 +1,6 @@
 """The recorded runs of docs/cpu.json are read, and what texts cite of them is in them."""
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -132,9 +133,27 @@ def test_each_part_is_recorded_as_soon_as_it_is_measured(
     monkeypatch.setattr(benchmark.minires, "resnet50", lambda weights, precision: None)
     for name in ("one", "two"):
         with pytest.raises(RuntimeError):
-            benchmark.record(name, "weights", ROOT / "README.md")
+            benchmark.record(name, "weights", ROOT / "README.md", 1)
     assert [run.name for run in recorded.runs("memory")] == ["one", "two"]
     assert recorded.run("two").doubts == ["runs of L3 differ"]
+
+
+def test_a_part_in_doubt_is_recorded_again(
+    recorded: Any, benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubts = iter([["a", "b"], ["c"], ["d", "e"], []])
+
+    def measure_one(_models: Any, _data: bytes) -> Any:
+        told = next(doubts)
+        return {"memory": told}, told
+
+    monkeypatch.setattr(recorded, "FILE", tmp_path / "cpu.json")
+    monkeypatch.setattr(benchmark, "PARTS", [measure_one])
+    monkeypatch.setattr(benchmark.minires, "resnet50", lambda weights, precision: None)
+    benchmark.record("run", "weights", ROOT / "README.md", 3)
+    told = json.loads((tmp_path / "cpu.json").read_text(encoding="utf-8"))["run"]
+    assert (told["memory"], told["doubts"]["memory"]) == (["c"], ["c"])
+    assert next(doubts) == []  # it was measured three times
 
 
 def test_figures_in_doubt_come_under_a_banner(recorded: Any) -> None:
@@ -146,7 +165,8 @@ def test_figures_in_doubt_come_under_a_banner(recorded: Any) -> None:
     assert steady.endswith("Yours are steady: runs of the same thing agree.")
     doubts = ["runs differ", "and more"]
     busy = recorded.side_by_side("GOP/s", rows, runs, ["ladders"], doubts)
-    assert busy.startswith("YOURS ARE IN DOUBT: runs differ (and 1 more).")
+    wanted = "YOURS ARE IN DOUBT: runs differ (other doubts: 1)."
+    assert " ".join(busy.split()).startswith(wanted)
     for text in (steady, busy):
         of_notes = [
             line for line in text.splitlines() if not line.startswith(("GOP/s", "-", "fma"))
@@ -154,7 +174,7 @@ def test_figures_in_doubt_come_under_a_banner(recorded: Any) -> None:
         assert max(map(len, of_notes)) <= recorded.WIDTH
         assert all(run.commit in text for run in runs)
         unfilled = " ".join(text.split())
-        assert "In doubt there: runs of loops differ (and 1 more)." in unfilled
+        assert "In doubt there: runs of loops differ (other doubts: 1)." in unfilled
     assert [recorded.worked_out("2.00x", doubts) for doubts in ([], ["runs differ"])] == [
         "2.00x",
         MARK,

@@ -13,7 +13,7 @@ from minires.api import Prediction, Predictions
 from minires.backends import Backend
 from minires.kernels.cuda import driver
 from minires.layers import Layer
-from minires.model import ResNet50, Step
+from minires.model import ResNet50, Step, resnet50_layers
 from minires.preprocess import IMAGENET_V2, Preset
 from minires.show import Meta, channels_picture
 
@@ -103,6 +103,14 @@ def test_any_output_has_a_picture(shape: tuple[int, ...], value: float) -> None:
     assert shown == min(64, shape[-1])
     assert picture.width <= 800
     assert np.asarray(picture)[0, 0].tolist()[1] == 255
+
+
+def test_a_prompt_completes_layers_and_proposes_them() -> None:
+    model = ResNet50(resnet50_layers(10), {})
+    assert model._ipython_key_completions_()[:3] == ["input", "conv1", "maxpool"]
+    for wrong, right in [("Conv1", "conv1"), ("layer2.1", "layer2.1.conv1")]:
+        with pytest.raises(KeyError, match=rf"print\(model\) lists them; did you mean {right}\?"):
+            model[wrong]
 
 
 def test_a_step_shows_its_shapes_and_its_picture() -> None:

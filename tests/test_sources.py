@@ -9,7 +9,7 @@ import pytest
 
 from minires.errors import ImageError
 from minires.images import load_image
-from minires.sources import STDIN, find_images, no_image_in, opened, some
+from minires.sources import STDIN, find_images, no_image_in, opened
 from tests.making_files import save_photograph
 
 
@@ -75,12 +75,6 @@ def test_a_folder_without_an_image_names_folders_that_have_some(shots: Path) -> 
     for name in ("a.JPG", "b.png"):
         (shots / name).unlink()
     assert "in its folders inner; --recursive" in str(no_image_in(shots))
-
-
-def test_many_names_are_a_few_and_a_count() -> None:
-    assert some(["a"]) == "a"
-    assert some(["a", "b", "c"]) == "a, b, c"
-    assert some([Path(str(i)) for i in range(480)]) == "0, 1, 2 and 477 more"
 
 
 def test_standard_input_is_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,13 @@
 import ctypes
 import functools
 import math
-import operator
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minires.errors import MiniresError, short
+from minires.errors import MiniresError, check_whole, short
 
 _chosen: int | None = None
 
@@ -188,11 +187,8 @@ def set_num_threads(count: int) -> None:
     1
     """
     global _chosen
-    try:
-        wanted = operator.index(count)  # NumPy's whole numbers, too
-    except TypeError:
-        wanted = 0
-    if not 1 <= wanted <= _most():
+    wanted = check_whole("count", count)
+    if wanted > _most():
         raise MiniresError(
             f"{short(count)} threads cannot be had; wanted 1 to {_most()}, and NUMBA_NUM_THREADS "
             "allows more"

@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minires.backends import Ran, Record
 from minires.errors import MiniresError
 from minires.kernels.cpu import get_num_threads, room_in
 from minires.kernels.division import divide
 from minires.kernels.isa import ISA, available_isas, choose_isa
-from minires.kernels.operators import FORMATS, OPS, STEP, compile_network
-from minires.kernels.pack import aligned, make_up, prepack
+from minires.kernels.operators import FORMATS, OPS, STEP, UNWATCHED, compile_network
+from minires.kernels.pack import aligned, from_bf16, make_up, prepack, to_bf16
 from minires.kernels.plan import LOGITS, Buffer, Division, Plan, Step, Tiling, lay_out
-from minires.layers import Array, Int8Params, Layer, Record, Shape
-from minires.reference import QParams, round_bf16_ref
+from minires.layers import Array, Int8Params, Layer, Shape
+from minires.reference import QParams
 from minires.summary import enough_memory
 
 PLANS = 4  # how many shapes of input may have buffers at the same time
@@ -117,6 +118,7 @@ class Engine:
             columns=vectors * self.isa.lanes,
             run=instruction.rows if instruction.own_registers else 1,
             groups=instruction.multiple,
+            may_be_fewer=instruction.own_registers,
             pixel=instruction.pixel,
             near=room_in(1),
             far=room_in(2),
@@ -141,7 +143,7 @@ class Engine:
         parts = -(-len(x) // self._divide(x.shape).more)
         images = -(-len(x) // parts)  # equal parts: images are slower in a small last one
         threads = self.threads or get_num_threads()
-        calls: list[tuple[Any, ...]] = []
+        calls: list[Ran] = []
         with ONE_AT_A_TIME:
             for start in range(0, len(x), images):
                 together = x[start : start + images]
@@ -149,19 +151,24 @@ class Engine:
                 for steps, which in program.plan.calls:
                     part = together[which]
                     self._point(program, steps, part, which.start)
+                    worked = np.zeros((steps.stop, threads, 2), np.int64) if record else UNWATCHED
                     called = perf_counter()
-                    self.execute(program.steps, self.ticks, steps.start, steps.stop, threads)
+                    self.execute(
+                        program.steps, self.ticks, steps.start, steps.stop, threads, worked
+                    )
                     if record:
                         between = self.ticks[steps.start : steps.stop + 1]
-                        times = _in_seconds(between, called, perf_counter())
+                        span = called, perf_counter()
+                        times, worked = _in_seconds(between, worked[steps], *span)
                         times[0][0] = began  # the first step's time begins before the call
-                        calls.append((self.layers[steps], part.shape, len(calls), times))
+                        told = self.layers[steps], part.shape, len(calls), times
+                        calls.append(Ran(*told, worked=worked))
                     began = perf_counter()
                 logits[start : start + images] = program.logits[:, : logits.shape[1]]
             self._keep_within(KEPT)
         for call in calls:  # only now, without the lock: a record may run a network itself
             assert record
-            record(*call)
+            record(call)
         return logits
 
     def _point(self, program: Program, steps: slice, images: Array, number: int) -> None:
@@ -216,13 +223,11 @@ class Engine:
 
     def _narrow(self, x: Array) -> Array:
         """Convert an activation or a weight from the type in layers.py to the type in memory."""
-        return _bf16_bits(x) if self.form.operands == "bf16" else x
+        return to_bf16(x) if self.form.operands == "bf16" else x
 
     def _widen(self, y: Array) -> Array:
         """Copy an activation from memory, in the type that layers.py has."""
-        if self.form.operands == "bf16":
-            return (y.astype(np.int32) << 16).view(np.float32)
-        return y.copy()
+        return from_bf16(y) if self.form.operands == "bf16" else y.copy()
 
     def _leaves(self, layer: Layer) -> bool:
         """Tell whether the network runs a layer by itself, in float32 between eight bits."""
@@ -238,13 +243,14 @@ class Engine:
             weight, bias = p.weight, p.bias
             weight, m = self._narrow(weight), bias
         reads = next(other for other in self.layers if other.name == layer.inputs[0])
+        in_c = self.tiling.channels(reads)
         w = prepack(
             weight,
             kernel=layer.kernel,
-            in_c=self.tiling.channels(reads),
+            in_c=in_c,
             group=self.form.group,
             columns=self.tiling.columns,
-            at_once=self.tiling.groups,
+            at_once=self.tiling.step(layer, in_c),
             side_by_side=self.isa.instructions[self.form.operands].side_by_side,
         )
         vectors = [aligned((len(w) * self.tiling.columns,), values.dtype) for values in (bias, m)]
@@ -339,18 +345,17 @@ class Engine:
                 step["x_zero_point"] = p.zero_point
 
 
-def _in_seconds(ticks: Array, started: float, ended: float) -> Array:
-    """Return when each step began and ended, in seconds, between a call's start and its end.
+def _in_seconds(ticks: Array, worked: Array, started: float, ended: float) -> tuple[Array, Array]:
+    """Return when each step began and ended, and each thread in it, between a call's start and end.
 
     The ticks come from a clock of unknown rate. All of them together took all of the call's time,
     so the microseconds of the call itself are shared out among the steps. Since cores may read the
-    clock a few ticks apart, ticks that go backwards are evened out.
+    clock a few ticks apart, ticks that go backwards are evened out, and a thread stays within its
+    step. The times are in seconds; a thread that had no piece of a step has NaN there.
     """
-    ticks = np.maximum.accumulate(ticks) - ticks[0]
-    times = started + (ended - started) / max(1, int(ticks[-1])) * ticks
-    return np.stack([times[:-1], times[1:]], axis=1)
-
-
-def _bf16_bits(x: Array) -> Array:
-    """Round float32 to bfloat16, as the int16 of its bits."""
-    return (round_bf16_ref(x).view(np.int32) >> 16).astype(np.int16)
+    ticks = np.maximum.accumulate(ticks)
+    tick = (ended - started) / max(1, int(ticks[-1] - ticks[0]))
+    within = np.clip(worked, ticks[:-1, None, None], ticks[1:, None, None]) - ticks[0]
+    threads = np.where(worked, started + tick * within, np.nan)
+    times = started + tick * (ticks - ticks[0])
+    return np.stack([times[:-1], times[1:]], axis=1), threads

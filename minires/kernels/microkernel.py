@@ -318,20 +318,23 @@ def _sum_in_vectors(
 
 
 @intrinsic(prefer_literal=True)
-def matrix_registers(_: Any, name: Any, use: Any) -> Any:
+def matrix_registers(_: Any, name: Any, use: Any, groups: Any) -> Any:
     """Lay out the matrix registers before a thread's first tile, or release them after its last.
 
-    Both arguments are literals: a `Microkernel`'s name, and True before or False after. Nothing
-    happens for an instruction that does not use these registers.
+    The first two arguments are literals: a `Microkernel`'s name, and True before or False after.
+    `groups` are those of a run along K. Nothing happens for an instruction that does not use these
+    registers.
     """
     kernel = Microkernel.named(name.literal_value)
 
-    def codegen(context: Any, builder: Builder, _: Any, __: Any) -> Value:
-        if kernel.instruction.own_registers:
-            (amx.lay_out_registers if use.literal_value else amx.give_up_registers)(builder)
+    def codegen(context: Any, builder: Builder, _: Any, arguments: Any) -> Value:
+        if kernel.instruction.own_registers and use.literal_value:
+            amx.lay_out_registers(builder, kernel.rows, kernel.vectors, arguments[2])
+        elif kernel.instruction.own_registers:
+            amx.give_up_registers(builder)
         return context.get_dummy_value()
 
-    return types.none(name, use), codegen
+    return types.none(name, use, groups), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -143,6 +143,7 @@ FORMATS |= {
     f"{precision}, plain store": FORMATS[precision]._replace(epilogue=f"plain store of {stored}")
     for precision, stored in [("fp32", "float32"), ("int8", "u8")]
 }
+UNWATCHED = np.zeros((0, 0, 2), np.int64)  # where nobody wants to know what each thread does
 
 
 @functools.cache
@@ -151,20 +152,26 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
 
     The precision is a key of `FORMATS`; `isa` names a set that this machine has. You get
     ``execute(program, times, first, last, threads)`` for a program of `STEP` and times of int64,
-    (steps + 1,). It notes in `times` when the first step began and when each ended, in ticks.
+    (steps + 1,). It notes in `times` when the first step began and when each ended, in ticks. If
+    you also give `worked`, zeros of int64, (steps, threads, 2), it notes there when each thread
+    began a step and when it was done with its pieces; a thread that had none leaves the zeros.
     """
     spec = f"{precision}/{isa}"
     count = types.int64
-    signature = types.void(from_dtype(STEP)[::1], count[::1], count[:, :, ::1], count, count, count)
+    arrays = from_dtype(STEP)[::1], count[::1], count[:, :, ::1], count[:, :, ::1]
+    signature = types.void(*arrays, count, count, count)
 
-    def steps(program: Any, times: Any, counts: Any, first: int, last: int, thread: int) -> None:
-        threads = counts.shape[1] - 2
+    def steps(
+        program: Any, times: Any, counts: Any, worked: Any, first: int, last: int, thread: int
+    ) -> None:
+        threads, watched = counts.shape[1] - 2, len(worked) > 0
         pieces = threads * PIECES
         if times[first] == 0:  # the thread that comes first notes the time
             times[first] = ticks()
         for i in range(first, last):
             done, ended = counts[i, threads:].ctypes.data, counts[i, threads + 1 :].ctypes.data
             ran = 0
+            began = ticks() if watched else 0
             for other in range(threads):
                 share = (thread + other) % threads
                 taken = counts[i, share:].ctypes.data
@@ -173,6 +180,8 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
                     run_piece(spec, program[i], share * PIECES + piece, pieces)
                     ran += 1
                     piece = count_up(taken, 1)
+            if watched and ran > 0:  # before it counts, so that whoever sees the count sees this
+                worked[i, thread, 0], worked[i, thread, 1] = began, ticks()
             if ran > 0 and count_up(done, ran) + ran == pieces:
                 times[i + 1] = ticks()
                 count_up(ended, 1)
@@ -181,14 +190,16 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
     notice = f"minires: compiling the {precision} kernels for this machine, once"
     compiled = compile_for(ISAS[isa], steps, signature, precision, notice)
 
-    def execute(program: Any, times: Any, first: int, last: int, threads: int) -> None:
+    def execute(
+        program: Any, times: Any, first: int, last: int, threads: int, worked: Any = UNWATCHED
+    ) -> None:
         # For each step: how many pieces of each thread's share are taken, how many of all are done,
         # and whether the step has ended. These counts lie a cache line apart. A thread that is done
         # with its own share helps with the others'. So threads wait only for pieces in progress,
         # never for a thread that comes late or is slow: it finds all pieces taken.
         counts = np.zeros((last, threads + 2, LINE // 8), np.int64)
         times[first] = 0
-        WORKERS.share(compiled, threads, program, times, counts, first, last)
+        WORKERS.share(compiled, threads, program, times, counts, worked, first, last)
 
     return execute
 
@@ -262,7 +273,7 @@ def _tiles(kernel: Microkernel, output: Any) -> Callable[..., None]:
         bottom = min(top + step.block, step.rows)
         inside = begin - top * step.panels
         panel, row = inside // (bottom - top), top + inside % (bottom - top)
-        matrix_registers(name, True)
+        matrix_registers(name, True, step.groups)
         for _ in range(begin, end):
             x_offsets = step.x_offsets + 4 * rows * row
             y_offsets = step.y_offsets + 4 * rows * row
@@ -296,7 +307,7 @@ def _tiles(kernel: Microkernel, output: Any) -> Callable[..., None]:
                 if panel == step.panels:
                     panel, top = 0, bottom
                     row, bottom = top, min(top + step.block, step.rows)
-        matrix_registers(name, False)
+        matrix_registers(name, False, step.groups)
 
     return tiles
 

@@ -1,9 +1,10 @@
-"""Prepacking: weights laid out in the order in which a microkernel reads them."""
+"""Prepacking: weights laid out as a microkernel reads them, and bfloat16 as memory holds it."""
 
 import numpy as np
 
 from minires.kernels.isa import Instruction
 from minires.layers import Array, Shape
+from minires.reference import round_bf16_ref
 
 ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 SLACK = 64  # bytes behind a buffer that may be read, but whose values are never used
@@ -56,6 +57,16 @@ def make_up(instruction: Instruction, bias: Array, weight: Array) -> Array:
         return bias
     # The bias is at most 2^30, and the zero point's part and this one at most 2^28 each.
     return bias + instruction.less * weight.sum(axis=1, dtype=np.int32)
+
+
+def to_bf16(x: Array) -> Array:
+    """Round float32 to bfloat16, as the int16 of its bits: a float32's upper half."""
+    return (round_bf16_ref(x).view(np.int32) >> 16).astype(np.int16)
+
+
+def from_bf16(bits: Array) -> Array:
+    """Turn the bits of bfloat16 back into float32."""
+    return (bits.astype(np.int32) << 16).view(np.float32)
 
 
 def _fill_up(array: Array, shape: Shape) -> Array:

@@ -33,6 +33,7 @@ class Tiling:
     columns: int  # NR
     run: int = 1  # rows of a tile that have to lie a fixed step apart
     groups: int = 1  # of 32 bits along K, that are multiplied at once
+    may_be_fewer: bool = False  # whether that may be only the groups of a run, where it has fewer
     pixel: int = 1  # values that a pixel of the image is filled up to a multiple of
     line: int = 1  # pixels that a row of the image is filled up to a multiple of
     near: int = 2**15  # bytes of the cache that a panel passes through, and a block stays in
@@ -45,10 +46,15 @@ class Tiling:
         multiple = self.pixel if layer.op == "input" else self.columns
         return -(-layer.out_c // multiple) * multiple
 
+    def step(self, layer: Layer, in_c: int) -> int:
+        """Count the groups along K that are multiplied at once; in_c as it lies in memory."""
+        groups = -(-layer.kernel * in_c // self.group)
+        return min(groups, self.groups) if self.may_be_fewer else self.groups
+
     def packed_groups(self, layer: Layer, in_c: int) -> int:
         """Count the groups along K of one row of the kernel, filled up to whole steps."""
-        groups = -(-layer.kernel * in_c // self.group)
-        return -(-groups // self.groups) * self.groups
+        step = self.step(layer, in_c)
+        return -(-layer.kernel * in_c // (self.group * step)) * step
 
     def packed_bytes(self, layer: Layer, in_c: int) -> int:
         """Count the bytes of a layer's prepacked weights; in_c as it lies in memory."""

@@ -44,7 +44,8 @@ class Workers:
     def _queue(self, thread: int) -> "queue.SimpleQueue[Any]":
         while len(self._queues) < thread:
             jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            threading.Thread(target=_work, args=(jobs,), name="minires", daemon=True).start()
+            name = f"minires {len(self._queues) + 1}"  # as a trace calls it
+            threading.Thread(target=_work, args=(jobs,), name=name, daemon=True).start()
             self._queues.append(jobs)
         return self._queues[thread - 1]
 

@@ -342,7 +342,8 @@ def plot(
         for axes, (precision, climbed) in zip(np.atleast_1d(of_all), results.items(), strict=True):
             names = [r.rung.name for r in climbed]
             bars = axes.barh(names, [100 * r.share for r in climbed], color=plots.COLORS[precision])
-            axes.bar_label(bars, [f"{r.gops:,.0f}" for r in climbed], padding=2, fontsize=8)
+            speeds = [mark(f"{r.gops:,.{1 if r.gops < 10 else 0}f}", r.doubts) for r in climbed]
+            axes.bar_label(bars, speeds, padding=2, fontsize=8)
             axes.axvline(100, color=plots.GREY, linewidth=1)
             axes.set(title=f"{precision}, 10⁹ operations a second")
             axes.set(xlabel=f"% of {limit}", xlim=(0, 120), xticks=range(0, 101, 20))

@@ -16,9 +16,8 @@ from numba import from_dtype, types
 from minires.kernels.compile import compile_for
 from minires.kernels.isa import ISA
 from minires.kernels.operators import FORMATS, Format
-from minires.kernels.pack import make_up
+from minires.kernels.pack import from_bf16, make_up, to_bf16
 from minires.layers import Array, Int8Params, Layer
-from minires.reference import round_bf16_ref
 
 # The types of an epilogue's scalars, in the order of `minires.kernels.epilogue.SCALARS`.
 SCALARS = types.Tuple(
@@ -107,14 +106,12 @@ def product_of(layer: Layer, p: Any, precision: str, isa: ISA, threads: int) -> 
 
 def in_memory(x: Array, precision: str) -> Array:
     """Turn numbers into the form they have in memory: for bfloat16 a float32's upper half."""
-    if precision != "bf16":
-        return x
-    return (round_bf16_ref(x).view(np.int32) >> 16).astype(np.int16)
+    return to_bf16(x) if precision == "bf16" else x
 
 
 def from_memory(y: Array, precision: str) -> Array:
     """Undo `in_memory`."""
-    return (y.astype(np.int32) << 16).view(np.float32) if precision == "bf16" else y
+    return from_bf16(y) if precision == "bf16" else y
 
 
 def fill_up(matrix: Array, rows: int, columns: int) -> Array:

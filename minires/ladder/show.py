@@ -7,8 +7,12 @@ from minires.kernels.operators import FORMATS
 from minires.ladder import climb, product
 from minires.measure.peak import inner_loop
 
-# Instructions that multiply, of x86 and of ARM: the loop with most of them is the one to show.
-MULTIPLIES = r"\b(?:v?p?mul|vfn?madd|vpmadd|vpdp|vdpbf16|imul|f?mla|[su]mlal|[su]+dot|bf[dm])\w*"
+# Instructions that multiply, of x86 and of ARM: the loop with most of them is the one to show. LLVM
+# leaves a second loop beside one of vectors, value by value, for what does not fill a vector.
+VECTORS = (
+    r"\b(?:v?mulp|v?pmul|v?pmadd|vfmadd\w+p|vpdp|vdpbf16|f?m(?:ul|la)\s+v|[su]mlal|[su]+dot|bf[dm])"
+)
+VALUES = r"\b(?:v?muls|vfmadd\w+s|imul|f?mul|f?madd|smaddl)"
 
 
 def show(name: str, precision: str) -> str:
@@ -26,7 +30,8 @@ def show(name: str, precision: str) -> str:
         rungs[name].prepare(layer, p)
     file, function = compiled[-1]
     isa = climb.vector_isa(FORMATS[precision].operands)
-    listing = inner_loop(next(iter(function.inspect_asm().values())), MULTIPLIES)
+    assembly = next(iter(function.inspect_asm().values()))
+    listing = inner_loop(assembly, VECTORS) or inner_loop(assembly, VALUES)
     text = Path(file).read_text(encoding="utf-8").rstrip()
     title = f"{precision} {name}: {rungs[name].idea}; in minires/ladder/{Path(file).name}"
     made = f"its inner loop, as LLVM made it for {isa.name}:"

@@ -24,3 +24,8 @@ def __getattr__(name: str) -> Any:
     if name in HOME:
         return getattr(importlib.import_module(f"minires.measure.{HOME[name]}"), name)
     raise AttributeError(f"module 'minires.measure' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List what is public, for a prompt that completes names."""
+    return __all__

@@ -22,6 +22,7 @@ from minires.model import ResNet50
 from minires.notice import tell
 from minires.options import Parser
 from minires.preprocess import preprocess
+from minires.writing import check_folder
 
 if TYPE_CHECKING:
     from minires.measure.peak import Peak
@@ -158,7 +159,7 @@ def profile(arguments: Namespace) -> int:
     """Tell where an image's time goes, and where the 4x of INT8 goes."""
     _check(arguments)
     if arguments.trace:
-        options.check_folder(arguments.trace)
+        check_folder(arguments.trace)
     if arguments.latency and arguments.trace:
         raise MiniresError("--trace records steps, and --latency the whole way; give one of them")
     if arguments.latency and arguments.backend != "numba":
@@ -266,12 +267,18 @@ def _peak_of_cpu() -> tuple[dict[str, Any], Callable[[], str]]:
     return answer, lambda: machine.format_machine(peaks, memory)
 
 
-def _peak_of_gpu() -> tuple[dict[str, Any], Callable[[], str]]:
+def _measuring_gpu() -> Any:
+    """Import what measures a GPU; it needs a compiler, so open the GPU first, which tells more."""
     from minires.kernels.cuda.driver import open_gpu
 
-    open_gpu()  # before what needs its compiler
-    from minires.measure import gpu as machine
+    open_gpu()
+    from minires.measure import gpu
 
+    return gpu
+
+
+def _peak_of_gpu() -> tuple[dict[str, Any], Callable[[], str]]:
+    machine = _measuring_gpu()
     gpu, peaks, memory = machine.measure_gpu()
     answer = {"machine": machine.describe_gpu(gpu), "peaks": peaks, "memory": memory}
     return answer, lambda: machine.format_gpu(gpu, peaks, memory)
@@ -314,12 +321,8 @@ def _tell_roofline(
 
     measure_roofs, machine = None, ""  # the CPU's
     if arguments.backend == "cuda":
-        from minires.kernels.cuda.driver import open_gpu
-
-        opened = open_gpu()  # before what needs its compiler
-        from minires.measure import gpu
-
-        measure_roofs, machine = gpu.measure_roofs, gpu.describe_gpu(opened)
+        gpu = _measuring_gpu()
+        measure_roofs, machine = gpu.measure_roofs, gpu.describe_gpu(gpu.open_gpu())
     layers = roofs.measure_layers(models, x, measure_roofs, rounds(10, 3))
     if arguments.backend == "numba":
         from minires.measure.peak import peak

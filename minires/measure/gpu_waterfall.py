@@ -57,8 +57,35 @@ class Waterfall(NamedTuple):
     doubts: list[str]  # reasons to doubt these figures; see `minires.measure.trust`
 
     def plot(self, path: str | os.PathLike[str] | None = None, dark: bool = False) -> "Figure":
-        """Draw it, as `plot_waterfall` does."""
-        return plot_waterfall(self, path, dark)
+        """Draw each precision's time by cause, and what is left of the ratio; needs matplotlib."""
+        first, colors = next(iter(self.causes)), dict(zip(CAUSES, plots.SEVERAL, strict=False))
+        title = f"Where the GPU's time goes: {self.title}"
+        height = 2.4 + 0.4 * len(CAUSES)
+        with plots.drawing(path, title, 12, height, 2, dark) as (drawn, (left, right)):
+            for precision, causes in self.causes.items():
+                whole, at = sum(causes.values()), 0.0
+                for cause, seconds in causes.items():
+                    share = 100 * seconds / whole
+                    begin = at if share > 0 else 0.0  # less than nothing: on the other side of zero
+                    left.barh(precision, share, left=begin, color=colors[cause])
+                    at = max(at, begin + share)
+                left.annotate(f"{1e3 * whole:.2f} ms", (at, precision), xytext=(3, 0), va="center",
+                              textcoords="offset points")  # fmt: skip
+            left.set_xlabel("% of the network's time, by cause")
+            left.margins(x=0.15)
+            left.invert_yaxis()
+            left.grid(axis="y", visible=False)
+            for precision, ratios in _ratios(self).items():
+                right.plot(ratios, range(len(CAUSES)), "o-", color=plots.COLORS.get(precision))
+                right.annotate(precision, (ratios[0], 0), xytext=(0, 6), ha="center",
+                               textcoords="offset points")  # fmt: skip
+            right.set_yticks(range(len(CAUSES)), CAUSES)
+            right.set_xlim(left=0)
+            right.margins(y=0.12)
+            right.invert_yaxis()
+            right.set_xlabel(f"times as fast as {first}, with all causes down to this one")
+            plots.explain(drawn, colors.items())
+        return drawn
 
     def _repr_html_(self) -> str:
         """Show it in a notebook: the picture, and the figures behind a fold."""
@@ -192,37 +219,3 @@ def format_waterfall(fall: Waterfall) -> str:
         "Between the steps: the whole's graph has no events in it, so this may be negative."
     )
     return "\n".join(lines)
-
-
-def plot_waterfall(
-    fall: Waterfall, path: str | os.PathLike[str] | None = None, dark: bool = False
-) -> "Figure":
-    """Draw each precision's time by cause, and what is left of the ratio; needs matplotlib."""
-    first, colors = next(iter(fall.causes)), dict(zip(CAUSES, plots.SEVERAL, strict=False))
-    title = f"Where the GPU's time goes: {fall.title}"
-    height = 2.4 + 0.4 * len(CAUSES)
-    with plots.drawing(path, title, 12, height, 2, dark) as (drawn, (left, right)):
-        for precision, causes in fall.causes.items():
-            whole, at = sum(causes.values()), 0.0
-            for cause, seconds in causes.items():
-                share = 100 * seconds / whole
-                begin = at if share > 0 else 0.0  # less than nothing: on the other side of zero
-                left.barh(precision, share, left=begin, color=colors[cause])
-                at = max(at, begin + share)
-            left.annotate(f"{1e3 * whole:.2f} ms", (at, precision), xytext=(3, 0), va="center",
-                          textcoords="offset points")  # fmt: skip
-        left.set_xlabel("% of the network's time, by cause")
-        left.margins(x=0.15)
-        left.invert_yaxis()
-        left.grid(axis="y", visible=False)
-        for precision, ratios in _ratios(fall).items():
-            right.plot(ratios, range(len(CAUSES)), "o-", color=plots.COLORS.get(precision))
-            right.annotate(precision, (ratios[0], 0), xytext=(0, 6), ha="center",
-                           textcoords="offset points")  # fmt: skip
-        right.set_yticks(range(len(CAUSES)), CAUSES)
-        right.set_xlim(left=0)
-        right.margins(y=0.12)
-        right.invert_yaxis()
-        right.set_xlabel(f"times as fast as {first}, with all causes down to this one")
-        plots.explain(drawn, colors.items())
-    return drawn

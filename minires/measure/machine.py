@@ -29,7 +29,6 @@ from minires.measure.peak import (
     bandwidths,
     doubts_about,
     instructions,
-    measure_bandwidths,
     measure_peak,
     peak,
 )
@@ -205,7 +204,7 @@ def measure_machine() -> tuple[list[Peak], list[Bandwidth]]:
     """Measure all multiplying instructions of this CPU, and how fast its memory is read."""
     isa = choose_isa()
     peaks = [measure_peak(instruction, isa) for instruction in instructions(isa)]
-    return peaks, measure_bandwidths()
+    return peaks, bandwidths()
 
 
 def _elsewhere(name: str) -> str:

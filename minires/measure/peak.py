@@ -257,7 +257,7 @@ def best_instruction(precision: str, isa: ISA | None = None) -> Instruction:
 def peak(precision: str) -> Peak:
     """Measure the peak of a precision's `best_instruction`, once in a process."""
     isa = choose_isa()
-    return _peak_once(best_instruction(precision, isa), isa.name, get_num_threads())
+    return _peak_once(best_instruction(precision, isa), isa, get_num_threads())
 
 
 def peak_of(operands: str) -> Peak:
@@ -266,19 +266,17 @@ def peak_of(operands: str) -> Peak:
     For u8s8 without VNNI, this instruction is exact, and slower than the one of `peak`.
     """
     isa = choose_isa()
-    return _peak_once(isa.instructions[operands], isa.name, get_num_threads())
+    return _peak_once(isa.instructions[operands], isa, get_num_threads())
 
 
-@functools.cache
-def _peak_once(instruction: Instruction, isa: str, threads: int) -> Peak:
-    return measure_peak(instruction, choose_isa(), threads)
+_peak_once = functools.cache(measure_peak)
 
 
 def inner_loop(assembly: str, mnemonic: str) -> str:
     """Cut the innermost loop with the most of one instruction out of a listing.
 
     `mnemonic` is a regular expression for the instruction's name. The loop goes from its label to
-    the jump back. The answer is empty if there is no loop.
+    the jump back. The answer is empty if no loop has that instruction.
     """
     # A comment begins with # on x86, where ARM has numbers: #16. There it is // or, on macOS, ;.
     lines = [
@@ -306,8 +304,9 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
         return len(re.findall(mnemonic, "\n".join(loop))), -len(loop)
 
     best = max(innermost, key=most_then_shortest, default=[])
-    kept = (line for line in best if line.strip() and not line.startswith((" .", "        .")))
-    return "\n".join(kept)
+    kept = [line for line in best if line.strip() and not line.startswith((" .", "        ."))]
+    text = "\n".join(kept)
+    return text if re.search(mnemonic, text) else ""
 
 
 @functools.cache
@@ -324,13 +323,17 @@ def _reader() -> Callable[..., None]:
     return compile_for(available_isas()[0], read, signature, keep=False)
 
 
-def measure_bandwidths(threads: int | None = None) -> list[Bandwidth]:
-    """Measure how fast each level of the memory is read, from L1 to memory.
+def bandwidths() -> list[Bandwidth]:
+    """Measure how fast the memory is read by all threads that the kernels use."""
+    return measure_bandwidths(get_num_threads())
 
-    There are `get_num_threads()` threads unless you say how many. `doubts_about` lists the doubts
-    that remain after a few tries.
+
+@functools.cache
+def measure_bandwidths(threads: int) -> list[Bandwidth]:
+    """Measure how fast each level of the memory is read, from L1 to memory, once in a process.
+
+    `doubts_about` lists the doubts that remain after a few tries.
     """
-    threads = threads or get_num_threads()
     # Half of a core's share of a cache surely fits; four times the last cache surely does not.
     levels = [(cache.level, cache.size // cache.sharers // 2) for cache in caches()]
     last = max(cache.size for cache in caches())
@@ -370,11 +373,3 @@ def _read_level(level: str, size: int, threads: int, runs: dict[str, list[Any]])
     one, every = float(rates[0]), float(rates[1])
     session.say(f"reading {level}: {one:.1f} GB/s by one core, {every:.1f} by {threads}")
     return Bandwidth(level, size, one, every, threads, spread, cores.others)
-
-
-def bandwidths() -> list[Bandwidth]:
-    """Measure the bandwidths, once in a process."""
-    return _bandwidths_once(get_num_threads())
-
-
-_bandwidths_once = functools.cache(measure_bandwidths)

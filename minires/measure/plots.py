@@ -11,12 +11,12 @@ import importlib.util
 import io
 import math
 import os
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minires.errors import MiniresError, check_is
 from minires.html import Html, fold, lines
+from minires.writing import check_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,8 +59,7 @@ def check(path: Path | None) -> None:
     check_is("path", path, str | os.PathLike, "that of a picture to write")
     if os.path.splitext(path)[1].lower() not in (".png", ".svg", ".pdf"):
         raise MiniresError(f"{path}: a plot's name ends in .png, .svg or .pdf")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise MiniresError(f"{path}: its folder is not there; make it first")
+    check_folder(path)
 
 
 @functools.cache
@@ -98,9 +97,7 @@ def drawing(
 
     with matplotlib.rc_context(DARK if dark else STYLE):
         drawn = _figure_class()(figsize=(width, height), layout="constrained")
-        # A letter of this size is a sixteenth of an inch wide.
-        filled = [textwrap.fill(line, int(16 * width)) for line in title.splitlines()]
-        drawn.suptitle("\n".join(filled), fontsize=9, x=0.01, ha="left")
+        drawn.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
         yield drawn, drawn.subplots(len(heights), columns, height_ratios=heights)
         if path is not None:
             drawn.savefig(path)

@@ -3,11 +3,12 @@
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from minires.backends import Ran, Record
 from minires.errors import MiniresError, check_choice, check_is
-from minires.layers import Array, Layer, PhaseTime, Record, Shape
+from minires.layers import Array, Layer, Shape
 from minires.measure import plots, session
 from minires.measure.groups import GROUPS, SORTS, kind_of
 from minires.measure.machine import Roofs, describe_machine, describe_measurement, known_roofs
@@ -45,7 +46,7 @@ class Profile:
         self.model, self.callback = model, callback
         self.precision, self.backend = model.precision, model.backend
         self._events: list[Event] = []
-        self._told: list[tuple[Any, ...]] = []  # records that are not turned into events yet
+        self._told: list[tuple[Ran, str]] = []  # not turned into events yet; with the thread's name
         self._counted: dict[tuple[Layer, Shape], Work] = {}
         self._before: Record | None = None
         self._on = False
@@ -61,29 +62,23 @@ class Profile:
         self.model.record = self._before
         self._on = False
 
-    def _record(
-        self,
-        layers: Sequence[Layer],
-        shape: Shape,
-        call: int,
-        times: Iterable[Iterable[float]],
-        phases: Sequence[PhaseTime] = (),
-    ) -> None:
+    def _record(self, ran: Ran) -> None:
         if self._before:
-            self._before(layers, shape, call, times, phases)
-        thread = threading.current_thread().name
-        self._told.append((layers, shape, call, times, tuple(phases), thread))
+            self._before(ran)
+        self._told.append((ran, threading.current_thread().name))
         if self.callback:
-            for event in self.events[-len(layers) :]:
+            for event in self.events[-len(ran.layers) :]:
                 self.callback(event)
 
     @property
     def events(self) -> list[Event]:
         """All steps, in the order they ran. They are made when you ask, not during a run."""
-        for layers, shape, call, times, phases, thread in self._told:
-            for layer, (started, ended) in zip(layers, times, strict=True):
-                step = Event(layer, shape, call, float(started), float(ended), phases, thread)
-                self._events.append(step)
+        for ran, thread in self._told:
+            worked = ran.worked if len(ran.worked) else [()] * len(ran.layers)
+            for layer, times, threads in zip(ran.layers, ran.times, worked, strict=True):
+                started, ended = map(float, times)
+                step = Event(layer, ran.shape, ran.call, started, ended, tuple(ran.phases), thread)
+                self._events.append(step._replace(worked=tuple(map(tuple, threads))))
         self._told.clear()
         return self._events
 
@@ -131,6 +126,8 @@ class Profile:
         check_choice("group", group, GROUPS)
         check_choice("sort", sort, SORTS)
         check_is("roofs", roofs, Roofs | None, "what minires.measure.measure_roofs returns")
+        if not self.events:
+            raise MiniresError("no network ran in this profile; call one in its with statement")
         weights = ACTIVATION_BYTES[self.precision] * sum(
             layer.parameters for layer in self.model.layers
         )
@@ -190,7 +187,8 @@ class Profile:
         Parameters
         ----------
         group, sort, roofs
-            As for `rows`. Without roofs there are no columns of shares, and none are measured.
+            As for `rows`, where group is phase, step, operator, block or stage. Without roofs there
+            are no columns of shares, and none are measured.
 
         Returns
         -------
@@ -198,8 +196,7 @@ class Profile:
             A table, with an explanation of its columns beneath.
         """
         rows = self.rows(group, sort, roofs)
-        of_roofs = rows[0].roofs if rows else None
-        doubts = self.doubts
+        of_roofs, doubts = rows[0].roofs, self.doubts
         head = ["name", "operator", "calls", "ms", "of time", "MMAC", "MB", "op/byte", "GOP/s"]
         cells = [self._cells(row, doubts) for row in rows]
         runs = self.runs or 1
@@ -267,7 +264,7 @@ class Profile:
             ``doubts``, ``peak_gops`` and ``rows``, whose figures are sums over all runs.
         """
         rows = self.rows("phase", roofs=roofs)
-        of_roofs = rows[0].roofs if rows else None
+        of_roofs = rows[0].roofs
         told = [*Row._fields[:-1], "gops", "intensity"]  # the last field is the roofs
         if of_roofs:
             told += ["share", "of_roof", "bound"]
@@ -282,7 +279,8 @@ class Profile:
         """Write a file that https://ui.perfetto.dev and chrome://tracing open.
 
         In it each thread that called the network has a row, with spans for runs, stages, steps and
-        phases.
+        phases. The kernels' own threads have a row each. A thread's work in a step is a span, and
+        so is its wait for the threads that are slower.
 
         Parameters
         ----------
@@ -333,9 +331,14 @@ class Profile:
             drawn.legend(loc="outside right upper")
         return drawn
 
-    def _repr_html_(self) -> str:
+    def __repr__(self) -> str:
+        return f"Profile({self.model!r}, {self.runs} run{'s' * (self.runs != 1)})"
+
+    __str__ = table
+
+    def _repr_html_(self) -> str | None:
         """Show the profile in a notebook: stages as bars, and the table of steps to unfold."""
-        return plots.page(lambda: self.plot(group="stage"), self.table())
+        return plots.page(lambda: self.plot(group="stage"), str(self)) if self.events else None
 
 
 def profile(model: ResNet50, callback: Callable[[Event], None] | None = None) -> Profile:

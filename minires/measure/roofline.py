@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minires.layers import Array
-from minires.measure import plots, session
+from minires.measure import plots
 from minires.measure.machine import Roofs, measure_roofs
 from minires.measure.profiler import Profile, profile_in_turns
 from minires.measure.rows import Row
 from minires.measure.text import format_columns
-from minires.measure.trust import (
-    doubt_share,
-    doubt_spread,
-    measure_until_steady,
-    percent,
-    spread_of,
-    verdict,
-)
+from minires.measure.trust import doubt_share, percent, verdict
 from minires.model import ResNet50
 
 if TYPE_CHECKING:
@@ -46,40 +39,33 @@ def measure_layers(
     given.
     """
     found: dict[str, list[Row]] = {}
-    session.say(f"timing the steps of {', '.join(models)}: {runs} runs of each")
-    profiles, doubts = _profiles(models, x, runs)
-    for precision in models:
+    profiles = profile_in_turns(models, x, runs)
+    doubts = [doubt for prof in profiles.values() for doubt in prof.doubts]
+    for precision, prof in profiles.items():
         roofs = (roofs_of or measure_roofs)(precision)
         roofs = roofs._replace(doubts=(*roofs.doubts, *doubts))
-        rows = [of_run[precision].rows(roofs=roofs) for of_run in profiles]
-        medians = [
-            float(np.median([row.seconds for row in same])) for same in zip(*rows, strict=True)
-        ]
+        medians = _median_seconds(prof)
         found[precision] = [
-            row._replace(seconds=seconds)
-            for row, seconds in zip(rows[0], medians, strict=True)
+            row._replace(
+                calls=row.calls // runs,
+                seconds=medians[row.name],
+                macs=row.macs // runs,
+                bytes=row.bytes // runs,
+                weights=row.weights // runs,
+            )
+            for row in prof.rows(roofs=roofs)
             if row.macs
         ]
     return found
 
 
-def _profiles(
-    models: Mapping[str, ResNet50], x: Array, runs: int
-) -> tuple[list[dict[str, Profile]], list[str]]:
-    """Profile each run by itself, and all of them again if they differ too much."""
-
-    def measure() -> list[dict[str, Profile]]:
-        with session.session(aloud=False):  # each of the runs is no news
-            return [profile_in_turns(models, x, 1) for _ in range(runs)]
-
-    def doubts_about(profiles: list[dict[str, Profile]]) -> list[str]:
-        found: list[str] = []
-        for precision in models:
-            times = [of_run[precision].seconds for of_run in profiles]
-            found += doubt_spread(f"the network in {precision}", spread_of(times))
-        return found
-
-    return measure_until_steady(measure, doubts_about)
+def _median_seconds(prof: Profile) -> dict[str, float]:
+    """Take the median of each step's time, over all runs of a profile."""
+    of_runs = np.reshape([event.ended - event.started for event in prof.events], (prof.runs, -1))
+    steps: dict[str, Array] = {}  # (runs,); a large batch takes a step in several calls
+    for event, seconds in zip(prof.events, of_runs.T, strict=False):
+        steps[event.layer.name] = steps.get(event.layer.name, 0.0) + seconds
+    return {name: float(np.median(seconds)) for name, seconds in steps.items()}
 
 
 def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:

@@ -23,6 +23,8 @@ class Event(NamedTuple):
     ended: float
     phases: tuple[PhaseTime, ...]  # empty for a compiled step
     thread: str  # the name of Python's thread that called the network
+    # When each of the kernels' threads began, and was done with its pieces; NaN if it had none.
+    worked: tuple[tuple[float, float], ...] = ()
 
     @property
     def seconds(self) -> dict[str, float]:

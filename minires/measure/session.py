@@ -10,32 +10,30 @@ from contextvars import ContextVar
 
 from minires.notice import tell
 
-_quick: ContextVar[bool] = ContextVar("quick", default=False)
-_aloud: ContextVar[bool] = ContextVar("aloud", default=False)
+_quick: ContextVar[bool | None] = ContextVar("quick", default=None)  # None where nobody listens
 
 
 @contextlib.contextmanager
-def session(quick: bool | None = None, aloud: bool = True) -> Iterator[None]:
-    """Measure quickly, or aloud, while the with statement lasts; None keeps the pace there was."""
-    tokens = _quick.set(in_a_hurry() if quick is None else quick), _aloud.set(aloud)
+def session(quick: bool) -> Iterator[None]:
+    """Measure aloud, and quickly if you like, while the with statement lasts."""
+    token = _quick.set(quick)
     try:
         yield
     finally:
-        _quick.reset(tokens[0])
-        _aloud.reset(tokens[1])
+        _quick.reset(token)
 
 
 def rounds(usual: int, quick: int) -> int:
     """Choose how often something is measured."""
-    return min(usual, quick) if _quick.get() else usual
+    return min(usual, quick) if in_a_hurry() else usual
 
 
 def in_a_hurry() -> bool:
     """Tell whether figures are to come quickly, though they are less certain then."""
-    return _quick.get()
+    return bool(_quick.get())
 
 
 def say(text: str) -> None:
     """Tell on stderr what has just been measured, or comes next."""
-    if _aloud.get():
+    if _quick.get() is not None:
         tell(f"minires: {text}")

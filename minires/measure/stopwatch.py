@@ -1,9 +1,8 @@
 """Where the time of many photographs goes: loading, the network, and all else."""
 
-from collections.abc import Iterable, Sequence
 from time import perf_counter
 
-from minires.layers import Layer, PhaseTime, Shape
+from minires.backends import Ran
 from minires.model import ResNet50
 
 
@@ -19,21 +18,16 @@ class Stopwatch:
         self._loaded = perf_counter()
         model.record = self._record
 
-    def _record(
-        self,
-        layers: Sequence[Layer],
-        shape: Shape,
-        call: int,
-        times: Iterable[Iterable[float]],
-        phases: Sequence[PhaseTime] = (),
-    ) -> None:
-        self._computing += sum(float(ended) - float(started) for started, ended in times)
+    def _record(self, ran: Ran) -> None:
+        self._computing += sum(float(ended) - float(started) for started, ended in ran.times)
 
     def tell(self, images: int) -> str:
         """Say how long so many images took since the weights were loaded."""
         whole = perf_counter() - self._loaded
+        speed = images / whole
         return (
-            f"{images} images in {whole:.2f} s, {images / whole:.1f} a second: the network "
+            f"{images} image{'s' * (images != 1)} in {whole:.2f} s, "
+            f"{speed:.{1 if speed >= 1 else 3}f} a second: the network "
             f"{self._computing:.2f} s, reading photographs and the rest "
             f"{whole - self._computing:.2f} s; before that, loading took "
             f"{self._loaded - self._begun:.2f} s"

@@ -22,23 +22,31 @@ def write_chrome_trace(path: str | os.PathLike[str], profiles: Sequence["Profile
     """Write profiles as JSON in the Trace Event Format.
 
     Each profile is a process there. It has a row for each thread that called the network: in it a
-    span for each run, beneath it the stages, the steps, and their phases if they have any. The
-    kernels' own threads have no rows, because all of them work on each step together.
+    span for each run, beneath it the stages, the steps, and their phases if they have any. Each of
+    the kernels' own threads has a row, too. A thread's part of a step is its work, named by the
+    layer, and after it the wait for the threads that are slower.
     """
     written: list[dict[str, Any]] = []
     origin = min((prof.events[0].started for prof in profiles if prof.events), default=0.0)
     for pid, prof in enumerate(profiles, start=1):
         written.append(_name("process_name", pid, 0, prof.title))
-        threads = list(dict.fromkeys(event.thread for event in prof.events))
-        for tid, thread in enumerate(threads, start=1):
+        for tid, (thread, spans) in enumerate(_rows(prof), start=1):
             written.append(_name("thread_name", pid, tid, thread))
-            mine = [event for event in prof.events if event.thread == thread]
-            for span in _spans(prof, mine):
+            for span in spans:
                 started, ended = (round(1e6 * (at - origin), 3) for at in span.pop("times"))
                 place = {"ph": "X", "pid": pid, "tid": tid}
                 written.append(span | place | {"ts": started, "dur": round(ended - started, 3)})
     document = {"traceEvents": written, "displayTimeUnit": "ms"}
     write_whole(path, json.dumps(document).encode())
+
+
+def _rows(prof: "Profile") -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
+    """Name each thread, and list its spans: first those that called, then the kernels' own."""
+    for thread in dict.fromkeys(event.thread for event in prof.events):
+        yield thread, _spans(prof, [event for event in prof.events if event.thread == thread])
+    in_order = sorted(prof.events, key=lambda event: event.started)  # several may have called
+    for number in range(1, max((len(event.worked) for event in in_order), default=0)):
+        yield f"minires {number}", (span for e in in_order for span in _part_of(e, number))
 
 
 def _name(what: str, pid: int, tid: int, name: str) -> dict[str, Any]:
@@ -59,6 +67,16 @@ def _spans(prof: "Profile", events: Sequence["Event"]) -> Iterator[dict[str, Any
                 yield _span(event.layer.name, "step", [event], told)
                 for name, started, ended in event.phases:
                     yield {"name": name, "cat": "phase", "times": (started, ended), "args": {}}
+                yield from _part_of(event, 0)  # whoever calls is thread 0
+
+
+def _part_of(event: "Event", number: int) -> Iterator[dict[str, Any]]:
+    """List what one of the kernels' threads did in a step: its work, and its wait for others."""
+    for began, done in event.worked[number : number + 1]:
+        if began < event.ended:  # NaN is not: the others left it nothing to do
+            times = (began, done), (done, event.ended)
+            yield {"name": event.layer.name, "cat": "work", "times": times[0], "args": {}}
+            yield {"name": "wait", "cat": "wait", "times": times[1], "args": {}}
 
 
 def _span(name: str, what: str, events: Sequence["Event"], args: dict[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def verdict(doubts: Sequence[str]) -> str:
     """Say in one line whether you can believe the figures beside it, and if not, why."""
     if not doubts:
         return "Steady: runs of the same thing agree."
-    more = f" (and {len(doubts) - 1} more)" if len(doubts) > 1 else ""
+    more = f" (other doubts: {len(doubts) - 1})" if len(doubts) > 1 else ""
     return (
         f"NOT STEADY: {doubts[0]}{more}. Do not rely on figures marked {MARK}: something else "
         "uses this machine."

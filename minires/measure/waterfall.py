@@ -55,6 +55,16 @@ class Part(NamedTuple):
         return self.int8 - self.fp32 / 4
 
 
+COLORS = {
+    "the whole network": plots.BLUE,
+    "beyond a quarter": plots.ORANGE,
+    "unexplained": plots.GREY,
+    "before the network, in any precision": plots.GREEN,
+    "a cause, left out": plots.RED,
+}
+WHOLE, EXCESS, UNKNOWN, BEFORE, CAUSE = COLORS
+
+
 class Waterfall(NamedTuple):
     """Where the 4x went."""
 
@@ -69,8 +79,35 @@ class Waterfall(NamedTuple):
     doubts: list[str]  # reasons to doubt these figures; see `minires.measure.trust`
 
     def plot(self, path: str | os.PathLike[str] | None = None, dark: bool = False) -> "Figure":
-        """Draw it, as `plot_waterfall` does."""
-        return plot_waterfall(self, path, dark)
+        """Draw the waterfall, and the causes behind it; needs matplotlib."""
+        whole, quarter = self.whole, self.whole.fp32 / 4
+        steps = [("fp32 / 4", quarter, WHOLE)]
+        steps += [(part.name, part.excess, EXCESS) for part in self.parts[:-1]]
+        steps += [(REST, self.parts[-1].excess, UNKNOWN), ("int8", whole.int8, WHOLE)]
+        steps += [(name, seconds, BEFORE) for name, seconds in self.preprocessing.items()]
+        convs = [(n, s, UNKNOWN if n == "unexplained" else CAUSE) for n, s in self.ablation]
+        title = f"Where the 4x goes: {self.title}"
+        # One above the other, and no wider than a phone shows legibly.
+        rows = len(steps), len(convs)
+        height = 2.2 + 0.25 * sum(rows)
+        with plots.drawing(path, title, 5.4, height, 1, dark, rows) as (drawn, (upper, lower)):
+            _draw(upper, steps, self.doubts, totals=("fp32 / 4", "int8"))
+            upper.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
+            # A second scale of the same axis shows ratios: FP32's time over the time at that place.
+            # It ends at INT8's, because preprocessing, further right, is not part of that ratio.
+            last = whole.fp32 / whole.int8
+            apart = 0.14 * 1e3 * whole.int8  # so that the numbers do not overlap
+            ticks = [round(last, 2)]
+            for ratio in (1.5, 2, 3, 4):
+                if 1e3 * whole.fp32 * (1 / ticks[-1] - 1 / ratio) > apart:
+                    ticks.append(ratio)
+            ratios = upper.secondary_xaxis("top")
+            ratios.set_xticks([1e3 * whole.fp32 / r for r in ticks], [f"{r:g}x" for r in ticks])
+            ratios.set_xlabel("FP32's time over this")
+            _draw(lower, convs, self.doubts)
+            lower.set_xlabel("milliseconds of the convolutions' excess, by ablation")
+            plots.explain(drawn, COLORS.items())
+        return drawn
 
     def _repr_html_(self) -> str:
         """Show it in a notebook: the picture, and the figures behind a fold."""
@@ -270,50 +307,6 @@ def format_waterfall(fall: Waterfall) -> str:
             f"  {name}: {network:.2f}x becomes {now:.2f}x, and a full 4x would become {ideal:.2f}x"
         )
     return "\n".join(lines)
-
-
-COLORS = {
-    "the whole network": plots.BLUE,
-    "beyond a quarter": plots.ORANGE,
-    "unexplained": plots.GREY,
-    "before the network, in any precision": plots.GREEN,
-    "a cause, left out": plots.RED,
-}
-WHOLE, EXCESS, UNKNOWN, BEFORE, CAUSE = COLORS
-
-
-def plot_waterfall(
-    fall: Waterfall, path: str | os.PathLike[str] | None = None, dark: bool = False
-) -> "Figure":
-    """Draw the waterfall, and the causes behind it; needs matplotlib."""
-    whole, quarter = fall.whole, fall.whole.fp32 / 4
-    steps = [("fp32 / 4", quarter, WHOLE)]
-    steps += [(part.name, part.excess, EXCESS) for part in fall.parts[:-1]]
-    steps += [(REST, fall.parts[-1].excess, UNKNOWN), ("int8", whole.int8, WHOLE)]
-    steps += [(name, seconds, BEFORE) for name, seconds in fall.preprocessing.items()]
-    convs = [(n, s, UNKNOWN if n == "unexplained" else CAUSE) for n, s in fall.ablation]
-    title = f"Where the 4x goes: {fall.title}"
-    # One above the other, and no wider than a phone shows legibly.
-    rows = len(steps), len(convs)
-    height = 2.2 + 0.25 * sum(rows)
-    with plots.drawing(path, title, 5.4, height, 1, dark, rows) as (drawn, (upper, lower)):
-        _draw(upper, steps, fall.doubts, totals=("fp32 / 4", "int8"))
-        upper.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
-        # A second scale of the same axis shows ratios: FP32's time over the time at that place. It
-        # ends at INT8's, because preprocessing, further right, is not part of that ratio.
-        last = whole.fp32 / whole.int8
-        apart = 0.14 * 1e3 * whole.int8  # so that the numbers do not overlap
-        ticks = [round(last, 2)]
-        for ratio in (1.5, 2, 3, 4):
-            if 1e3 * whole.fp32 * (1 / ticks[-1] - 1 / ratio) > apart:
-                ticks.append(ratio)
-        ratios = upper.secondary_xaxis("top")
-        ratios.set_xticks([1e3 * whole.fp32 / r for r in ticks], [f"{r:g}x" for r in ticks])
-        ratios.set_xlabel("FP32's time over this")
-        _draw(lower, convs, fall.doubts)
-        lower.set_xlabel("milliseconds of the convolutions' excess, by ablation")
-        plots.explain(drawn, COLORS.items())
-    return drawn
 
 
 def _draw(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import save
 
-from minires.backends import SAME_PARAMETERS
+from minires.backends import INT8
 from minires.checkpoint import naming, opened, read_header, read_metadata
 from minires.errors import MiniresError, WeightsError, check_is, short
 from minires.layers import Array, Int8Params, Layer, Shape
@@ -65,7 +65,7 @@ def save_int8(model: ResNet50, path: str | os.PathLike[str]) -> None:
     >>> minires.quantize.save_int8(int8, folder / "int8.safetensors")
     """
     check_is("model", model, ResNet50, "a network that minires.resnet50 loads")
-    if model.precision not in SAME_PARAMETERS[1]:
+    if model.precision not in INT8:
         raise MiniresError(
             f"this network is in {model.precision}; quantize_model makes one that can be saved"
         )

@@ -22,7 +22,6 @@ from minires.kernels import engine as engine_module
 from minires.kernels import pack as pack_module
 from minires.kernels.engine import Engine
 from minires.kernels.isa import choose_isa
-from minires.kernels.operators import FORMATS
 from minires.kernels.pack import ALIGNMENT, SLACK
 from minires.kernels.plan import Division, in_runs
 from minires.layers import OPERATORS, FloatParams, Layer
@@ -65,9 +64,8 @@ def test_int8_conv_has_the_definitions_bits(case: ConvCase) -> None:
     assert_same(y, INT8["conv"](case.layer, case.params, case.x))
 
 
-@given(conv_cases())
-@settings(derandomize=True, deadline=None, max_examples=50)
-def test_int8_residual_has_the_definitions_bits(case: ConvCase) -> None:
+def with_residual(case: ConvCase) -> tuple[list[Layer], dict[str, Any], Array]:
+    """Make of a case layers that end in one with a residual; and their parameters; and that."""
     expected = INT8["conv"](case.layer, case.params, case.x)
     random = np.random.RandomState(case.x.sum() % 2**32)
     residual = random.randint(0, 256, expected.shape).astype(np.uint8)
@@ -76,10 +74,17 @@ def test_int8_residual_has_the_definitions_bits(case: ConvCase) -> None:
     # The residual comes from a convolution of the same shape.
     shortcut = replace(case.layer, name="r", qparams=r_qparams)
     layer = replace(case.layer, inputs=("x", "r"))
-    engine = Engine([image(case), shortcut, layer], {"r": params, "conv": params}, "int8")
+    return [image(case), shortcut, layer], {"r": params, "conv": params}, residual
+
+
+@given(conv_cases())
+@settings(derandomize=True, deadline=None, max_examples=50)
+def test_int8_residual_has_the_definitions_bits(case: ConvCase) -> None:
+    layers, params, residual = with_residual(case)
+    engine = Engine(layers, params, "int8")
     batch, height, width, channels = case.x.shape
-    y = engine.run((batch, channels, height, width), layer, case.x, residual)
-    assert_same(y, INT8["conv"](layer, params, case.x, residual))
+    y = engine.run((batch, channels, height, width), layers[-1], case.x, residual)
+    assert_same(y, INT8["conv"](layers[-1], params["conv"], case.x, residual))
 
 
 def float_case(case: ConvCase, residual: bool) -> tuple[Layer, FloatParams, Array, Array | None]:
@@ -151,8 +156,6 @@ def broken_pixels() -> tuple[list[Layer], FloatParams, Array, Array]:
 def test_no_pixel_counts_that_is_not_under_the_kernel(precision: str) -> None:
     """A step along K may read on behind the kernel: zero weights do not make zero of infinity."""
     layers, params, x, meets = broken_pixels()
-    if choose_isa().instructions[FORMATS[precision].operands].own_registers:
-        pytest.skip("a matrix register is longer than a row of this kernel")
     y = run_conv(precision, layers, params, x)
     assert 0 < meets.sum() < meets.size / 2
     assert np.array_equal(~np.isfinite(y).all(3), meets)
@@ -265,13 +268,13 @@ def test_the_record_has_each_step_in_the_time_of_the_call() -> None:
     engine, seen = Engine(model.layers, model.params, "int8"), []
     expected = engine(x)
     before = time.perf_counter()
-    y = engine(x, lambda *what: seen.append(what))
+    y = engine(x, seen.append)
     after = time.perf_counter()
     assert_same(y, expected)
-    [(layers, *which, times)] = seen
-    assert layers == model.layers
-    assert which == [x.shape, 0]
-    times = np.ravel(times)
+    [ran] = seen
+    assert ran.layers == model.layers
+    assert (ran.shape, ran.call) == (x.shape, 0)
+    times = np.ravel(ran.times)
     assert before < times[0]
     assert times[-1] < after
     assert np.all(np.diff(times) >= 0)
@@ -468,7 +471,7 @@ def test_a_batch_is_computed_in_calls(
     late = engine._divide(x.shape).late
     engine.divisions[x.shape[2:]] = Division(late, few, more)
     seen: list[tuple[list[Layer], int, int]] = []
-    y = engine(x, lambda layers, shape, call, _: seen.append((list(layers), shape[0], call)))
+    y = engine(x, lambda ran: seen.append((list(ran.layers), ran.shape[0], ran.call)))
     assert_same(y, alone)
     assert [images for _, images, _ in seen] == calls
     assert [call for _, _, call in seen] == list(range(len(calls)))

@@ -55,17 +55,26 @@ def compiled(name: str) -> Any:
     """Compile what computes one tile, for its own instruction set."""
 
     def run(
-        x: int, x_offsets: int, w: int, groups: int, bias: int, m: int, residual: int, y: int,
-        y_offsets: int, a: float, b: int, c: float, d: float, e: int, f: float,
+        x: int, x_offsets: int, w: int, taps: int, groups: int, tap_stride: int, later: int,
+        later_step: int, bias: int, m: int, residual: int, y: int, y_offsets: int,
+        scalars: tuple[float, int, float, float, int, float],
     ) -> None:  # fmt: skip
-        matrix_registers(name, True)
-        microkernel(name, x, x_offsets, w, 1, groups, 0, w, 0, bias, m, residual, y, y_offsets,
-                    (a, b, c, d, e, f))  # fmt: skip
-        matrix_registers(name, False)
+        matrix_registers(name, True, groups)
+        microkernel(name, x, x_offsets, w, taps, groups, tap_stride, later, later_step, bias, m,
+                    residual, y, y_offsets, scalars)  # fmt: skip
+        matrix_registers(name, False, groups)
 
     f32, i32 = types.float32, types.int32
-    signature = types.void(*[types.int64] * 9, f32, i32, f32, f32, i32, f32)
+    signature = types.void(*[types.int64] * 13, types.Tuple([f32, i32, f32, f32, i32, f32]))
     return compile_for(Microkernel.named(name).isa, run, signature, name, keep=False)
+
+
+def run_tiles(kernel: Microkernel, operands: Array, scalars: list[float], _: list[Array]) -> None:
+    """Compute tiles, one after another, as `tests.arm.emulator.run_tiles` does for ARM."""
+    low, zero_point = scalars[1], scalars[4]
+    values = scalars[0], int(low), *scalars[2:4], int(zero_point), scalars[5]
+    for call in operands.tolist():
+        compiled(kernel.name)(*call, values)
 
 
 def run_tile(
@@ -75,8 +84,10 @@ def run_tile(
     """Compute (rows, K) by (NR, K) in one tile."""
     group = 4 // w.itemsize
     instruction = kernel.instruction
-    packed = prepack(w, 1, w.shape[1], group, kernel.columns, instruction.multiple,
-                     instruction.side_by_side)  # fmt: skip
+    at_once = instruction.multiple
+    if instruction.own_registers:
+        at_once = min(at_once, -(-w.shape[1] // group))
+    packed = prepack(w, 1, w.shape[1], group, kernel.columns, at_once, instruction.side_by_side)
     memory = aligned((kernel.rows, packed.shape[1] * group), x.dtype)
     memory[:, : x.shape[1]] = x
     x_offsets = (np.arange(kernel.rows + 1) * memory.strides[0]).astype(np.int32)
@@ -85,12 +96,10 @@ def run_tile(
     arrays = [memory, x_offsets, packed, bias, m, residual, y, y_offsets]
     at = [0 if array is None else array.ctypes.data for array in arrays]
     given = [scalars.get(name, 0) for name in SCALARS]
-    if kernel.isa.family != FAMILY:
-        operands = [*at[:3], 1, packed.shape[1], 0, at[2], 0, *at[3:]]
-        held = [array for array in arrays if array is not None]
-        emulator.run_tiles(kernel, np.array([operands]), given, held)
-        return y
-    compiled(kernel.name)(*at[:3], packed.shape[1], *at[3:], *given)
+    operands = np.array([[*at[:3], 1, packed.shape[1], 0, at[2], 0, *at[3:]]])
+    held = [array for array in arrays if array is not None]
+    run = run_tiles if kernel.isa.family == FAMILY else emulator.run_tiles
+    run(kernel, operands, given, held)
     return y
 
 

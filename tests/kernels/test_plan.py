@@ -13,7 +13,16 @@ from minires.layers import Layer
 from minires.model import resnet50_layers
 
 FLOATS = Tiling(item=4, group=1, quantized=False, rows=6, columns=64)
-BYTES = Tiling(item=1, group=4, quantized=True, rows=32, columns=32, run=16, groups=16)
+BYTES = Tiling(
+    item=1,
+    group=4,
+    quantized=True,
+    rows=32,
+    columns=32,
+    run=16,
+    groups=16,
+    may_be_fewer=True,
+)
 LAYERS = resnet50_layers()
 
 

@@ -97,10 +97,15 @@ def test_a_slow_core_does_not_stall_the_others(monkeypatch: pytest.MonkeyPatch) 
     program, ticks = np.zeros(4, operators.STEP), np.zeros(5, np.int64)
     done = np.zeros((len(program), threads * operators.PIECES + 1), np.int64)
     program["y"] = done.ctypes.data + done.strides[0] * np.arange(len(program))
-    arguments = (program, ticks, 0, len(program), threads)
+    worked = np.zeros((len(program), threads, 2), np.int64)
+    arguments = (program, ticks, 0, len(program), threads, worked)
     run = threading.Thread(target=execute, args=arguments, daemon=True)
     run.start()
     run.join(300)
     assert np.all(done[:, :-1] == 1), "each piece once"
     assert np.all(done[:, -1] == threads * operators.PIECES)
     assert not run.is_alive()
+    began, ended = worked.transpose(2, 0, 1)
+    assert np.all((began > 0) == (ended > 0)), "both or none"
+    assert np.all(began <= ended)
+    assert np.all((began > 0).any(axis=1)), "each step was somebody's work"

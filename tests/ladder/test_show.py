@@ -1,5 +1,6 @@
 """A rung is shown with its file, and with a loop that multiplies as it says."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from minires.cli import main
 from minires.errors import MiniresError
 from minires.ladder import product, tiled
 from minires.ladder.climb import rungs, vector_isa
-from minires.ladder.show import show
+from minires.ladder.show import VECTORS, show
 
 
 def test_a_rungs_source_and_its_loop_are_shown() -> None:
@@ -17,6 +18,13 @@ def test_a_rungs_source_and_its_loop_are_shown() -> None:
     loop = text.partition("its inner loop")[2]
     assert "mul" in loop or "fma" in loop or "mla" in loop
     assert not product._watched
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_loop_of_vectors_is_shown(precision: str) -> None:
+    """And not the one beside it, which LLVM leaves for what does not fill a vector."""
+    loop = show("ordered", precision).partition("its inner loop")[2]
+    assert re.search(VECTORS, loop)
 
 
 def test_a_rung_of_an_instruction_has_it_in_its_loop() -> None:

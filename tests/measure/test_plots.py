@@ -152,6 +152,24 @@ def test_colours_of_precisions_are_seen_on_white_and_on_black() -> None:
     assert 0.3 < abs(hues[0] - hues[1]) < 0.7
 
 
+def test_a_long_title_is_wrapped_where_the_picture_ends() -> None:
+    """Digits and capitals are wider than most letters."""
+    with plots.drawing(
+        None, "1 x 3 x 224 x 224, IMAGENET1K_V2, AMD EPYC, 2026-11-27 " * 4, 5.4
+    ) as made:
+        figure = made[0]
+    figure.draw_without_rendering()
+    assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_a_ladders_bars_tell_doubts_and_slow_speeds() -> None:
+    loops, fma = rungs("fp32")[:2]
+    slow = Result(loops, 0.1, 0.1, 0.46, 0.01)
+    doubtful = Result(fma, 0.01, 0.9, 230.4, 0.5, ("runs differ",))
+    (axes,) = Ladder({"fp32": [slow, doubtful]}).plot().axes
+    assert [text.get_text() for text in axes.texts] == ["0.5", "230?"]
+
+
 def test_titles_that_are_alike_are_one() -> None:
     figure = draw_latency(None, False)
     assert figure.get_suptitle() == "a network, numba, on a machine"

@@ -11,6 +11,7 @@ import pytest
 
 import minires
 from minires import reference
+from minires.backends import Ran
 from minires.errors import MiniresError
 from minires.kernels.engine import Engine
 from minires.kernels.plan import Division
@@ -247,6 +248,26 @@ def test_what_there_is_not_is_named(words: dict[str, str], models: Mapping[str, 
         profile(models["fp32"]).rows(**words)
 
 
+def test_a_profile_without_a_run_says_so(models: Mapping[str, ResNet50]) -> None:
+    """Somebody forgot the with: an empty table would say that the network takes no time."""
+    prof = profile(models["fp32"])
+    models["fp32"](X)
+    for tell in (prof.table, prof.plot, prof.to_json, prof.rows):
+        with pytest.raises(
+            MiniresError, match="no network ran in this profile; call one in its with"
+        ):
+            tell()
+    assert repr(prof) == f"Profile({models['fp32']!r}, 0 runs)"
+    assert prof._repr_html_() is None
+
+
+def test_a_printed_profile_is_its_table(models: Mapping[str, ResNet50]) -> None:
+    with profile(models["fp32"]) as prof:
+        models["fp32"](X)
+    assert str(prof) == prof.table()
+    assert repr(prof) == f"Profile({models['fp32']!r}, 1 run)"
+
+
 def test_the_table_names_every_step(backend: str, models: Mapping[str, ResNet50]) -> None:
     with profile(models["int8"]) as prof:
         models["int8"](X)
@@ -285,7 +306,7 @@ def made_up(models: Mapping[str, ResNet50], seconds: float, runs: int = 1) -> Pr
     prof = profile(model)
     for run in range(runs):
         times = [(100.0 * run + i, 100.0 * run + i + seconds) for i in range(len(model.layers))]
-        prof._record(model.layers, (1, 3, 64, 64), 0, times)
+        prof._record(Ran(model.layers, (1, 3, 64, 64), 0, times))
     return prof
 
 
@@ -312,7 +333,7 @@ def test_runs_that_differ_are_told(models: Mapping[str, ResNet50]) -> None:
     layers = models["fp32"].layers
     slow = [(500.0 + i, 500.03 + i) for i in range(len(layers))]
     for _ in range(4):
-        prof._record(layers, (1, 3, 64, 64), 0, slow)
+        prof._record(Ran(layers, (1, 3, 64, 64), 0, slow))
     assert prof.doubts == ["runs of the network in fp32 differ by 100%"]
     lines = prof.table().splitlines()
     assert lines[-1].startswith("NOT STEADY: runs of the network in fp32 differ by 100%.")

@@ -24,7 +24,7 @@ def test_layers_are_measured_under_their_roofs(
     assert len(format_layers({"fp32": slow}, "here").splitlines()) == 3 + 54
     fast = [row._replace(seconds=1e-9, roofs=ROOFS) for row in layers["fp32"]]
     lines = format_layers({"fp32": fast}, "here").splitlines()
-    assert lines[-1].startswith("NOT STEADY: conv1 seems faster than its limit (and 53 more)")
+    assert lines[-1].startswith("NOT STEADY: conv1 seems faster than its limit (other doubts: 53)")
     assert all(line.split()[3] == "?" for line in lines[3:57])
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     plot_layers(layers, tmp_path / "layers.svg", "here")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from minires.kernels.cpu import get_num_threads
 from minires.measure.profiler import Profile, profile
 from minires.measure.trace import write_chrome_trace
 from minires.model import ResNet50
@@ -15,6 +16,7 @@ from tests.seeded_weights import seeded_input
 
 X = seeded_input((2, 3, 32, 32))
 OUTER = {"stage": "run", "step": "stage", "phase": "step"}
+INNER = {"work", "wait"}  # of one thread in a step
 
 
 def read(path: Path, *profiles: Profile) -> list[dict[str, Any]]:
@@ -92,8 +94,75 @@ def test_each_calling_thread_has_a_row_of_its_name(
     events = read(tmp_path / "trace.json", prof)
     check_format(events)
     rows = {e["args"]["name"]: e["tid"] for e in events if e["name"] == "thread_name"}
-    assert rows == {"request 1": 1, "request 2": 2}
+    assert rows.pop("request 1") == 1
+    assert rows.pop("request 2") == 2
+    assert all(name.startswith("minires ") for name in rows), "the kernels' threads come last"
     assert names(events, "run") == ["run 1", "run 1"]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_kernels_threads_have_rows_with_their_work_and_their_waits(
+    models: Mapping[str, ResNet50], tmp_path: Path
+) -> None:
+    model = models["int8"]
+    with profile(model) as prof:
+        model(X)
+        model(X)
+    events = read(tmp_path / "trace.json", prof)
+    check_format(events)
+    rows = [e["args"]["name"] for e in events if e["name"] == "thread_name"]
+    others = [f"minires {number}" for number in range(1, get_num_threads())]
+    assert rows == [threading.current_thread().name, *others]
+    assert len(rows) > 1
+    assert {e["cat"] for e in events if e["tid"] > 1 and "cat" in e} <= INNER
+    steps = [event for event in events if event.get("cat") == "step"]
+    parts = [event for event in events if event.get("cat") in INNER]
+    for step in steps:
+        first, last = step["ts"], round(step["ts"] + step["dur"], 3)
+        inside = [e for e in parts if first <= e["ts"] and round(e["ts"] + e["dur"], 3) <= last]
+        assert step["name"] in [event["name"] for event in inside if event["cat"] == "work"]
+        # Whoever is done with its work waits until the step ends.
+        ends = [round(e["ts"] + e["dur"], 3) for e in inside if e["cat"] == "wait"]
+        assert ends == [last] * len(ends)
+    assert len(parts) == 2 * len(names(events, "work"))
+
+
+def test_no_thread_notes_its_work_where_nobody_asks(
+    models: Mapping[str, ResNet50], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, told = models["int8"], []
+    model(X)
+    engine: Any = model._engine
+    execute = engine.execute
+
+    def spy(*arguments: Any) -> None:
+        execute(*arguments)
+        told.append(arguments[-1])
+
+    monkeypatch.setattr(engine, "execute", spy)
+    model(X)
+    assert all(worked.size == 0 for worked in told)
+    told.clear()
+    with profile(model):
+        model(X)
+    assert all(worked.any() for worked in told)
+    assert told
+
+
+def test_a_thread_that_comes_late_has_no_work(
+    models: Mapping[str, ResNet50], tmp_path: Path
+) -> None:
+    model, late = models["int8"], (float("nan"), float("nan"))
+    with profile(model) as prof:
+        model(X)
+    for i, event in enumerate(prof.events):
+        middle = (event.started + event.ended) / 2
+        prof.events[i] = event._replace(worked=((event.started, middle), late))
+    events = read(tmp_path / "trace.json", prof)
+    rows = {e["args"]["name"]: e["tid"] for e in events if e["name"] == "thread_name"}
+    layers = [layer.name for layer in model.layers]
+    assert names([e for e in events if e["tid"] == 1], "work") == layers
+    assert [e for e in events if e["tid"] == rows["minires 1"] and e["ph"] == "X"] == []
 
 
 def test_each_profile_is_a_process_of_its_title(

@@ -121,5 +121,5 @@ def test_the_verdict_is_one_line_and_says_why() -> None:
     assert verdict([]).startswith("Steady")
     one = verdict(["runs of fma differ by 40%"])
     assert one.startswith("NOT STEADY: runs of fma differ by 40%. Do not rely")
-    assert "(and 2 more)" in verdict(["a", "b", "c"])
+    assert "(other doubts: 2)" in verdict(["a", "b", "c"])
     assert "\n" not in verdict(["a", "b", "c"])

@@ -18,7 +18,6 @@ from minires.measure.waterfall import (
     doubt_convolutions,
     format_waterfall,
     measure_waterfall,
-    plot_waterfall,
 )
 from minires.model import ResNet50
 from minires.summary import summarize
@@ -159,6 +158,6 @@ def test_an_ablation_that_contradicts_the_network_is_made_again_and_then_doubted
 
 def test_the_plot_is_a_picture(fall: Waterfall, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    plot_waterfall(fall, tmp_path / "fall.svg")
+    fall.plot(tmp_path / "fall.svg")
     text = (tmp_path / "fall.svg").read_text("utf-8")
     assert "unexplained" in text

@@ -224,6 +224,16 @@ def test_each_layer_is_rounded_by_its_own_moments(
     assert [layer.name for layer in shown] == [layer.name for layer in model.layers]
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_int8_runs_where_the_float_network_does(
+    model: ResNet50, calibration: Calibration, backend: str
+) -> None:
+    """Otherwise NumPy's INT8 stands beside compiled FP32, and seems to be slow."""
+    fp32 = ResNet50(model.layers, model.params)
+    fp32.backend = backend
+    assert quantize_model(fp32, calibration).backend == backend
+
+
 # Layers that stay in float32
 
 KEPT = ["conv1", "layer1.0.conv3", "layer1.0.downsample.0", "fc"]

@@ -14,6 +14,7 @@ import numpy as np
 from numba import cuda
 from numba.cuda.core import config
 
+from minires.backends import Ran, Record
 from minires.errors import MiniresError
 from minires.kernels.cuda import driver
 from minires.kernels.cuda.block import STEP
@@ -22,10 +23,10 @@ from minires.kernels.cuda.gemm import LARGE, TALL
 from minires.kernels.cuda.instructions import choose_instruction
 from minires.kernels.cuda.launches import Launcher, Packed, Program
 from minires.kernels.cuda.operators import FORMATS
-from minires.kernels.pack import prepack
+from minires.kernels.pack import from_bf16, prepack, to_bf16
 from minires.kernels.plan import Buffer, Division, Plan, Tiling, lay_out
-from minires.layers import Array, Int8Params, Layer, Record, Shape
-from minires.reference import round_bf16_ref, round_tf32_ref
+from minires.layers import Array, Int8Params, Layer, Shape
+from minires.reference import round_tf32_ref
 
 BATCH = 128  # images that go through together, at most
 PLANS = 4  # shapes of input whose buffers are kept
@@ -74,7 +75,7 @@ class Engine:
         logits = np.empty((len(x), self.layers[-1].out_c), np.float32)
         parts = max(1, -(-len(x) // most_images(*x.shape[2:])))
         images = -(-len(x) // parts)
-        calls: list[tuple[Any, ...]] = []
+        calls: list[Ran] = []
         with ONE_AT_A_TIME:
             for start in range(0, len(x), images):
                 together = x[start : start + images]
@@ -85,7 +86,7 @@ class Engine:
                     if record:
                         times = self.run_apart(program)
                         times[0][0] = began  # the image's way to here is the first step's
-                        calls.append((self.layers, together.shape, len(calls), times))
+                        calls.append(Ran(self.layers, together.shape, len(calls), times))
                         began = perf_counter()
                     else:
                         self.replay(program)
@@ -94,7 +95,7 @@ class Engine:
                 logits[start : start + images] = whole[:, : logits.shape[1]]
         for call in calls:
             assert record
-            record(*call)
+            record(call)
         return logits
 
     def replay(self, program: Program) -> None:
@@ -174,7 +175,7 @@ class Engine:
     def _narrow(self, x: Array) -> Array:
         """Bring real numbers to the form in memory; eight bits and float32 are so already."""
         if self.form.out == "bf16":
-            return (round_bf16_ref(np.asarray(x, np.float32)).view(np.int32) >> 16).astype(np.int16)
+            return to_bf16(np.asarray(x, np.float32))
         if self.form.out == "tf32":
             return round_tf32_ref(x)
         return x.astype(self.form.dtype)
@@ -182,7 +183,7 @@ class Engine:
     def _widen(self, y: Array) -> Array:
         """Copy an activation back into the form that layers.py knows."""
         if self.form.out == "bf16":
-            return (y.astype(np.int32) << 16).view(np.float32)
+            return from_bf16(y)
         if self.form.out == "f16":
             return np.ascontiguousarray(y).view(np.float16).astype(np.float32)
         return y.copy()

@@ -3,7 +3,9 @@
 A matrix register has 16 rows of 64 bytes, which is 16 groups of 32 bits. One instruction
 multiplies a register of activations (16 rows of the tile, 16 groups along K) by one of weights (16
 groups along K, 16 columns), and adds all products to a register of sums. It reads the same panels
-and pixels as the vector instructions.
+and pixels as the vector instructions. A row of a kernel may have fewer than 16 groups, as in the
+first layer. Then the registers of activations and weights are laid out for as many: what is behind
+the row is not multiplied, not even by zero.
 
 LLVM knows these registers only by number, not as values. So finished sums are stored to memory, and
 the epilogue loads them from there.
@@ -32,6 +34,7 @@ from minires.kernels.ir import (
     loop,
     pointer_to,
     prefetch,
+    store,
 )
 from minires.kernels.isa.instruction import Instruction, Tile
 from minires.kernels.isa.x86 import AVX512BF16, VDPBF16PS, VPDPBUSD, VPMADDUBSW, vcvtneps2bf16
@@ -91,14 +94,33 @@ AMX = replace(
 )
 
 
-def lay_out_registers(builder: Builder) -> None:
-    """Give all eight registers 16 rows of 64 bytes, before a thread's first tile."""
+def _share_out(rows: int, vectors: int) -> tuple[list[int], list[int], list[int]]:
+    """Share a tile's registers out: to sums, row by row, to activations, and to weights."""
+    tops = rows // ROWS
+    numbers = list(range(tops * vectors + tops + vectors))
+    return numbers[: tops * vectors], numbers[tops * vectors : -vectors], numbers[-vectors:]
+
+
+def _at_once(builder: Builder, groups: Value) -> Value:
+    """Count the groups along K that are multiplied at once, in a run of so many."""
+    full = groups.type(ROWS)
+    return builder.select(builder.icmp_signed("<", groups, full), groups, full)
+
+
+def lay_out_registers(builder: Builder, rows: int, vectors: int, groups: Value) -> None:
+    """Give each register 16 rows of 64 bytes, or what runs of so many groups need of them."""
+    _, of_x, of_w = _share_out(rows, vectors)
     # Byte 0 is the palette, 1. From byte 16 on stand the bytes of a row, 16 bits for each register,
     # and from byte 48 on the numbers of rows, 8 bits for each.
     layout = [1] + [0] * 15 + [ROW_BYTES, 0] * 8 + [0] * 16 + [ROWS] * 8 + [0] * 8
     constant = ir.Constant(array(I8, 64), bytearray(layout))
     memory = local(builder, constant.type)
     builder.store(constant, memory)
+    start, count = builder.ptrtoint(memory, I64), builder.trunc(_at_once(builder, groups), I8)
+    for register in of_x:
+        store(builder, builder.shl(count, I8(2)), after(builder, start, 16 + 2 * register))
+    for register in of_w:
+        store(builder, count, after(builder, start, 48 + register))
     call(builder, "llvm.x86.ldtilecfg", VOID, memory)
 
 
@@ -120,9 +142,9 @@ def sum_in_registers(
     The sums of every row begin with the values at address `first`, or with zeros if it is None.
     """
     row_bytes, tops = ROW_BYTES * vectors, range(rows // ROWS)
-    sums = [(top, v, I8(top * vectors + v)) for top in tops for v in range(vectors)]
-    of_x = [I8(len(sums) + top) for top in tops]
-    of_w = [I8(len(sums) + len(tops) + v) for v in range(vectors)]
+    of_sums, of_x, of_w = ([I8(i) for i in numbers] for numbers in _share_out(rows, vectors))
+    sums = [(top, v, of_sums[top * vectors + v]) for top in tops for v in range(vectors)]
+    panel_step = builder.mul(_at_once(builder, tile.groups), I64(row_bytes))
 
     def step(panel: Value, at: Value) -> list[Value]:
         for register, base in zip(of_x, bases, strict=True):
@@ -133,7 +155,7 @@ def sum_in_registers(
             load_register(builder, register, address, I64(row_bytes))
         for top, v, register in sums:
             instruction.emit(builder, register, of_x[top], of_w[v])
-        return [after(builder, panel, ROWS * row_bytes), after(builder, at, ROW_BYTES)]
+        return [builder.add(panel, panel_step), after(builder, at, ROW_BYTES)]
 
     def tap(panel: Value, start: Value) -> list[Value]:
         panel, _ = loop(builder, steps, [panel, start], step)
@@ -142,7 +164,8 @@ def sum_in_registers(
     offsets = [load_offset(builder, tile.x_offsets, ROWS * top) for top in tops]
     bases = [builder.add(tile.x, offset) for offset in offsets]
     stride = builder.sub(load_offset(builder, tile.x_offsets, 1), offsets[0])
-    # A shift divides by the instruction's groups, which are a power of two.
+    # A shift divides by the instruction's groups, which are a power of two. For a run that has
+    # fewer it gives 0, and a loop runs at least once.
     steps = builder.lshr(tile.groups, I64(instruction.groups.bit_length() - 1))
     for _, v, register in sums:
         if first is None:
@@ -169,7 +192,7 @@ def spin(builder: Builder, instruction: Instruction, operands: Value, count: Val
             instruction.emit(builder, total, *registers[instruction.sums :])
         return []
 
-    lay_out_registers(builder)
+    lay_out_registers(builder, ROWS, 1, I64(ROWS))
     for i, register in enumerate(registers):
         load_register(builder, register, after(builder, operands, ROW_BYTES * (i % 2)), I64(0))
     loop(builder, count, [], body)

@@ -107,6 +107,9 @@ USDOT = Instruction(
 USMMLA = Instruction(
     "usmmla", "u8s8", usmmla, ("usmmla",), rows=2, groups=2, sums=SUMS, rates=RATES
 )
+# Activations could lie in memory as s8. That would save 8 of the 137 instructions of sdot's loop.
+# But six places know u8: those that convert an image, round sums, fill padding, read residuals,
+# pool, and hand out a layer's output. Each would need two forms.
 SDOT = Instruction(
     "sdot",
     "u8s8",

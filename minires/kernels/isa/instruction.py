@@ -66,11 +66,11 @@ class Instruction:
         """Count the values that a pixel of the image is filled up to a multiple of.
 
         A step along K may go on behind a run, where its weights are zero. But 0 times infinity is
-        NaN. So pixels of floats are filled up until a step ends where a run does. With registers of
-        its own an instruction's steps are too long for that.
+        NaN. So pixels of floats are filled up until a step ends where a run does. For registers of
+        their own whole groups are enough: there a step is as short as the run.
         """
-        floats = self.operands != "u8s8" and not self.own_registers
-        return PER_GROUP[self.operands] * self.multiple if floats else 1
+        whole = 1 if self.own_registers else self.multiple
+        return PER_GROUP[self.operands] * whole if self.operands != "u8s8" else 1
 
     def prepare(self, builder: Any, a: Any) -> Any:
         """Bring activations that were loaded into the form that it multiplies."""
@@ -111,7 +111,8 @@ class Tile(NamedTuple):
     x_offsets: Any
     w: Any  # the panel of weights: for each group along K, 32 bits for each of NR columns
     # K is `taps` runs, which begin `tap_stride` bytes apart; a run is `groups` times 32 bits. A row
-    # of a convolution's kernel is one run, because its columns are neighbours in NHWC.
+    # of a convolution's kernel is one run, because its columns are neighbours in NHWC. The groups
+    # are a multiple of the instruction's; or fewer, if it has registers of its own.
     taps: Any
     groups: Any
     tap_stride: Any
