@@ -17,6 +17,7 @@ import io
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from functools import cache, partial
 from math import gcd
 from pathlib import Path
@@ -238,7 +239,8 @@ def main() -> None:
     for name, make in recipes:
         if set(arguments.only) <= set(name.replace(",", "").split()):
             started = process_time()
-            network = make()
+            with redirect_stdout(sys.stderr):  # the others tell of their work where rows belong
+                network = make()
             seconds = process_time() - started
             if isinstance(network, ResNet50):
                 network.backend = "numba"
