@@ -37,6 +37,7 @@ def explain(fp32: ResNet50, int8: ResNet50, x: Array, name: str, pixel: Pixel | 
     layer = int8[name]
     kind = f", {_kind(layer)}" if layer.op != name else ""
     lines = [f"{name}{kind}: row {row}, column {column}, channel {channel} of its output"]
+    lines += _seen(fp32, layer, pixel, x.shape[2:])
     lines += ["", *EXPLAINED[layer.op](fp32, int8, (real, quantized), pixel)]
     return "\n".join(lines)
 
@@ -65,6 +66,26 @@ def _kind(layer: Layer) -> str:
     return f"a {layer.kernel}x{layer.kernel} convolution of {layer.in_c} channels{stride}"
 
 
+def _seen(model: ResNet50, layer: Layer, pixel: Pixel, size: tuple[int, ...]) -> list[str]:
+    """Tell a value's receptive field: by equation 9.1, from layer to layer back to the image."""
+    spans = [(at, at) for at in pixel[:2]]  # first and last row, and column
+    while layer.inputs:
+        if layer.op in ("avgpool", "linear"):
+            return []  # it depends on the whole image
+        k, stride, p = layer.kernel, layer.stride, layer.padding
+        spans = [(stride * first - p, stride * last - p + k - 1) for first, last in spans]
+        # A shortcut, the second input, is read at one pixel, which lies within the first's span.
+        layer = model[layer.inputs[0]]
+    (top, bottom), (left, right) = (
+        (max(0, first), min(last, most - 1))
+        for (first, last), most in zip(spans, size, strict=True)
+    )
+    return [
+        f"It depends on rows {top} to {bottom} and columns {left} to {right} of the "
+        f"{size[0]} x {size[1]} image."
+    ]
+
+
 def _check(ours: Any, network: Any, bound: float) -> str:
     """Hold what was computed by hand to what the network had; the answer says so."""
     if not abs(float(ours) - float(network)) <= bound:  # so that NaN fails
@@ -79,14 +100,18 @@ def _explain_sum(
 ) -> Iterator[str]:
     """Explain a convolution's value, or the linear layer's: a sum of products."""
     real, quantized = steps
-    layer, channel = int8[real.name], pixel[2]
-    p_f32, p = fp32.params[real.name], int8.params[real.name]
+    layer = int8[real.name]
+    channel = pixel[2]
+    p_f32 = fp32.params[real.name]
+    p = int8.params[real.name]
     assert isinstance(p_f32, FloatParams)
     assert isinstance(p, Int8Params)
     x_scale, x_zero_point = p.x_qparams
     x_f32 = _patch(layer, real.inputs[0], pixel, 0)  # (K,)
     x_u8 = _patch(layer, quantized.inputs[0], pixel, x_zero_point)
-    w_f32, w_s8, w_scale = p_f32.weight[channel], p.w_s8[channel], p.w_scale[channel]
+    w_f32 = p_f32.weight[channel]
+    w_s8 = p.w_s8[channel]
+    w_scale = p.w_scale[channel]
     yield f"In FP32 {len(x_f32)} numbers x meet as many weights w. In INT8 they are whole numbers:"
     yield f"x is about {x_scale:.6g} x (x_u8 - {x_zero_point}), and w about {w_scale:.6g} x w_s8."
     yield "    k          x  x_u8       back           w  w_s8        back  x_u8 x w_s8"
@@ -108,7 +133,9 @@ def _explain_sum(
     exact = np.float32(np.dot(x_f32.astype(np.float64), w_f32) + p_f32.bias[channel])
     if layer.op == "linear":
         ours = np.float32(acc + bias) * (x_scale * w_scale)
-        yield f"A step is {x_scale:.6g} x {w_scale:.6g}, so this is the logit {ours:.5f}"
+        classes = int8.meta.get("categories", [])
+        of = f" of {classes[channel]}" if channel < len(classes) else ""
+        yield f"A step is {x_scale:.6g} x {w_scale:.6g}, so this is the logit{of}: {ours:.5f}"
         yield "  " + _check(ours, _at(quantized.output, pixel), 0)
         yield f"In FP32 it is {exact:.5f}: INT8 is off by {ours - exact:+.5f}"
         return
@@ -141,7 +168,8 @@ def _requantized(
     """Explain how a sum comes back to eight bits: equations 7.2 and 7.3, or with a residual 8.1."""
     assert layer.qparams is not None
     y_scale, y_zero_point = layer.qparams
-    x_scale, w_scale = p.x_qparams.scale, p.w_scale[pixel[2]]
+    x_scale = p.x_qparams.scale
+    w_scale = p.w_scale[pixel[2]]
     m = x_scale * w_scale / y_scale
     shortcut: Array | None = None
     yield ""
@@ -194,7 +222,8 @@ def _explain_pool(
 ) -> Iterator[str]:
     """Explain a value of a pool: the largest of a window, or the mean of all pixels."""
     real, quantized = steps
-    layer, channel = int8[real.name], pixel[2]
+    layer = int8[real.name]
+    channel = pixel[2]
     assert layer.qparams is not None
     x_f32, x_u8 = (step.inputs[0][0, :, :, channel] for step in steps)
     if layer.op == "maxpool":
@@ -205,7 +234,8 @@ def _explain_pool(
             )
             for at in pixel[:2]
         )
-        exact, y_u8 = x_f32[rows, columns].max(), int(x_u8[rows, columns].max())
+        exact = x_f32[rows, columns].max()
+        y_u8 = int(x_u8[rows, columns].max())
         yield f"The largest of a window, in INT8 as in FP32: {x_u8[rows, columns].tolist()}"
         yield f"  y_u8 = {y_u8}"
     else:

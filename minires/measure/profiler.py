@@ -11,11 +11,13 @@ from minires.errors import MiniresError, check_choice, check_is
 from minires.layers import Array, Layer, Shape
 from minires.measure import plots, session
 from minires.measure.groups import GROUPS, SORTS, kind_of
-from minires.measure.machine import Roofs, describe_machine, describe_measurement, known_roofs
-from minires.measure.rows import EPILOGUE, FUSED, Event, Row, Work, shares
+from minires.measure.machine import Roofs, describe_measurement, known_roofs
+from minires.measure.rows import EPILOGUE, FUSED, Event, Row, Work, events_of, shares
 from minires.measure.text import format_columns, to_json
 from minires.measure.trace import write_chrome_trace
 from minires.measure.trust import (
+    OneCore,
+    doubt_others,
     doubt_share,
     doubt_spread,
     mark,
@@ -50,12 +52,14 @@ class Profile:
         self._counted: dict[tuple[Layer, Shape], Work] = {}
         self._before: Record | None = None
         self._on = False
+        self._core = OneCore()  # watched in some runs: see `profile_in_turns`
 
     def __enter__(self) -> "Profile":
         if self._on:
             raise MiniresError("this profile is on already; profile(model) makes another")
         self._on = True
-        self._before, self.model.record = self.model.record, self._record
+        self._before = self.model.record
+        self.model.record = self._record
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,11 +78,7 @@ class Profile:
     def events(self) -> list[Event]:
         """All steps, in the order they ran. They are made when you ask, not during a run."""
         for ran, thread in self._told:
-            worked = ran.worked if len(ran.worked) else [()] * len(ran.layers)
-            for layer, times, threads in zip(ran.layers, ran.times, worked, strict=True):
-                started, ended = map(float, times)
-                step = Event(layer, ran.shape, ran.call, started, ended, tuple(ran.phases), thread)
-                self._events.append(step._replace(worked=tuple(map(tuple, threads))))
+            self._events.extend(events_of(ran, thread))
         self._told.clear()
         return self._events
 
@@ -94,14 +94,17 @@ class Profile:
 
     @property
     def doubts(self) -> list[str]:
-        """The reasons to doubt the times: several runs that differ too much."""
+        """The reasons to doubt the times: runs that differ too much, or that shared the cores."""
         times: list[float] = []
         for event in self.events:
             if event.layer.op == "input" and event.call == 0:  # a run begins
                 times.append(0.0)
             times[-1] += event.ended - event.started
         name = f"the network in {self.precision}"
-        return doubt_spread(name, spread_of(times)) if len(times) > 1 else []
+        differ = doubt_spread(name, spread_of(times)) if len(times) > 1 else []
+        # Whoever waits for a GPU may rest meanwhile.
+        others = self._core.others if self.backend == "numba" else 0.0
+        return differ + doubt_others(name, others)
 
     def rows(
         self, group: str = "step", sort: str = "order", roofs: Roofs | None = None
@@ -162,11 +165,14 @@ class Profile:
         size = ACTIVATION_BYTES[self.precision]
         if self.backend == "numpy" and self.precision in ("bf16", "fp16"):
             size = 4  # NumPy keeps rounded values as float32
-        y, inputs = math.prod(shapes[layer.name]), [shapes[name] for name in layer.inputs]
+        y = math.prod(shapes[layer.name])
+        inputs = [shapes[name] for name in layer.inputs]
         x = math.prod(inputs[0]) if inputs else math.prod(shape)
         residual = y * (len(inputs) - 1) if inputs else 0
         macs = layer.macs(shapes[layer.name])
-        columns, w, acc = macs // layer.out_c, layer.kernel**2 * layer.in_c * layer.out_c, 4 * y
+        columns = macs // layer.out_c
+        w = layer.kernel**2 * layer.in_c * layer.out_c
+        acc = 4 * y
         read = min(x, columns) if macs else x  # a 1x1 kernel with a stride skips pixels
         y_size = 4 if layer.op == "linear" else size  # logits are float32
         x_size = size if inputs else 4  # and so are the pixels
@@ -201,7 +207,12 @@ class Profile:
         cells = [self._cells(row, doubts) for row in rows]
         runs = self.runs or 1
         total = f"{1e3 * self.seconds / runs:.3f} ms, the mean of {runs} run{'s' * (runs != 1)}"
-        legend = "MB: counted, each operand read once and each result written once."
+        images = sum(e.shape[0] for e in self.events if e.layer.op == "input") // runs
+        total += f" of {images} images" * (images > 1)
+        legend = (
+            "MB: counted, each operand read once and each result written once.\n"
+            "GOP/s: a multiply-add is two operations. short: takes too little time to tell a speed."
+        )
         if of_roofs:
             head += ["of peak", "of roof", "roof"]
             doubts = [*doubts, *of_roofs.doubts]
@@ -210,8 +221,8 @@ class Profile:
             for row in rows:
                 doubts += [] if row.short else doubt_share(row.name, row.of_roof)
             legend += (
-                " of peak: of the\ninstruction's, measured. roof: what takes longest at its "
-                "measured best, computing or moving the MB."
+                "\nof peak: of the instruction's, measured. roof: what takes longest at its "
+                "measured best,\ncomputing or moving the MB."
             )
         lines = [self.title, format_columns(head, cells), total, legend]
         return "\n".join([*lines, verdict(doubts)] if doubts else lines)
@@ -235,19 +246,16 @@ class Profile:
     @property
     def title(self) -> str:
         """The network, its input and the machine."""
-        shapes = [list(event.shape) for event in self.events if event.layer.op == "input"]
+        shapes = [event.shape for event in self.events if event.layer.op == "input"]
         batch = sum(shape[0] for shape in shapes) // (self.runs or 1)
         size = " x ".join(map(str, [batch, *shapes[0][1:]])) if shapes else "nothing"
         network = f"{self.model.meta.get('name', 'ResNet-50')}, {self.precision}, {self.backend}"
-        return f"{network}, input {size}, on {describe_measurement(self._machine)}"
+        machine = ""  # the CPU
+        if self.backend == "cuda":
+            from minires.kernels.cuda.driver import open_gpu  # only here: others have no numba-cuda
 
-    @property
-    def _machine(self) -> str:
-        if self.backend != "cuda":
-            return describe_machine()
-        from minires.kernels.cuda.driver import open_gpu  # only here: others have no numba-cuda
-
-        return open_gpu().name
+            machine = open_gpu().name
+        return f"{network}, input {size}, on {describe_measurement(machine)}"
 
     def to_json(self, roofs: Roofs | None = None) -> str:
         """Write the `rows` of phases as JSON, with the network and the machine.
@@ -315,7 +323,8 @@ class Profile:
         rows, runs = self.rows(group), self.runs or 1
         places = {row.name: place for place, row in enumerate(rows)}
         height = 1.4 + 0.18 * len(rows)
-        with plots.drawing(path, self.title, 10, height, dark=dark) as (drawn, axes):
+        size = 10, height, 1, dark
+        with plots.drawing(path, self.title, *size, doubts=self.doubts) as (drawn, axes):
             colors: dict[str, str] = {}  # of a kind, whatever its stride; a stride has stripes
             for kind in dict.fromkeys(row.kind or "several" for row in rows):
                 base, stride, _ = kind.partition("/")
@@ -379,14 +388,15 @@ def profile_in_turns(
     """
     for model in models.values():
         model(x)
-    session.say(f"profiling {', '.join(models)}: {runs} runs of each")
+    session.say(f"profiling {', '.join(models)}: {runs} run{'s' * (runs != 1)} of each")
 
     def measure() -> dict[str, Profile]:
         profiles = {precision: profile(model) for precision, model in models.items()}
         for _ in range(runs):
             for precision, model in models.items():
                 model(x)  # brings its weights into the cache again
-                with profiles[precision]:
+                prof = profiles[precision]
+                with prof, prof._core:
                     model(x)
         return profiles
 

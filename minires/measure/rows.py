@@ -1,9 +1,10 @@
 """What a profile holds: steps that have run, and rows that add them up, beside their roofs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from minires.backends import Ran
 from minires.errors import MiniresError
 from minires.layers import Layer, PhaseTime, Shape
 from minires.measure.machine import Roofs
@@ -23,8 +24,8 @@ class Event(NamedTuple):
     ended: float
     phases: tuple[PhaseTime, ...]  # empty for a compiled step
     thread: str  # the name of Python's thread that called the network
-    # When each of the kernels' threads began, and was done with its pieces; NaN if it had none.
-    worked: tuple[tuple[float, float], ...] = ()
+    # When each of the kernels' threads began, and was done with its pieces; None if it had none.
+    worked: tuple[tuple[float, float] | None, ...] = ()
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -40,6 +41,17 @@ class Event(NamedTuple):
         between = self.ended - self.started - math.fsum(found.values())
         found[rest] = found.get(rest, 0.0) + between
         return found
+
+
+def events_of(ran: Ran, thread: str) -> Iterator[Event]:
+    """List the steps that a network's record is told of, in the order they ran."""
+    worked = ran.worked if len(ran.worked) else [()] * len(ran.layers)
+    for layer, times, threads in zip(ran.layers, ran.times, worked, strict=True):
+        started, ended = map(float, times)
+        step = Event(layer, ran.shape, ran.call, started, ended, tuple(ran.phases), thread)
+        told = ((float(began), float(done)) for began, done in threads)
+        # NaN would make an event differ from its equal.
+        yield step._replace(worked=tuple(None if math.isnan(pair[0]) else pair for pair in told))
 
 
 class Work(NamedTuple):

@@ -80,7 +80,8 @@ class Waterfall(NamedTuple):
 
     def plot(self, path: str | os.PathLike[str] | None = None, dark: bool = False) -> "Figure":
         """Draw the waterfall, and the causes behind it; needs matplotlib."""
-        whole, quarter = self.whole, self.whole.fp32 / 4
+        whole = self.whole
+        quarter = self.whole.fp32 / 4
         steps = [("fp32 / 4", quarter, WHOLE)]
         steps += [(part.name, part.excess, EXCESS) for part in self.parts[:-1]]
         steps += [(REST, self.parts[-1].excess, UNKNOWN), ("int8", whole.int8, WHOLE)]
@@ -89,10 +90,11 @@ class Waterfall(NamedTuple):
         title = f"Where the 4x goes: {self.title}"
         # One above the other, and no wider than a phone shows legibly.
         rows = len(steps), len(convs)
-        height = 2.2 + 0.25 * sum(rows)
-        with plots.drawing(path, title, 5.4, height, 1, dark, rows) as (drawn, (upper, lower)):
+        height = 2.6 + 0.25 * sum(rows)
+        size = 5.4, height, 1, dark, rows, self.doubts
+        with plots.drawing(path, title, *size) as (drawn, (upper, lower)):
             _draw(upper, steps, self.doubts, totals=("fp32 / 4", "int8"))
-            upper.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
+            upper.set_xlabel("milliseconds of an image:\nexcess over a quarter of FP32's time")
             # A second scale of the same axis shows ratios: FP32's time over the time at that place.
             # It ends at INT8's, because preprocessing, further right, is not part of that ratio.
             last = whole.fp32 / whole.int8
@@ -105,7 +107,7 @@ class Waterfall(NamedTuple):
             ratios.set_xticks([1e3 * whole.fp32 / r for r in ticks], [f"{r:g}x" for r in ticks])
             ratios.set_xlabel("FP32's time over this")
             _draw(lower, convs, self.doubts)
-            lower.set_xlabel("milliseconds of the convolutions' excess, by ablation")
+            lower.set_xlabel("milliseconds of the convolutions' excess,\nby ablation")
             plots.explain(drawn, COLORS.items())
         return drawn
 
@@ -223,7 +225,9 @@ def ablate(
     """
     if len(x) != 1:
         raise MiniresError(f"an ablation measures one image, not {len(x)}")
-    convs, epilogue, edges = {}, {}, {}
+    convs = {}
+    epilogue = {}
+    edges = {}
     for precision in ("fp32", "int8"):
         session.say(f"the waterfall's causes: {precision} without its epilogue, without edges")
         engine = Engine(list(models[precision].layers), models[precision].params, precision)
@@ -297,7 +301,8 @@ def format_waterfall(fall: Waterfall) -> str:
     before = sum(fall.preprocessing.values())
     lines += ["", "With what comes before the network, which no precision changes:"]
     lines.append("  " + ", ".join(f"{n} {ms(t)}" for n, t in fall.preprocessing.items()))
-    decode, network = fall.preprocessing["decode"], whole.fp32 / whole.int8
+    decode = fall.preprocessing["decode"]
+    network = whole.fp32 / whole.int8
     for name, time_before in [("decoding alone", decode), ("all of it", before)]:
         now, ideal = (
             (whole.fp32 + time_before) / (int8 + time_before)
@@ -328,6 +333,6 @@ def _draw(
     axes.set_yticks(range(len(steps)), [name.replace(": ", ":\n") for name, *_ in steps])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.margins(x=0.12)
+    axes.margins(x=0.2, y=0.02)
     low, high = axes.get_xlim()
     axes.set_xlim(min(0, low), high)
