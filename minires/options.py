@@ -43,6 +43,8 @@ class Parser(argparse.ArgumentParser):
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
             hint = nearest(str(value), map(str, action.choices or ()))
+            if action.dest == "command" and os.path.exists(str(value)):
+                hint = f"; to name what it shows: minires classify {value}"
             raise argparse.ArgumentError(action, error.message + hint) from error
 
 

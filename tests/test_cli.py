@@ -533,8 +533,7 @@ def nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in "MINIRES_CACHE", "TORCH_HOME":
         monkeypatch.setenv(variable, str(tmp_path / "cache"))
     monkeypatch.delenv("MINIRES_OFFLINE")
-    monkeypatch.setattr(api.download, "_download", lambda *_: pytest.fail("asked a server"))
-    monkeypatch.setattr(api.download, "_download", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setattr(api.download, "download", lambda *_, **__: pytest.fail("asked a server"))
 
 
 @pytest.mark.usefixtures("nothing_cached")
@@ -950,6 +949,16 @@ def test_where_no_word_is_near_none_is_told(words: str, capsys: Capture) -> None
         main(words.split())
     assert caught.value.code == 2
     assert "did you mean" not in capsys.readouterr().err
+
+
+def test_a_photograph_in_a_commands_place_is_told_what_to_type(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    photo = tmp_path / "cat.jpg"
+    photo.touch()
+    with pytest.raises(SystemExit):
+        main([str(photo)])
+    assert capsys.readouterr().err.endswith(f"; to name what it shows: minires classify {photo}\n")
 
 
 def test_right_words_are_left_alone() -> None:

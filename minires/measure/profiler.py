@@ -205,7 +205,10 @@ class Profile:
         total = f"{1e3 * self.seconds / runs:.3f} ms, the mean of {runs} run{'s' * (runs != 1)}"
         images = sum(e.shape[0] for e in self.events if e.layer.op == "input") // runs
         total += f" of {images} images" * (images > 1)
-        legend = "MB: counted, each operand read once and each result written once."
+        legend = (
+            "MB: counted, each operand read once and each result written once.\n"
+            "GOP/s: a multiply-add is two operations. short: takes too little time to tell a speed."
+        )
         if of_roofs:
             head += ["of peak", "of roof", "roof"]
             doubts = [*doubts, *of_roofs.doubts]
@@ -214,8 +217,8 @@ class Profile:
             for row in rows:
                 doubts += [] if row.short else doubt_share(row.name, row.of_roof)
             legend += (
-                " of peak: of the\ninstruction's, measured. roof: what takes longest at its "
-                "measured best, computing or moving the MB."
+                "\nof peak: of the instruction's, measured. roof: what takes longest at its "
+                "measured best,\ncomputing or moving the MB."
             )
         lines = [self.title, format_columns(head, cells), total, legend]
         return "\n".join([*lines, verdict(doubts)] if doubts else lines)
