@@ -177,7 +177,8 @@ def evaluate(arguments: Namespace) -> int:
     if arguments.against == "none" and arguments.against_weights:
         raise MiniresError("--against-weights is for a comparison; leave out --against none")
     weights = options.chosen_weights(arguments)
-    precision, against = options.chosen_precision(arguments), arguments.against
+    precision = options.chosen_precision(arguments)
+    against = arguments.against
     networks = evaluating.choose_networks(precision, weights, against, arguments.against_weights)
     own = options.own(arguments)
     models = [
@@ -239,12 +240,15 @@ def summary(arguments: Namespace) -> int:
     for name in ("precision", "preset"):
         if getattr(arguments, name) and not arguments.weights:
             raise MiniresError(f"--{name} needs weights; give --weights with it")
-    layers, edges, preset = resnet50_layers(arguments.classes), "", IMAGENET_V1
+    layers = resnet50_layers(arguments.classes)
+    edges = ""
+    preset = IMAGENET_V1
     if arguments.weights:
         precision = options.chosen_precision(arguments)
         options.check_size(arguments, [precision])
         model = api.resnet50(arguments.weights, precision, **options.own(arguments))
-        layers, preset = list(model.layers), model.meta["preset"]
+        layers = list(model.layers)
+        preset = model.meta["preset"]
         if model.precision in INT8:
             edges = f"\n\n{format_edges(layers, model.meta.get('saturated', {}))}"
     height, width = options.chosen_size(arguments, preset)

@@ -135,7 +135,8 @@ def accuracy(logits: Array, labels: Array) -> Accuracy:
 
 def compare(logits: Array, other: Array, labels: Array) -> Comparison:
     """Compare two networks' logits, (N, num_classes), with each other and the labels, (N,)."""
-    first, second = logits.argmax(axis=1), other.argmax(axis=1)
+    first = logits.argmax(axis=1)
+    second = other.argmax(axis=1)
     wins = int(np.sum((first == labels) & (second != labels)))
     losses = int(np.sum((first != labels) & (second == labels)))
     # The interval is Agresti and Min's for matched pairs ("Simple improved confidence intervals for

@@ -100,14 +100,18 @@ def _explain_sum(
 ) -> Iterator[str]:
     """Explain a convolution's value, or the linear layer's: a sum of products."""
     real, quantized = steps
-    layer, channel = int8[real.name], pixel[2]
-    p_f32, p = fp32.params[real.name], int8.params[real.name]
+    layer = int8[real.name]
+    channel = pixel[2]
+    p_f32 = fp32.params[real.name]
+    p = int8.params[real.name]
     assert isinstance(p_f32, FloatParams)
     assert isinstance(p, Int8Params)
     x_scale, x_zero_point = p.x_qparams
     x_f32 = _patch(layer, real.inputs[0], pixel, 0)  # (K,)
     x_u8 = _patch(layer, quantized.inputs[0], pixel, x_zero_point)
-    w_f32, w_s8, w_scale = p_f32.weight[channel], p.w_s8[channel], p.w_scale[channel]
+    w_f32 = p_f32.weight[channel]
+    w_s8 = p.w_s8[channel]
+    w_scale = p.w_scale[channel]
     yield f"In FP32 {len(x_f32)} numbers x meet as many weights w. In INT8 they are whole numbers:"
     yield f"x is about {x_scale:.6g} x (x_u8 - {x_zero_point}), and w about {w_scale:.6g} x w_s8."
     yield "    k          x  x_u8       back           w  w_s8        back  x_u8 x w_s8"
@@ -164,7 +168,8 @@ def _requantized(
     """Explain how a sum comes back to eight bits: equations 7.2 and 7.3, or with a residual 8.1."""
     assert layer.qparams is not None
     y_scale, y_zero_point = layer.qparams
-    x_scale, w_scale = p.x_qparams.scale, p.w_scale[pixel[2]]
+    x_scale = p.x_qparams.scale
+    w_scale = p.w_scale[pixel[2]]
     m = x_scale * w_scale / y_scale
     shortcut: Array | None = None
     yield ""
@@ -217,7 +222,8 @@ def _explain_pool(
 ) -> Iterator[str]:
     """Explain a value of a pool: the largest of a window, or the mean of all pixels."""
     real, quantized = steps
-    layer, channel = int8[real.name], pixel[2]
+    layer = int8[real.name]
+    channel = pixel[2]
     assert layer.qparams is not None
     x_f32, x_u8 = (step.inputs[0][0, :, :, channel] for step in steps)
     if layer.op == "maxpool":
@@ -228,7 +234,8 @@ def _explain_pool(
             )
             for at in pixel[:2]
         )
-        exact, y_u8 = x_f32[rows, columns].max(), int(x_u8[rows, columns].max())
+        exact = x_f32[rows, columns].max()
+        y_u8 = int(x_u8[rows, columns].max())
         yield f"The largest of a window, in INT8 as in FP32: {x_u8[rows, columns].tolist()}"
         yield f"  y_u8 = {y_u8}"
     else:

@@ -117,7 +117,8 @@ def load_image(source: ImageSource) -> Image.Image:
     (451, 300)
     """
     with open_image(source) as decoded:
-        image, row = Image.new("RGB", decoded.size), 0
+        image = Image.new("RGB", decoded.size)
+        row = 0
         for strip in decoded.strips():
             image.paste(strip, (0, row))
             row += strip.height
@@ -319,7 +320,9 @@ def _decode(image: Image.Image, name: str) -> Decoded:
 
 def _count_scans(file: BinaryIO) -> int:
     """Count a JPEG's scans, as far as they matter."""
-    before, at, scans = file.tell(), 0, 0
+    before = file.tell()
+    at = 0
+    scans = 0
     while scans <= MOST_SCANS:
         file.seek(at)
         piece = file.read(PIECE)
@@ -360,7 +363,8 @@ def _grey_scale(image: Image.Image) -> tuple[float, float]:
     """Find the values of black and of white in one of Pillow's deep modes."""
     strips = (np.asarray(strip) for strip in Decoded(image)._cut())
     extremes = np.array([(strip.min(), strip.max()) for strip in strips], np.float64)
-    black, white = extremes[:, 0].min(), extremes[:, 1].max()
+    black = extremes[:, 0].min()
+    white = extremes[:, 1].max()
     if not np.isfinite([black, white]).all():
         raise ValueError("it holds NaN or infinity")
     mode = "I;16" if image.format in DEEP and image.mode == "I" else image.mode[:4]

@@ -39,7 +39,8 @@ def resnet50_layers(num_classes: int = 1000) -> list[Layer]:
     x, in_c = "maxpool", 64
     for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)], start=1):
         for block in range(blocks):
-            name, out_c = f"layer{stage}.{block}", 4 * width  # conv3 widens what the 3x3 computed
+            name = f"layer{stage}.{block}"
+            out_c = 4 * width  # conv3 widens what the 3x3 computed
             stride = 2 if block == 0 and stage > 1 else 1
             shortcut = x
             layers.append(conv(f"{name}.conv1", (x,), in_c, width, kernel=1))

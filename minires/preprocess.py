@@ -64,7 +64,9 @@ class Preset:
                 # JSON's true would be 1.
                 red, green, blue = (np.nan if value is True else float(value) for value in given)
             except (TypeError, ValueError, OverflowError):
-                red, green, blue = np.nan, np.nan, np.nan
+                red = np.nan
+                green = np.nan
+                blue = np.nan
             if not all(least < value < np.inf for value in (red, green, blue)):
                 above = ", above 0" if name == "std" else ""
                 raise MiniresError(f"a preset's {name} is {short(given)}; wanted 3 numbers{above}")
@@ -154,7 +156,8 @@ def resize_and_crop(image: Image.Image | Decoded, preset: Preset) -> Array:
     bilinear = Image.Resampling.BILINEAR  # antialiased: Pillow's always is
     # Pillow resizes each row, rounds, and then resizes each column. So we may resize rows strip by
     # strip, and cut off the pixels beside the square before the columns are resized.
-    square, row = Image.new("RGB", (preset.crop, height)), 0
+    square = Image.new("RGB", (preset.crop, height))
+    row = 0
     for strip in image.strips():
         strip = strip.resize((wide, strip.height), bilinear)
         square.paste(strip.crop((left, 0, left + preset.crop, strip.height)), (0, row))

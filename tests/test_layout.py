@@ -139,12 +139,12 @@ def test_a_file_can_be_read_in_one_go(name: str) -> None:
 # Rooms of the package that a reader can leave out, and how many lines each may have.
 ROOMS = {
     "doctor.py": 380,
-    "kernels/cuda/": 1_850,
+    "kernels/cuda/": 1_860,
     "kernels/isa/arm.py": 190,
     "kernels/isa/pairs.py": 80,
     "kernels/isa/wasm.py": 90,
     "lab/": 500,
-    "ladder/": 1_700,
+    "ladder/": 1_725,
     "measure/gpu": 490,
 }
 

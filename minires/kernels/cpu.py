@@ -42,7 +42,8 @@ def _sysctl(name: str) -> bytes:
     """Ask macOS what it knows by a name; nothing where it does not know, and on other systems."""
     if sys.platform != "darwin":
         return b""
-    value, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
+    value = ctypes.create_string_buffer(256)
+    size = ctypes.c_size_t(256)
     place = value, ctypes.byref(size)
     failed = ctypes.CDLL(None).sysctlbyname(name.encode(), *place, None, ctypes.c_size_t(0))
     return b"" if failed else value.raw[: size.value]

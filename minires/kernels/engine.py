@@ -91,7 +91,8 @@ class Engine:
         self.params = params
         self.threads = threads
         self.isa = isa or choose_isa()
-        self.precision, self.form = precision, FORMATS[precision]
+        self.precision = precision
+        self.form = FORMATS[precision]
         if self.isa not in available_isas() or (threads is not None and threads < 1):
             raise MiniresError("an engine wants one of available_isas, and at least one thread")
         self.tiling = self._tiling()
@@ -236,12 +237,15 @@ class Engine:
     def _pack(self, layer: Layer) -> Packed:
         p = self.params[layer.name]
         if self.form.operands == "u8s8":
-            weight, bias, m = p.w_s8, p.bias_s32, p.x_qparams.scale * p.w_scale
+            weight = p.w_s8
+            bias = p.bias_s32
+            m = p.x_qparams.scale * p.w_scale
             m = m / layer.qparams.scale if layer.qparams else m
             bias = make_up(self.isa.instructions["u8s8"], bias, weight)
         else:
             weight, bias = p.weight, p.bias
-            weight, m = self._narrow(weight), bias
+            weight = self._narrow(weight)
+            m = bias
         reads = next(other for other in self.layers if other.name == layer.inputs[0])
         in_c = self.tiling.channels(reads)
         w = prepack(
@@ -312,7 +316,9 @@ class Engine:
     def _describe(self, planned: Step, step: Any, program: Program) -> None:
         """Fill in a step of a program: the plan's numbers, addresses for places, and scalars."""
         layer = planned.layer
-        step["op"], step["kernel"], step["stride"] = OPS[layer.op], layer.kernel, layer.stride
+        step["op"] = OPS[layer.op]
+        step["kernel"] = layer.kernel
+        step["stride"] = layer.stride
         for name in (*SIZES, *STRIDES):
             step[name] = getattr(planned, name)
         for name in ("x", "y", "residual"):
@@ -331,7 +337,8 @@ class Engine:
 
     def _describe_scalars(self, layer: Layer, step: Any) -> None:
         """Fill in the numbers for an epilogue, a quantization or the average pool."""
-        step["low"], step["high"] = 0.0 if layer.relu else -np.inf, np.inf
+        step["low"] = 0.0 if layer.relu else -np.inf
+        step["high"] = np.inf
         if q := layer.qparams:
             step["low"], step["high"] = -q.zero_point, 255 - q.zero_point
             step["scale"], step["zero_point"] = q

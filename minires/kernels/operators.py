@@ -164,12 +164,14 @@ def compile_network(precision: str, isa: str) -> Callable[..., None]:
     def steps(
         program: Any, times: Any, counts: Any, worked: Any, first: int, last: int, thread: int
     ) -> None:
-        threads, watched = counts.shape[1] - 2, len(worked) > 0
+        threads = counts.shape[1] - 2
+        watched = len(worked) > 0
         pieces = threads * PIECES
         if times[first] == 0:  # the thread that comes first notes the time
             times[first] = ticks()
         for i in range(first, last):
-            done, ended = counts[i, threads:].ctypes.data, counts[i, threads + 1 :].ctypes.data
+            done = counts[i, threads:].ctypes.data
+            ended = counts[i, threads + 1 :].ctypes.data
             ran = 0
             began = ticks() if watched else 0
             for other in range(threads):
@@ -214,7 +216,8 @@ def _run_piece(spec: Any, step: Any, piece: Any, pieces: Any) -> Callable[..., N
     if not isinstance(spec, types.Literal):
         return None  # Numba asks again, with the literal
     precision, name = spec.literal_value.split("/")
-    form, isa = FORMATS[precision], ISAS[name]
+    form = FORMATS[precision]
+    isa = ISAS[name]
     parts = {
         "conv": _tiles(Microkernel.of(isa, form.operands, form.epilogue), form.activation),
         "linear": _tiles(Microkernel.of(isa, form.operands, form.last_epilogue), np.float32),
@@ -235,7 +238,8 @@ def _run_piece(spec: Any, step: Any, piece: Any, pieces: Any) -> Callable[..., N
             count = step.batch
         else:
             count = step.batch * step.out_h  # rows of pixels
-        begin, end = count * piece // pieces, count * (piece + 1) // pieces
+        begin = count * piece // pieces
+        end = count * (piece + 1) // pieces
         if op == CONV:
             conv(step, begin, end)
         elif op == LINEAR:
@@ -272,7 +276,8 @@ def _tiles(kernel: Microkernel, output: Any) -> Callable[..., None]:
         top = begin // (step.block * step.panels) * step.block
         bottom = min(top + step.block, step.rows)
         inside = begin - top * step.panels
-        panel, row = inside // (bottom - top), top + inside % (bottom - top)
+        panel = inside // (bottom - top)
+        row = top + inside % (bottom - top)
         matrix_registers(name, True, step.groups)
         for _ in range(begin, end):
             x_offsets = step.x_offsets + 4 * rows * row
@@ -317,7 +322,8 @@ def _convert(form: Format, multiple: int) -> Callable[..., None]:
 
     In memory a pixel is filled up to a multiple of so many values; the last ones stay zero.
     """
-    activation, quantize = from_dtype(np.dtype(form.activation)), form.quantize
+    activation = from_dtype(np.dtype(form.activation))
+    quantize = form.quantize
     channels = -(-CHANNELS // multiple) * multiple
 
     def convert(step: Any, begin: int, end: int) -> None:
@@ -338,8 +344,10 @@ def _convert(form: Format, multiple: int) -> Callable[..., None]:
 
 def _maxpool(form: Format, columns: int) -> Callable[..., None]:
     """Make the code of the max-pool, which is the same for real numbers and for steps."""
-    name, size = np.dtype(form.activation).name, np.dtype(form.activation).itemsize
-    spec, vector = f"{name}/{columns}", columns * size
+    name = np.dtype(form.activation).name
+    size = np.dtype(form.activation).itemsize
+    spec = f"{name}/{columns}"
+    vector = columns * size
 
     def maxpool(step: Any, begin: int, end: int) -> None:
         pixel = step.channels * size
@@ -358,11 +366,14 @@ def _maxpool(form: Format, columns: int) -> Callable[..., None]:
 
 def _avgpool(form: Format) -> Callable[..., None]:
     """Make the code of the average over all pixels of an image."""
-    activation, widen, average = from_dtype(np.dtype(form.activation)), form.widen, form.average
+    activation = from_dtype(np.dtype(form.activation))
+    widen = form.widen
+    average = form.average
     total = np.int32 if form.operands == "u8s8" else np.float32
 
     def avgpool(step: Any, begin: int, end: int) -> None:
-        channels, pixels = step.channels, step.in_h * step.in_w
+        channels = step.channels
+        pixels = step.in_h * step.in_w
         for image in range(begin, end):
             at = step.x + step.x_image * image
             x = carray(pointer(at), (pixels, channels), activation)

@@ -35,7 +35,8 @@ def prepack(
     You get (panels, kernel * groups, columns, group), aligned, in the weights' dtype. Where several
     groups of a column lie together, the middle two count the same words in another order.
     """
-    n, channels = len(weight), weight.shape[1] // kernel**2
+    n = len(weight)
+    channels = weight.shape[1] // kernel**2
     taps = weight.reshape(n, kernel, kernel, channels)
     panels = -(-n // columns)
     taps = _fill_up(taps, (panels * columns, kernel, kernel, in_c))

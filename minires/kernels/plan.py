@@ -254,7 +254,8 @@ class _Pool:
 
     def _like(self, layer: Layer, shape: Shape) -> Buffer:
         """Describe the buffer for an output: its shape, its padding, and the padding's value."""
-        tiling, readers = self.plan.tiling, self.readers[layer.name]
+        tiling = self.plan.tiling
+        readers = self.readers[layer.name]
         multiplied = [r for r in readers if r.inputs[0] == layer.name]
         pad = max((r.padding for r in multiplied), default=0)
         fill: float | None = 0.0
@@ -310,7 +311,8 @@ def _step(layer: Layer, plan: Plan) -> Step:
 
 def _gemm(step: Step, plan: Plan) -> Gemm:
     """Say where each row of the GEMM is read and written, and cut it into tiles."""
-    layer, tiling = step.layer, plan.tiling
+    layer = step.layer
+    tiling = plan.tiling
     assert step.x is not None
     x = plan.buffers[step.x.buffer]
     image, row, pixel = x.strides(tiling.item)
@@ -331,8 +333,7 @@ def _gemm(step: Step, plan: Plan) -> Gemm:
         line = step.out_w if layer.stride > 1 else len(x_rows)
         together = tiling.rows // tiling.run
         x_rows, y_rows = in_runs(x_rows, y_rows, x_strides[2], line, tiling.run, together)
-    # Rows that are missing in the last tile are the last row again, written behind the output.
-    # So is the first row of a tile after it.
+    # What the last tile lacks is the last row again, and so is the first row of a tile after it.
     missing = -len(x_rows) % tiling.rows
     x_rows = np.pad(x_rows, (0, missing + 1), mode="edge")
     y_rows = np.pad(y_rows, (0, missing), constant_values=behind)

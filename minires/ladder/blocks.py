@@ -20,9 +20,12 @@ from minires.layers import Array
 def prepare(product: Product) -> Callable[[Array], Array]:
     """Pack the weights, choose a block, and compile loops around the microkernel."""
     kernel = Microkernel.of(product.isa, product.form.operands, product.form.epilogue)
-    name, rows, columns = kernel.name, kernel.rows, kernel.columns
+    name = kernel.name
+    rows = kernel.rows
+    columns = kernel.columns
     words = fill_up(product.weight, columns, product.step).view(np.uint32)  # (N, groups)
-    panels, groups = len(words) // columns, words.shape[1]
+    panels = len(words) // columns
+    groups = words.shape[1]
     w = aligned((panels, groups, columns), np.uint32)
     w[...] = words.reshape(panels, columns, groups).transpose(0, 2, 1)
     # Half of the second cache: panels pass through the other half, and so does the output.
@@ -35,8 +38,10 @@ def prepare(product: Product) -> Callable[[Array], Array]:
         for top in range(0, M, block):
             for panel in range(len(w)):
                 column = panel * columns
-                w_at, y_at = w[panel].ctypes.data, y[0, column:].ctypes.data
-                bias_at, m_at = bias[column:].ctypes.data, m[column:].ctypes.data
+                w_at = w[panel].ctypes.data
+                y_at = y[0, column:].ctypes.data
+                bias_at = bias[column:].ctypes.data
+                m_at = m[column:].ctypes.data
                 for row in range(top, min(top + block, M), rows):
                     a_offsets = offsets[0, row:].ctypes.data
                     y_offsets = offsets[1, row:].ctypes.data

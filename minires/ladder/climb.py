@@ -148,8 +148,10 @@ def rungs(precision: str) -> list[Rung]:
     All are compiled for the same instruction set, so that none is slower for its set's sake. The
     precision is fp32, int8 or bf16, whose ladder is short.
     """
-    threads, operands = get_num_threads(), OPERANDS[precision]
-    isa, numpy = vector_isa(operands), OPERATORS[precision]["conv"]
+    threads = get_num_threads()
+    operands = OPERANDS[precision]
+    isa = vector_isa(operands)
+    numpy = OPERATORS[precision]["conv"]
     rung = functools.partial(_rung, precision, isa)
     climbed = [
         Rung(
@@ -188,7 +190,8 @@ def rungs(precision: str) -> list[Rung]:
 
 def _with(isa: ISA, operands: str) -> Prepare:
     """Let rung `panels` multiply with an instruction set's instruction and tile."""
-    instruction, tile = isa.instructions[operands], isa.tiles[operands]
+    instruction = isa.instructions[operands]
+    tile = isa.tiles[operands]
     return functools.partial(panels.prepare, instruction=instruction, tile=tile)
 
 
@@ -213,7 +216,8 @@ def problem(precision: str, layer: Layer = LAYER, x: tuple[int, ...] = SHAPE) ->
     if precision == "int8":
         x_u8 = random.integers(0, 256, x, dtype=np.uint8)
         w_s8 = random.integers(-128, 128, (layer.out_c, K)).astype(np.int8)
-        scale, one = np.float32(1 / 64), np.float32(1)
+        scale = np.float32(1 / 64)
+        one = np.float32(1)
         q = QParams(np.float32(100 * K**0.5), 0)
         layer = replace(layer, qparams=q)
         bias = random.integers(-1000, 1000, layer.out_c).astype(np.int32)

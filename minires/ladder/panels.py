@@ -24,10 +24,12 @@ def prepare(
 ) -> Callable[[Array], Array]:
     """Pack the weights, and compile loops around a tile of (rows, vectors of columns)."""
     rows, vectors = tile
-    lanes, group = product.isa.lanes, product.form.group
+    lanes = product.isa.lanes
+    group = product.form.group
     columns = vectors * lanes
     words = fill_up(product.weight, columns, group).view(np.uint32)  # (N, groups)
-    panels, groups = len(words) // columns, words.shape[1]
+    panels = len(words) // columns
+    groups = words.shape[1]
     w = aligned((panels, groups, columns), np.uint32)
     w[...] = words.reshape(panels, columns, groups).transpose(0, 2, 1)
     bits = vector(I32, lanes)  # 32 bits of K, a group, for each column

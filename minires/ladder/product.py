@@ -69,9 +69,11 @@ class Product(NamedTuple):
 
     def blocked(self, *more: Any) -> Any:
         """Return the signature of a rung around the engine's microkernel: see `fused`."""
-        a, bias = from_dtype(np.dtype(self.form.activation)), from_dtype(np.dtype(self.sums))
+        a = from_dtype(np.dtype(self.form.activation))
+        bias = from_dtype(np.dtype(self.sums))
         epilogue = types.Tuple([bias[::1], types.float32[::1], SCALARS])
-        offsets, w = types.int32[:, ::1], types.uint32[:, :, ::1]
+        offsets = types.int32[:, ::1]
+        w = types.uint32[:, :, ::1]
         return types.void(a[:, ::1], offsets, w, epilogue, a[:, ::1], *more)
 
     def epilogue(self, columns: int) -> tuple[Any, ...]:
@@ -92,12 +94,17 @@ def product_of(layer: Layer, p: Any, precision: str, isa: ISA, threads: int) -> 
         scale, zero_point = layer.qparams
         m = p.x_qparams.scale * p.w_scale / scale
         low, high = float(-zero_point), float(255 - zero_point)
-        weight, bias, padding = p.w_s8, p.bias_s32, p.x_qparams.zero_point
+        weight = p.w_s8
+        bias = p.bias_s32
+        padding = p.x_qparams.zero_point
     else:
         weight, bias = p
-        weight, m, padding = in_memory(weight, precision), bias, 0
+        weight = in_memory(weight, precision)
+        m = bias
+        padding = 0
         low, high = 0.0 if layer.relu else -np.inf, np.inf
-        scale, zero_point = np.float32(1), 0
+        scale = np.float32(1)
+        zero_point = 0
     f32, i32 = np.float32, np.int32
     # The first two are a residual's; they are not used, because no rung adds one.
     scalars = f32(0), i32(0), f32(low), f32(high), i32(zero_point), f32(scale)

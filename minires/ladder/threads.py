@@ -21,13 +21,17 @@ from minires.layers import Array
 def prepare(product: Product) -> Callable[[Array], Array]:
     """Pack the weights, choose a block, and compile a thread's loops around the microkernel."""
     kernel = Microkernel.of(product.isa, product.form.operands, product.form.epilogue)
-    name, rows, columns = kernel.name, kernel.rows, kernel.columns
+    name = kernel.name
+    rows = kernel.rows
+    columns = kernel.columns
     words = fill_up(product.weight, columns, product.step).view(np.uint32)  # (N, groups)
-    panels, groups = len(words) // columns, words.shape[1]
+    panels = len(words) // columns
+    groups = words.shape[1]
     w = aligned((panels, groups, columns), np.uint32)
     w[...] = words.reshape(panels, columns, groups).transpose(0, 2, 1)
     block = max(1, room_in(2) // 2 // (4 * groups * rows)) * rows  # in a core's second cache
-    epilogue, threads = product.epilogue(columns), product.threads
+    epilogue = product.epilogue(columns)
+    threads = product.threads
 
     def gemm(
         a: Array,
@@ -41,12 +45,15 @@ def prepare(product: Product) -> Callable[[Array], Array]:
     ) -> None:
         bias, m, scalars = epilogue
         tiles = (offsets.shape[1] - 1) // rows
-        begin, end = tiles * thread // threads * rows, tiles * (thread + 1) // threads * rows
+        begin = tiles * thread // threads * rows
+        end = tiles * (thread + 1) // threads * rows
         for top in range(begin, end, block):
             for panel in range(len(w)):
                 column = panel * columns
-                w_at, y_at = w[panel].ctypes.data, y[0, column:].ctypes.data
-                bias_at, m_at = bias[column:].ctypes.data, m[column:].ctypes.data
+                w_at = w[panel].ctypes.data
+                y_at = y[0, column:].ctypes.data
+                bias_at = bias[column:].ctypes.data
+                m_at = m[column:].ctypes.data
                 for row in range(top, min(top + block, end), rows):
                     a_offsets = offsets[0, row:].ctypes.data
                     y_offsets = offsets[1, row:].ctypes.data

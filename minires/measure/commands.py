@@ -114,7 +114,8 @@ def _check(arguments: Namespace) -> None:
 
 def _load(arguments: Namespace) -> dict[str, ResNet50]:
     """Load the networks to be measured, by precision."""
-    weights, own = options.chosen_weights(arguments), options.own(arguments)
+    weights = options.chosen_weights(arguments)
+    own = options.own(arguments)
     return {p: api.resnet50(weights, p, arguments.backend, **own) for p in arguments.precisions}
 
 
@@ -201,7 +202,8 @@ def _tell_profiles(models: dict[str, ResNet50], data: bytes, arguments: Namespac
     from minires.measure.text import to_json
     from minires.measure.trace import write_chrome_trace
 
-    runs, on_gpu = arguments.runs or rounds(30, 5), arguments.backend == "cuda"
+    runs = arguments.runs or rounds(30, 5)
+    on_gpu = arguments.backend == "cuda"
     group = arguments.group or "stage"
     first = next(iter(models.values()))
     x = preprocess(data, first.meta["preset"])  # (1, 3, H, W)
@@ -320,10 +322,12 @@ def _tell_roofline(
     from minires.measure import roofline as roofs
     from minires.measure.machine import describe_measurement
 
-    measure_roofs, machine = None, ""  # the CPU's
+    measure_roofs = None  # the CPU's
+    machine = ""
     if arguments.backend == "cuda":
         gpu = _measuring_gpu()
-        measure_roofs, machine = gpu.measure_roofs, gpu.describe_gpu(gpu.open_gpu())
+        measure_roofs = gpu.measure_roofs
+        machine = gpu.describe_gpu(gpu.open_gpu())
     layers = roofs.measure_layers(models, x, measure_roofs, rounds(10, 3))
     if arguments.backend == "numba":
         from minires.measure.peak import peak

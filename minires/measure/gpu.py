@@ -156,7 +156,8 @@ def operations(instruction: Instruction, count: int, processors: int) -> float:
 
 def measure_peak(instruction: Instruction, gpu: Gpu) -> Peak:
     """Time an instruction in registers: no loads, no stores."""
-    kernel, stream = _compiled_spinner(instruction.name), cuda.stream()
+    kernel = _compiled_spinner(instruction.name)
+    stream = cuda.stream()
     out = cuda.device_array(1, np.float32)
     address = out.__cuda_array_interface__["data"][0]
     count = 64
@@ -172,7 +173,9 @@ def measure_peak(instruction: Instruction, gpu: Gpu) -> Peak:
     def measure() -> Peak:
         times = time_on_gpu(stream, run, ROUNDS)
         tops = operations(instruction, count, gpu.processors) / float(np.median(times)) / 1e12
-        name, mnemonic, products = instruction.name, instruction.mnemonic, instruction.products
+        name = instruction.name
+        mnemonic = instruction.mnemonic
+        products = instruction.products
         return Peak(name, mnemonic, products, tops, spread_of(times))
 
     found, _ = measure_until_steady(measure, lambda peak: peak.doubts)

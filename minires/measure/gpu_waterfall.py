@@ -58,12 +58,14 @@ class Waterfall(NamedTuple):
 
     def plot(self, path: str | os.PathLike[str] | None = None, dark: bool = False) -> "Figure":
         """Draw each precision's time by cause, and what is left of the ratio; needs matplotlib."""
-        first, colors = next(iter(self.causes)), dict(zip(CAUSES, plots.SEVERAL, strict=False))
+        first = next(iter(self.causes))
+        colors = dict(zip(CAUSES, plots.SEVERAL, strict=False))
         title = f"Where the GPU's time goes: {self.title}"
         height = 2.4 + 0.4 * len(CAUSES)
         with plots.drawing(path, title, 12, height, 2, dark) as (drawn, (left, right)):
             for precision, causes in self.causes.items():
-                whole, at = sum(causes.values()), 0.0
+                whole = sum(causes.values())
+                at = 0.0
                 for cause, seconds in causes.items():
                     share = 100 * seconds / whole
                     begin = at if share > 0 else 0.0  # less than nothing: on the other side of zero
@@ -202,7 +204,8 @@ def _ratios(fall: Waterfall) -> dict[str, list[float]]:
 
 def format_waterfall(fall: Waterfall) -> str:
     """Lay the causes out, in milliseconds, with the ratio of what has been added up so far."""
-    so_far, first = _ratios(fall), next(iter(fall.causes))
+    so_far = _ratios(fall)
+    first = next(iter(fall.causes))
     rows = []
     for i, cause in enumerate(CAUSES):
         times = [f"{1e3 * causes[cause]:.3f}" for causes in fall.causes.values()]

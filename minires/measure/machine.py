@@ -114,7 +114,8 @@ def measure_roofs(precision: str) -> Roofs:
     known = known_roofs(precision)
     if known:
         return known
-    found, memory = peak(precision), bandwidths()
+    found = peak(precision)
+    memory = bandwidths()
     doubts = (*found.doubts, *doubts_about(memory))
     roofs = Roofs(found.all_gops, memory, doubts=doubts)
     if not (doubts or session.in_a_hurry()):
@@ -191,7 +192,8 @@ def warnings_about(peaks: list[Peak]) -> list[str]:
     """List the reasons to doubt this machine's figures, given the peaks measured just now."""
     doubts = [doubt for p in peaks for doubt in p.doubts]
     found = [verdict(doubts)] if doubts else []
-    quota, cores = cpu_quota(), os.cpu_count() or 1
+    quota = cpu_quota()
+    cores = os.cpu_count() or 1
     if quota is not None and quota < get_num_threads():
         found.append(
             f"a container's quota allows {quota:g} of {cores} cores' time: threads beyond that "

@@ -122,7 +122,8 @@ def instructions(isa: ISA) -> list[Instruction]:
 def spinner(isa: str, name: str) -> Any:
     """Compile a loop that only multiplies: a function of operands, a count, and a thread."""
     lanes = ISAS[isa].lanes
-    spec, size = f"{name}/{lanes}", 4 * 4 * lanes
+    spec = f"{name}/{lanes}"
+    size = 4 * 4 * lanes
 
     def run(operands: int, count: int, thread: int) -> None:
         spin(spec, operands + size * thread, count)
@@ -181,7 +182,8 @@ def _best(runs: list[Any]) -> tuple[Any, float]:
     Other programs can only make a round slower. So if both halves of the rounds have nearly the
     same best time, this is what the machine can do.
     """
-    even, odd = np.min(runs[::2], axis=0), np.min(runs[1::2], axis=0)
+    even = np.min(runs[::2], axis=0)
+    odd = np.min(runs[1::2], axis=0)
     apart = np.maximum(even, odd) / np.minimum(even, odd) - 1
     return np.minimum(even, odd), float(np.max(apart))
 
@@ -192,11 +194,14 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
     One core, the clock and all threads take turns. There are `get_num_threads()` threads unless you
     say how many. Doubts that remain after a few tries are in the answer's `doubts`.
     """
-    threads, lanes = threads or get_num_threads(), isa.lanes
+    threads = threads or get_num_threads()
+    lanes = isa.lanes
     sums = instruction.sums
-    one, clock = spinner(isa.name, instruction.name), spinner(isa.name, CLOCK)
+    one = spinner(isa.name, instruction.name)
+    clock = spinner(isa.name, CLOCK)
     operands = np.zeros(4 * lanes * threads, np.float32)
-    at, count = operands.ctypes.data, 2**12
+    at = operands.ctypes.data
+    count = 2**12
     while _shortest(3, one, at, count, 0) < SECONDS:
         count *= 2
     # The clock runs about as long as the instruction, if that is done twice a cycle.
@@ -370,6 +375,7 @@ def _read_level(level: str, size: int, threads: int, runs: dict[str, list[Any]])
     seconds += _rounds(one_round)
     best, spread = _best(seconds)
     rates = 1 / best / 1e9
-    one, every = float(rates[0]), float(rates[1])
+    one = float(rates[0])
+    every = float(rates[1])
     session.say(f"reading {level}: {one:.1f} GB/s by one core, {every:.1f} by {threads}")
     return Bandwidth(level, size, one, every, threads, spread, cores.others)

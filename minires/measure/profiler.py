@@ -58,7 +58,8 @@ class Profile:
         if self._on:
             raise MiniresError("this profile is on already; profile(model) makes another")
         self._on = True
-        self._before, self.model.record = self.model.record, self._record
+        self._before = self.model.record
+        self.model.record = self._record
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -164,11 +165,14 @@ class Profile:
         size = ACTIVATION_BYTES[self.precision]
         if self.backend == "numpy" and self.precision in ("bf16", "fp16"):
             size = 4  # NumPy keeps rounded values as float32
-        y, inputs = math.prod(shapes[layer.name]), [shapes[name] for name in layer.inputs]
+        y = math.prod(shapes[layer.name])
+        inputs = [shapes[name] for name in layer.inputs]
         x = math.prod(inputs[0]) if inputs else math.prod(shape)
         residual = y * (len(inputs) - 1) if inputs else 0
         macs = layer.macs(shapes[layer.name])
-        columns, w, acc = macs // layer.out_c, layer.kernel**2 * layer.in_c * layer.out_c, 4 * y
+        columns = macs // layer.out_c
+        w = layer.kernel**2 * layer.in_c * layer.out_c
+        acc = 4 * y
         read = min(x, columns) if macs else x  # a 1x1 kernel with a stride skips pixels
         y_size = 4 if layer.op == "linear" else size  # logits are float32
         x_size = size if inputs else 4  # and so are the pixels

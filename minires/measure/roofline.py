@@ -108,9 +108,11 @@ def plot_layers(
         # All names are in the legend, because peaks and levels may lie close to each other.
         widest = max(1024, *(row.intensity for row in every))
         intensity = np.geomspace(0.25, widest, 200)
-        tallest, speeds = 0.0, [row.gops for row in every]
+        tallest = 0.0
+        speeds = [row.gops for row in every]
         for (precision, rows), marker in zip(layers.items(), itertools.cycle("os^Dv")):
-            color, roofs = plots.COLORS.get(precision, plots.GREY), rows[0].roofs
+            color = plots.COLORS.get(precision, plots.GREY)
+            roofs = rows[0].roofs
             assert roofs, "measure_layers gives each row its roofs"
             tallest = max(tallest, roofs.peak)
             name = f"{precision} peak, {mark(f'{roofs.peak:.0f}', roofs.doubts)} GOP/s"

@@ -27,7 +27,9 @@ def around(path: Path, mark: str) -> tuple[str, str]:
     The text between the marks was generated, and is left out; the marks are not. A mark that is
     missing, or there more than once, raises `MiniresError`.
     """
-    text, begin, end = path.read_text(encoding="utf-8"), f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    text = path.read_text(encoding="utf-8")
+    begin = f"<!-- {mark} -->\n"
+    end = f"<!-- /{mark} -->"
     if (text.count(begin), text.count(end)) != (1, 1):
         raise MiniresError(f"{path}: wanted <!-- {mark} --> and <!-- /{mark} --> once")
     return text[: text.index(begin) + len(begin)], text[text.index(end) :]

@@ -80,7 +80,8 @@ class Waterfall(NamedTuple):
 
     def plot(self, path: str | os.PathLike[str] | None = None, dark: bool = False) -> "Figure":
         """Draw the waterfall, and the causes behind it; needs matplotlib."""
-        whole, quarter = self.whole, self.whole.fp32 / 4
+        whole = self.whole
+        quarter = self.whole.fp32 / 4
         steps = [("fp32 / 4", quarter, WHOLE)]
         steps += [(part.name, part.excess, EXCESS) for part in self.parts[:-1]]
         steps += [(REST, self.parts[-1].excess, UNKNOWN), ("int8", whole.int8, WHOLE)]
@@ -224,7 +225,9 @@ def ablate(
     """
     if len(x) != 1:
         raise MiniresError(f"an ablation measures one image, not {len(x)}")
-    convs, epilogue, edges = {}, {}, {}
+    convs = {}
+    epilogue = {}
+    edges = {}
     for precision in ("fp32", "int8"):
         session.say(f"the waterfall's causes: {precision} without its epilogue, without edges")
         engine = Engine(list(models[precision].layers), models[precision].params, precision)
@@ -298,7 +301,8 @@ def format_waterfall(fall: Waterfall) -> str:
     before = sum(fall.preprocessing.values())
     lines += ["", "With what comes before the network, which no precision changes:"]
     lines.append("  " + ", ".join(f"{n} {ms(t)}" for n, t in fall.preprocessing.items()))
-    decode, network = fall.preprocessing["decode"], whole.fp32 / whole.int8
+    decode = fall.preprocessing["decode"]
+    network = whole.fp32 / whole.int8
     for name, time_before in [("decoding alone", decode), ("all of it", before)]:
         now, ideal = (
             (whole.fp32 + time_before) / (int8 + time_before)

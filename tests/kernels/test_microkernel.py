@@ -292,10 +292,12 @@ def test_llvm_makes_the_instruction_of_it_and_spills_no_sum(name: str, operands:
         sum(bool(re.search(f"{mnemonic}.*{register}", line)) for line in lines)
         for lines in (one_sum, loop)
     )
-    # Some multiply half of the products at a time; and several groups may be loaded together.
-    assert per_sum / kernel.instruction.lanes_loaded in (1, 2)
+    # Some multiply half of a group at a time, or one value of it; and several groups may be loaded
+    # together.
+    assert per_sum / kernel.instruction.lanes_loaded in (1, 2, 4)
     assert made == kernel.rows // least * kernel.vectors * per_sum
-    assert [line for line in loop if spills(line, kernel)] == []
+    spilled = [line for line in loop if spills(line, kernel)]
+    assert spilled == [], "a smaller tile would fit the registers"
     if kernel.instruction.lanes_loaded > 1 and kernel.instruction.name != "smull":
         assert not [line for line in loop if "\tdup" in line], "a lane is an operand as it is"
 

@@ -85,8 +85,9 @@ def test_what_is_timed_is_that_instruction_and_little_else(
     loop = inner_loop(text, instruction.mnemonics[0])
     for mnemonic in instruction.mnemonics:
         assert len(re.findall(mnemonic, loop)) >= instruction.sums
-    assert not re.search(r"\(%|\[", loop), "an operand in memory"
-    assert "vpdpwssd" not in loop, "an instruction of VNNI, which LLVM makes of two before it"
+    assert not re.search(r"\(%|\[", loop), "operands in memory: fewer sums would fit"
+    if "vpdpwssd" not in instruction.mnemonics:
+        assert "vpdpwssd" not in loop, "an instruction of VNNI, which LLVM makes of two before it"
 
 
 @pytest.mark.parametrize("isa", available_isas(), ids=lambda isa: isa.name)

@@ -68,7 +68,10 @@ class Block:
     def __init__(
         self, builder: Builder, instruction: Instruction, tile: Tile, step: Any, turing: bool
     ) -> None:
-        self.builder, self.instruction, self.tile, self.step = builder, instruction, tile, step
+        self.builder = builder
+        self.instruction = instruction
+        self.tile = tile
+        self.step = step
         self.turing = turing
         name = f"tile_{instruction.operands}_{tile.rows}x{tile.columns}_{tile.stages}"
         self.memory = ptx.shared_memory(builder, name, tile.stages * tile.stage_bytes)
@@ -88,12 +91,14 @@ class Block:
         self._find_sources()
         first, last = self._stretch()
         per_tap = builder.udiv(builder.trunc(self.step.run, I32), I32(STEP))
-        tap, inside = builder.udiv(first, per_tap), builder.urem(first, per_tap)
+        tap = builder.udiv(first, per_tap)
+        inside = builder.urem(first, per_tap)
         wide_tap, wide_inside = (builder.zext(value, I64) for value in (tap, inside))
         offset = builder.add(
             builder.mul(wide_tap, self.step.tap_stride), builder.mul(wide_inside, I64(STEP))
         )
-        at, stage = first, I32(0)
+        at = first
+        stage = I32(0)
         for stage_number in range(tile.stages - 1):
             self._fetch(at, last, offset, I32(stage_number))
             at, inside, offset = self._advance(at, inside, offset, per_tap)
@@ -131,7 +136,9 @@ class Block:
 
     def _find_sources(self) -> None:
         """Find the chunks that this thread copies at each step, and where they go."""
-        builder, tile, step = self.builder, self.tile, self.step
+        builder = self.builder
+        tile = self.tile
+        step = self.step
         row = builder.lshr(self.thread, I32(2))
         chunk = builder.and_(self.thread, I32(3))
         in_row = builder.zext(builder.shl(chunk, I32(4)), I64)
@@ -200,7 +207,9 @@ class Block:
     def _multiply_matrices(
         self, start: Value, a_row: Value, b_row: Value, sums: list[Value]
     ) -> list[Value]:
-        builder, tile, lane = self.builder, self.tile, self.lane
+        builder = self.builder
+        tile = self.tile
+        lane = self.lane
         # Which row and chunk a lane names to ldmatrix: of A rows 0 to 15, then the next chunk;
         # of B rows 0 to 7, their next chunk, then rows 8 to 15.
         a_row = builder.add(a_row, builder.and_(lane, I32(15)))
@@ -238,7 +247,9 @@ class Block:
         self, start: Value, a_row: Value, b_row: Value, sums: list[Value]
     ) -> list[Value]:
         """Multiply word by word. Each lane has the sums that mma would give it."""
-        builder, tile, lane = self.builder, self.tile, self.lane
+        builder = self.builder
+        tile = self.tile
+        lane = self.lane
         words = vector(I32, CHUNK // 4)
         a_row = builder.add(a_row, builder.lshr(lane, I32(2)))
         b_row = builder.add(b_row, builder.shl(builder.and_(lane, I32(3)), I32(1)))

@@ -192,7 +192,9 @@ class Engine:
         """Lay a layer's weights out: a row a channel, its K in steps of 64 bytes."""
         p = self.params[layer.name]
         if self.form.operands == "u8s8":
-            weight, bias, m = p.w_s8, p.bias_s32, p.x_qparams.scale * p.w_scale
+            weight = p.w_s8
+            bias = p.bias_s32
+            m = p.x_qparams.scale * p.w_scale
             m = m / layer.qparams.scale if layer.qparams else m
         else:
             weight, bias = p.dequantize() if isinstance(p, Int8Params) else p

@@ -37,7 +37,9 @@ def _leave_sums(block: Block, sums: Any) -> tuple[Value, Value]:
 
     Each block counts itself when its sums are there for all to see. Who comes last goes on alone.
     """
-    builder, step, threads = block.builder, block.step, block.tile.threads
+    builder = block.builder
+    step = block.step
+    threads = block.tile.threads
     flat = _flat(sums)
     row = builder.mul(ptx.register(builder, "ctaid.y"), ptx.register(builder, "nctaid.x"))
     number = builder.zext(builder.add(row, ptx.register(builder, "ctaid.x")), I64)
@@ -90,7 +92,9 @@ class _Writer:
     """What all rows of a lane share: its columns, their bias and their multipliers."""
 
     def __init__(self, block: Block, out: str, residual: bool) -> None:
-        self.block, self.builder, self.step = block, block.builder, block.step
+        self.block = block
+        self.builder = block.builder
+        self.step = block.step
         self.out, self.residual = out, residual
         self.quantized = block.instruction.sums == I32
         self.item = ITEM[out]

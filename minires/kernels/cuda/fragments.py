@@ -68,5 +68,7 @@ def column_order() -> Array:
     they stand for the columns 8 * (lane % 4) to 8 * (lane % 4) + 7.
     """
     place = np.arange(SLAB)
-    fragment, lane, odd = place // 8, place % 8 // 2, place % 2
+    fragment = place // 8
+    lane = place % 8 // 2
+    odd = place % 2
     return 8 * lane + 2 * fragment + odd

@@ -73,9 +73,12 @@ class Launcher:
         self, form: Format, tiling: Tiling, instruction: Instruction, gpu: Gpu,
         params: Mapping[str, Any], packed: Mapping[str, Packed],
     ) -> None:  # fmt: skip
-        self.form, self.tiling = form, tiling
-        self.instruction, self.gpu = instruction, gpu
-        self.params, self.packed = params, packed
+        self.form = form
+        self.tiling = tiling
+        self.instruction = instruction
+        self.gpu = gpu
+        self.params = params
+        self.packed = packed
         self.operators = {
             name: cuda.jit(signature)(function)
             for name, (function, signature) in operators(form).items()
@@ -113,7 +116,8 @@ class Launcher:
 
     def _avgpool(self, step: Step, program: Program) -> Launch:
         assert step.x
-        x, y = program.memory[step.x.buffer], program.memory[step.y.buffer]
+        x = program.memory[step.x.buffer]
+        y = program.memory[step.y.buffer]
         q = step.layer.qparams or QParams(np.float32(1), 0)
         p = self.params.get(step.layer.name) or q
         m = np.float32(p.scale / (q.scale * np.float32(step.in_h * step.in_w)))
@@ -131,7 +135,8 @@ class Launcher:
 
     def _gemm(self, step: Step, program: Program) -> Launch:
         """Choose the tile of a convolution or of the classifier, and fill in its arguments."""
-        layer, plan = step.layer, step.gemm
+        layer = step.layer
+        plan = step.gemm
         assert plan
         assert step.x
         last = step.y.buffer == LOGITS
@@ -173,7 +178,8 @@ class Launcher:
 
     def _scalars(self, layer: Layer) -> dict[str, Any]:
         """Tell an epilogue's numbers."""
-        q, p = layer.qparams, self.params.get(layer.name)
+        q = layer.qparams
+        p = self.params.get(layer.name)
         if not q:
             return {"low": 0.0 if layer.relu else -np.inf, "high": np.inf}
         scalars: dict[str, Any] = {"low": -q.zero_point, "high": 255 - q.zero_point}

@@ -39,8 +39,11 @@ FORMATS = {
 
 def operators(form: Format) -> dict[str, tuple[Any, Any]]:
     """Write a precision's functions, each with its signature, as `numba.cuda.jit` takes them."""
-    stored, whole, real = form.stored, types.int32, types.float32
-    words, values = types.int32[::1], stored[::1]
+    stored = form.stored
+    whole = types.int32
+    real = types.float32
+    words = types.int32[::1]
+    values = stored[::1]
     images = types.Array(real, 4, "C")
     places = types.UniTuple(types.int64, 4)
     return {
@@ -99,7 +102,8 @@ def _maxpool(form: Format) -> Any:
 
 
 def _avgpool(form: Format) -> Any:
-    widen, average = numbers.widen(form.out), numbers.average(form.out)
+    widen = numbers.widen(form.out)
+    average = numbers.average(form.out)
     narrow = numbers.narrow(form.out)
     quantized = form.out == "u8"
     zero = np.int32(0) if quantized else np.float32(0)

@@ -38,7 +38,8 @@ def shared_memory(builder: Builder, name: str, size: int) -> Value:
     """Reserve memory that a block's threads share; tell its address, 32 bits."""
     what = ir.ArrayType(I8, size)
     memory = ir.GlobalVariable(builder.module, what, name, addrspace=SHARED)
-    memory.linkage, memory.align = "internal", 128
+    memory.linkage = "internal"
+    memory.align = 128
     memory.initializer = ir.Constant(what, ir.Undefined)
     return builder.trunc(builder.ptrtoint(memory, I64), I32)
 
@@ -88,7 +89,8 @@ def multiply_matrices(
     builder: Builder, mnemonic: str, sums: list[Value], a: list[Value], b: list[Value]
 ) -> list[Value]:
     """Multiply a warp's fragments and add the product to its sums."""
-    count, letter = len(sums), "f" if sums[0].type == F32 else "r"
+    count = len(sums)
+    letter = "f" if sums[0].type == F32 else "r"
     places = iter(range(2 * count + len(a) + len(b)))
     groups = [", ".join(f"${next(places)}" for _ in group) for group in (sums, a, b, sums)]
     text = f"{mnemonic} {{{'}, {'.join(groups)}}};"
@@ -111,7 +113,8 @@ def to_integer(builder: Builder, x: Value) -> Value:
 
 def limits(builder: Builder, zero_point: Value) -> tuple[Value, Value]:
     """Tell the least and the greatest step that eight bits hold, less the zero point."""
-    low, high = builder.neg(zero_point), builder.sub(I32(255), zero_point)
+    low = builder.neg(zero_point)
+    high = builder.sub(I32(255), zero_point)
     return builder.sitofp(low, F32), builder.sitofp(high, F32)
 
 

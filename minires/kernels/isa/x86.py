@@ -7,6 +7,7 @@ To add an instruction, write a function that emits ``acc + a * b``, and describe
 run ``tests/kernels/test_microkernel.py``. On any CPU it looks for the instruction in the assembly;
 on a CPU that has it, it compares the results with the definition, bit for bit in INT8. If GNU's
 assembler spells a new feature in another way than LLVM, add that to ``test_compile.py`` beside it.
+``tests/measure/test_peak.py`` checks the loop that ``minires peak`` times.
 """
 
 from dataclasses import replace

@@ -127,7 +127,8 @@ def result_of(
     rung: Rung, times: list[float], operations: int, peaks: tuple[float, float]
 ) -> Result:
     """Judge a rung's times, in seconds, by two measures of its peak, in 10^12 a second."""
-    seconds, spread = float(np.median(times)), spread_of(times)
+    seconds = float(np.median(times))
+    spread = spread_of(times)
     share = operations / seconds / 1e12 / max(peaks)
     doubts = [
         *doubt_pair("the peak", *peaks),

@@ -72,15 +72,21 @@ def convolution_of(layer: Layer, p: Any, x: Array) -> Convolution:
     """Pad an input, NHWC, and put a layer's parameters beside it."""
     border = layer.padding
     runs = layer.kernel, layer.kernel * layer.in_c
-    shape, stride = layer.output_shape(x.shape), layer.stride
+    shape = layer.output_shape(x.shape)
+    stride = layer.stride
     if isinstance(p, Int8Params):
         assert layer.qparams is not None
         scale, zero_point = layer.qparams
-        weight, bias, m = p.w_s8, p.bias_s32, p.x_qparams.scale * p.w_scale / scale
-        padding, low = p.x_qparams.zero_point, float(-zero_point)
+        weight = p.w_s8
+        bias = p.bias_s32
+        m = p.x_qparams.scale * p.w_scale / scale
+        padding = p.x_qparams.zero_point
+        low = float(-zero_point)
     else:
         weight, bias = p
-        m, padding, zero_point = bias, 0, 0
+        m = bias
+        padding = 0
+        zero_point = 0
         low = 0.0 if layer.relu else -np.inf
     around = [(0, 0), (border, border), (border, border), (0, 0)]
     x = np.pad(x, around, constant_values=padding)

@@ -22,7 +22,8 @@ PAD = 4  # words behind a row: 32 threads that write 8 columns find 32 banks
 
 def kernel(side: int = SIDE, each: int = EACH) -> Any:
     """Write the function for a tile of ``side * each`` rows and as many columns."""
-    tile, threads = side * each, side * side
+    tile = side * each
+    threads = side * side
     a_shape, b_shape = (STEP, tile + PAD), (STEP, tile)
 
     def gemm(x: Any, rows: Any, w: Any, bias: Any, m: Any, y: Any, line: int, zero: int) -> None:
@@ -30,9 +31,11 @@ def kernel(side: int = SIDE, each: int = EACH) -> Any:
         b = cuda.shared.array(b_shape, I32)
         sums = cuda.local.array((each, each), I32)  # registers, since all loops are written out
         # Unsigned: what may be negative would be looked at each time, and counted from the end.
-        across, down = np.uint32(cuda.threadIdx.x), np.uint32(cuda.threadIdx.y)
+        across = np.uint32(cuda.threadIdx.x)
+        down = np.uint32(cuda.threadIdx.y)
         thread = down * side + across
-        first_n, first_m = np.uint32(cuda.blockIdx.x) * tile, np.uint32(cuda.blockIdx.y) * tile
+        first_n = np.uint32(cuda.blockIdx.x) * tile
+        first_m = np.uint32(cuda.blockIdx.y) * tile
         for i in range(each):
             for j in range(each):
                 sums[i, j] = 0
@@ -48,7 +51,8 @@ def kernel(side: int = SIDE, each: int = EACH) -> Any:
                 for k in range(STEP):
                     for i in range(each):
                         for j in range(each):
-                            a_word, b_word = a[k, down + side * i], b[k, across + side * j]
+                            a_word = a[k, down + side * i]
+                            b_word = b[k, across + side * j]
                             sums[i, j] = dp4a(sums[i, j], a_word, b_word)
                 cuda.syncthreads()
         for j in range(each):

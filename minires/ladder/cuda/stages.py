@@ -24,7 +24,8 @@ def kernel() -> Any:
 
 def prepare(conv: Convolution) -> Launch:
     """Copy the operands to the GPU, as the engine does; a run is some steps of 64 bytes."""
-    M, N = int(np.prod(conv.shape[:3])), len(conv.weight)
+    M = int(np.prod(conv.shape[:3]))
+    N = len(conv.weight)
     _, runs, run = conv.weight.shape
     starts = conv.rows(LARGE.rows)
     ends = np.where(np.arange(len(starts)) < M, N * np.arange(len(starts)), -1)  # -1: nowhere

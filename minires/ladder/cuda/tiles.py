@@ -20,17 +20,21 @@ PAD = 4  # values behind a row: 32 threads that write 8 columns find 32 banks
 
 def kernel(side: int = SIDE, each: int = EACH) -> Any:
     """Write the function for a tile of ``side * each`` rows and as many columns."""
-    tile, threads = side * each, side * side
-    a_shape, b_shape = (STEP, tile + PAD), (STEP, tile)
+    tile = side * each
+    threads = side * side
+    a_shape = (STEP, tile + PAD)
+    b_shape = (STEP, tile)
 
     def tiles(x: Any, rows: Any, w: Any, bias: Any, y: Any, line: int, low: float) -> None:
         a = cuda.shared.array(a_shape, F32)
         b = cuda.shared.array(b_shape, F32)
         sums = cuda.local.array((each, each), F32)  # registers, since all loops are written out
         # Unsigned: what may be negative would be looked at each time, and counted from the end.
-        across, down = np.uint32(cuda.threadIdx.x), np.uint32(cuda.threadIdx.y)
+        across = np.uint32(cuda.threadIdx.x)
+        down = np.uint32(cuda.threadIdx.y)
         thread = down * side + across
-        first_n, first_m = np.uint32(cuda.blockIdx.x) * tile, np.uint32(cuda.blockIdx.y) * tile
+        first_n = np.uint32(cuda.blockIdx.x) * tile
+        first_m = np.uint32(cuda.blockIdx.y) * tile
         for i in range(each):
             for j in range(each):
                 sums[i, j] = 0
@@ -50,7 +54,8 @@ def kernel(side: int = SIDE, each: int = EACH) -> Any:
                 cuda.syncthreads()
         for i in range(each):
             for j in range(each):
-                m, n = first_m + down + side * i, first_n + across + side * j
+                m = first_m + down + side * i
+                n = first_n + across + side * j
                 y[m, n] = max(sums[i, j] + bias[n], low)
 
     return tiles

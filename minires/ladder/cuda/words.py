@@ -35,7 +35,8 @@ def mma(_: Any, sums: Any, a: Any, b: Any) -> Any:
         four = MMA_U8S8.multiply(builder, *parts)
         return context.make_tuple(builder, signature.return_type, four)
 
-    of_four, of_two = types.UniTuple(WORD, 4), types.UniTuple(WORD, 2)
+    of_four = types.UniTuple(WORD, 4)
+    of_two = types.UniTuple(WORD, 2)
     return of_four(of_four, of_four, of_two), codegen
 
 
