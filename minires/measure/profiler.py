@@ -270,6 +270,7 @@ class Profile:
         str
             An object with ``title``, ``precision``, ``backend``, ``seconds``, ``runs``,
             ``doubts``, ``peak_gops`` and ``rows``, whose figures are sums over all runs.
+            ``weights`` are counted in bytes; ``share`` and ``of_roof`` are shares of 1.
         """
         rows = self.rows("phase", roofs=roofs)
         of_roofs = rows[0].roofs

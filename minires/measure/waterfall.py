@@ -284,8 +284,8 @@ def format_waterfall(fall: Waterfall) -> str:
     lines = [fall.title, *([verdict(fall.doubts)] if fall.doubts else [])]
     lines.append(format_columns(head, [*map(row, fall.parts), row(whole)]))
     lines.append(
-        f"spread of the whole, third quartile less first: fp32 {ms(spread.fp32)}, int8 "
-        f"{ms(spread.int8)}"
+        "each a median, of a part or of the whole; spread of the whole, third quartile less first: "
+        f"fp32 {ms(spread.fp32)}, int8 {ms(spread.int8)}"
     )
     lines += [
         f"{p}: {ms(t)}, {whole.fp32 / t:.2f}x as fast as fp32" for p, t in fall.others.items()

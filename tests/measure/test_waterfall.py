@@ -97,6 +97,7 @@ def test_the_causes_are_told_apart(
 
 def test_the_text_says_all(fall: Waterfall, models: Mapping[str, ResNet50]) -> None:
     text = format_waterfall(fall._replace(others={"bf16": fall.whole.fp32 / 2}))
+    assert "each a median, of a part or of the whole" in text
     for words in ("a quarter", "layer3", REST, "unexplained", "bf16", "2.00x", "full 4x", "decode"):
         assert words in text
 
