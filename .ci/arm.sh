@@ -92,7 +92,8 @@ sed -n 2p answer | grep -q '%  cat$'
 # Of the tests those whose answers depend on the machine, and that ask for no other network than the
 # one that is compiled already. All of them would take most of an hour.
 some="several_threads or network_has and shape0 or nothing_outside and int8-1 and not simulated"
-some+=" or little_else and mmla"
+some+=" or little_else and mmla or test_cpu or test_isa or test_sync and not waited_for"
 MINIRES_TEST_PRECISIONS=int8 emulated neoverse-n1 -m pytest -q -p no:cacheprovider \
     -o addopts=--import-mode=importlib -k "$some" \
-    "$checkout/tests/kernels/test_engine.py" "$checkout/tests/measure/test_peak.py"
+    "$checkout"/tests/kernels/{test_engine,test_cpu,test_sync,isa/test_isa}.py \
+    "$checkout/tests/measure/test_peak.py"

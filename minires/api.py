@@ -29,13 +29,13 @@ from minires.layouts import NAMES, torchvision_names
 from minires.metadata import read_json, read_meta
 from minires.model import ResNet50
 from minires.notice import tell_once
-from minires.preprocess import IMAGENET_V1, Preset, preprocess
+from minires.preprocess import IMAGENET_V1, Preset
 from minires.quantize.calibrate import STORED_CALIBRATION
 from minires.quantize.default import default_int8
 from minires.quantize.int8_file import is_int8_file, load_int8
+from minires.reading import read_photographs
 from minires.reference import softmax_ref
 from minires.show import Meta
-from minires.sources import no_image_in, opened
 
 FORMAT = "minires-float"  # marks .safetensors files that tell categories, preset and calibration
 
@@ -362,24 +362,15 @@ def classify_files(
     """Label many photographs; one that cannot be used does not stop the others.
 
     You get each file with its answer: the likeliest label first, or the error that it caused. A
-    batch of photographs is held in memory at once.
+    batch of photographs is held in memory at once, and the next one while it is read.
     """
+    images = read_photographs(files, model.meta["preset"], ahead=batch_size)
     for start in range(0, len(files), batch_size):
-        batch = files[start : start + batch_size]
-        images = [_preprocess_file(file, model.meta["preset"]) for file in batch]
-        good = [image for image in images if not isinstance(image, ImageError)]
+        batch = list(zip(files[start : start + batch_size], images, strict=False))
+        good = [image for _, image in batch if not isinstance(image, ImageError)]
         predictions = iter(predict(model, np.concatenate(good), top) if good else [])
-        for file, image in zip(batch, images, strict=True):
+        for file, image in batch:
             yield file, image if isinstance(image, ImageError) else next(predictions)
-
-
-def _preprocess_file(file: Path, preset: Preset) -> Array | ImageError:  # (1, 3, H, W)
-    try:
-        if os.path.isdir(file):
-            raise no_image_in(file)
-        return preprocess(opened(file), preset)
-    except ImageError as error:
-        return error
 
 
 @functools.lru_cache(maxsize=2)  # a network has 100 MB

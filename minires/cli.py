@@ -245,6 +245,7 @@ def summary(arguments: Namespace) -> int:
     preset = IMAGENET_V1
     if arguments.weights:
         precision = options.chosen_precision(arguments)
+        options.check_size(arguments, [precision])
         model = api.resnet50(arguments.weights, precision, **options.own(arguments))
         layers = list(model.layers)
         preset = model.meta["preset"]

@@ -5,7 +5,6 @@ may be in minires's cache or in torch's; if they are in neither, ``minires/trans
 """
 
 import contextlib
-import difflib
 import os
 import stat
 import tomllib
@@ -17,7 +16,7 @@ from typing import Any
 
 from minires import cache
 from minires.cache import cache_dir
-from minires.errors import DownloadError, WeightsError, short
+from minires.errors import DownloadError, WeightsError, nearest, short
 from minires.notice import tell
 from minires.preprocess import Preset, read_preset
 from minires.transfer import WeightsFile, download, reason
@@ -137,9 +136,7 @@ def get_weights(name: str) -> Weights:
     """
     manifest = _manifest()
     if not isinstance(name, str) or name not in manifest:
-        close = difflib.get_close_matches(str(name).upper(), manifest, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        known = ", ".join(sorted(manifest))
+        known, hint = ", ".join(sorted(manifest)), nearest(short(name), manifest)
         raise WeightsError(f"no weights are called {short(repr(name))}; known are {known}{hint}")
     meta = {"name": name, **manifest[name]}
     files = tuple(WeightsFile(**file) for file in meta.pop("files"))

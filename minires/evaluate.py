@@ -12,9 +12,11 @@ from minires.download import Weights
 from minires.errors import ImageError, MiniresError, some
 from minires.layers import Array
 from minires.model import ResNet50
-from minires.preprocess import preprocess
 from minires.quantize.int8_file import is_int8_file
+from minires.reading import read_photographs
 from minires.sources import find_images, folders_in
+
+AHEAD = 8  # photographs that are read while the networks compute, 600 KB each
 
 
 class Accuracy(NamedTuple):
@@ -112,19 +114,15 @@ def _count_folders(top: Path, names: list[str], categories: Sequence[str]) -> li
 
 
 def logits_of(
-    models: Sequence[ResNet50],
-    folder: str | os.PathLike[str],
-    files: Iterable[str],
-    batch_size: int = 8,  # how many photographs are held at once
-) -> Iterator[list[Array]]:
+    models: Sequence[ResNet50], folder: str | os.PathLike[str], files: Sequence[str]
+) -> Iterator[list[Array] | ImageError]:
     """Run several networks over the same photographs, with the first one's preprocessing.
 
-    For each batch you get the logits of each model, (batch_size or fewer, num_classes) float32.
+    For each photograph you get the logits of each model, (1, num_classes) float32, or its error.
     """
     paths = [Path(folder) / name for name in files]
-    for start in range(0, len(paths), batch_size):
-        x = preprocess(paths[start : start + batch_size], models[0].meta["preset"])
-        yield [model(x) for model in models]
+    for x in read_photographs(paths, models[0].meta["preset"], AHEAD):
+        yield x if isinstance(x, ImageError) else [model(x) for model in models]
 
 
 def accuracy(logits: Array, labels: Array) -> Accuracy:
@@ -193,12 +191,13 @@ def evaluate_networks(
     _check_classes(models, rows)
     labels: list[int] = []
     logits: list[list[Array]] = []  # of each photograph, from each model
-    for file, label in progress(rows):
-        try:
-            logits += logits_of(models, folder, [file])
-            labels.append(label)
-        except ImageError as error:
-            tell(error)
+    found = logits_of(models, folder, [file for file, _ in rows])
+    for (_, label), of_models in zip(progress(rows), found, strict=False):
+        if isinstance(of_models, ImageError):
+            tell(of_models)
+            continue
+        logits.append(of_models)
+        labels.append(label)
     if not labels:
         raise MiniresError(f"there is no usable image with a label in {folder}")
     truth = np.array(labels)

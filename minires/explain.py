@@ -37,6 +37,7 @@ def explain(fp32: ResNet50, int8: ResNet50, x: Array, name: str, pixel: Pixel | 
     layer = int8[name]
     kind = f", {_kind(layer)}" if layer.op != name else ""
     lines = [f"{name}{kind}: row {row}, column {column}, channel {channel} of its output"]
+    lines += _seen(fp32, layer, pixel, x.shape[2:])
     lines += ["", *EXPLAINED[layer.op](fp32, int8, (real, quantized), pixel)]
     return "\n".join(lines)
 
@@ -63,6 +64,26 @@ def _kind(layer: Layer) -> str:
         return layer.op
     stride = f", stride {layer.stride}" if layer.stride > 1 else ""
     return f"a {layer.kernel}x{layer.kernel} convolution of {layer.in_c} channels{stride}"
+
+
+def _seen(model: ResNet50, layer: Layer, pixel: Pixel, size: tuple[int, ...]) -> list[str]:
+    """Tell a value's receptive field: by equation 9.1, from layer to layer back to the image."""
+    spans = [(at, at) for at in pixel[:2]]  # first and last row, and column
+    while layer.inputs:
+        if layer.op in ("avgpool", "linear"):
+            return []  # it depends on the whole image
+        k, stride, p = layer.kernel, layer.stride, layer.padding
+        spans = [(stride * first - p, stride * last - p + k - 1) for first, last in spans]
+        # A shortcut, the second input, is read at one pixel, which lies within the first's span.
+        layer = model[layer.inputs[0]]
+    (top, bottom), (left, right) = (
+        (max(0, first), min(last, most - 1))
+        for (first, last), most in zip(spans, size, strict=True)
+    )
+    return [
+        f"It depends on rows {top} to {bottom} and columns {left} to {right} of the "
+        f"{size[0]} x {size[1]} image."
+    ]
 
 
 def _check(ours: Any, network: Any, bound: float) -> str:
@@ -112,7 +133,9 @@ def _explain_sum(
     exact = np.float32(np.dot(x_f32.astype(np.float64), w_f32) + p_f32.bias[channel])
     if layer.op == "linear":
         ours = np.float32(acc + bias) * (x_scale * w_scale)
-        yield f"A step is {x_scale:.6g} x {w_scale:.6g}, so this is the logit {ours:.5f}"
+        classes = int8.meta.get("categories", [])
+        of = f" of {classes[channel]}" if channel < len(classes) else ""
+        yield f"A step is {x_scale:.6g} x {w_scale:.6g}, so this is the logit{of}: {ours:.5f}"
         yield "  " + _check(ours, _at(quantized.output, pixel), 0)
         yield f"In FP32 it is {exact:.5f}: INT8 is off by {ours - exact:+.5f}"
         return

@@ -198,7 +198,8 @@ def _name(source: ImageSource) -> str:
 def _open(source: ImageSource) -> contextlib.AbstractContextManager[Image.Image]:
     if isinstance(source, Image.Image):
         return contextlib.nullcontext(source)
-    if hasattr(source, "__array__"):
+    # NumPy's own str and bytes have __array__, too: a name may come out of an array of names.
+    if hasattr(source, "__array__") and not isinstance(source, str | bytes):
         source = _as_image(source)
         if source.dtype != np.uint8 or not (source.ndim == 2 or source.shape[2:] == (3,)):
             raise ImageError(

@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 from argparse import Namespace, _ActionsContainer
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Parser(argparse.ArgumentParser):
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
             hint = nearest(str(value), map(str, action.choices or ()))
+            if action.dest == "command" and os.path.exists(str(value)):
+                hint = f"; to name what it shows: minires classify {value}"
             raise argparse.ArgumentError(action, error.message + hint) from error
 
 
@@ -159,6 +161,13 @@ def chosen_weights(arguments: Namespace) -> str | download.Weights:
     """Choose the weights once, if several networks are to be made of them."""
     given: str | None = arguments.weights
     return download.default_weights() if given is None else given
+
+
+def check_size(arguments: Namespace, precisions: Iterable[str]) -> None:
+    """Refuse --preset beside --size, unless floats are still to be calibrated by its images."""
+    calibrates = "int8" in precisions and not _in_int8(arguments)
+    if arguments.preset and arguments.size and not calibrates:
+        raise MiniresError("--size chooses the images' size, as --preset does; give one of them")
 
 
 def chosen_size(arguments: Namespace, preset: Preset) -> tuple[int, int]:

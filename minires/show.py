@@ -90,16 +90,17 @@ def step_line(step: "Step") -> str:
 
 def step_html(step: "Step") -> str:
     """Show the line, and the channels of the first image as a picture."""
-    image, shown = channels_picture(step.output)
+    image, shown, across = channels_picture(step.output)
     low, high = step.output[0].min(), step.output[0].max()
-    of = f"{shown} of {step.output.shape[-1]} channels, from {low:.4g} (black) to {high:.4g}"
+    of = f"channels 0 to {shown - 1} of {step.output.shape[-1]}, {across} in a row, "
+    of += f"from {low:.4g} (black) to {high:.4g}"
     return html.lines(step_line(step), html.picture(image, f"{step.name}: {of}"), of)
 
 
-def channels_picture(output: Array) -> tuple[Image.Image, int]:
-    """Draw the channels of a batch's first image side by side, and tell how many are drawn.
+def channels_picture(output: Array) -> tuple[Image.Image, int, int]:
+    """Draw the channels of a batch's first image side by side, on one scale from black to white.
 
-    All have one scale, from black for the least value to white.
+    You get the picture, how many channels it has, and how many of them stand in a row.
     """
     values = np.nan_to_num(output[0].astype(np.float32))
     values = (values - values.min()) * (255 / (values.max() - values.min() or 1))
@@ -118,7 +119,7 @@ def channels_picture(output: Array) -> tuple[Image.Image, int]:
         place = column * (zoom * width + GAP), row * (zoom * height + GAP)
         nearest = Image.Resampling.NEAREST
         picture.paste(tile.resize((zoom * width, zoom * height), nearest).convert("LA"), place)
-    return picture, shown
+    return picture, shown, across
 
 
 def _side(model: "ResNet50") -> int:

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,9 +115,13 @@ def _run_pooch(
 
     Any other OSError ends all attempts.
     """
-    import pooch  # here, because these imports take long and are seldom needed
-    import requests
-    from tqdm import tqdm
+    import requests  # here, because these imports take long and are seldom needed
+    from tqdm import TqdmWarning, tqdm
+
+    with warnings.catch_warnings():
+        # pooch imports tqdm.auto, which asks for ipywidgets in a notebook. This bar needs none.
+        warnings.simplefilter("ignore", TqdmWarning)
+        import pooch
 
     most = file.size or LARGEST
 

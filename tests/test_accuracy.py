@@ -48,14 +48,18 @@ class Answers:
         simulated = ResNet50(int8.layers, int8.params, "int8-simulated", int8.meta)
         unseen = [row for i, row in enumerate(rows) if i % 3][:: 1 if LONG else 2]
         files = [file for file, _ in unseen]
-        (self.int8_by_numpy,) = next(logits_of([int8], folder, files[:4]))
+        (self.int8_by_numpy,) = self.of([int8], folder, files[:4])
         for model in (shipped, int8, simulated):
             model.backend = "numba"
-        logits = zip(*logits_of([fp32, shipped, int8], folder, files), strict=True)
-        self.fp32, self.shipped, self.int8 = map(np.concatenate, logits)
-        simulations = list(logits_of([simulated], folder, files[::4]))
-        self.simulated = np.concatenate([logits for (logits,) in simulations])
+        self.fp32, self.shipped, self.int8 = self.of([fp32, shipped, int8], folder, files)
+        (self.simulated,) = self.of([simulated], folder, files[::4])
         self.labels: Array = np.array([label for _, label in unseen])
+
+    @staticmethod
+    def of(models: list[ResNet50], folder: Path, files: list[str]) -> list[Array]:
+        """Take each model's logits of all files, (N, num_classes)."""
+        logits: list[Any] = list(logits_of(models, folder, files))
+        return [np.concatenate(of_model) for of_model in zip(*logits, strict=True)]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The book's own tool divides chapters into cells, runs them, and makes pages and notebooks."""
 
 import json
+import runpy
 from pathlib import Path
 from types import ModuleType
 
@@ -130,6 +131,14 @@ def test_a_notebook_folds_what_the_book_folds(book: ModuleType) -> None:
     hidden = [cell["metadata"].get("jupyter") for cell in (code, drawing, answer)]
     whole = {"source_hidden": True, "outputs_hidden": True}
     assert hidden == [None, {"source_hidden": True}, whole]
+
+
+def test_writing_notebooks_says_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["book.py", str(tmp_path)])
+    runpy.run_path(str(ROOT / "docs" / "book.py"), run_name="__main__")
+    assert capsys.readouterr().out.endswith(f"jupyter lab {tmp_path}\n")
 
 
 def test_a_notebooks_first_cell_finds_the_repository(

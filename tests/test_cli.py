@@ -402,6 +402,10 @@ def test_summary_of_weights_has_the_size_of_their_images(capsys: Capture) -> Non
     assert "1 x 224 x 224 x 3" in capsys.readouterr().out
     assert main(["summary", "--weights", "CIFAR10", "--size", "32", "96"]) == 0
     assert "1 x 32 x 96 x 3" in capsys.readouterr().out
+    for command in "summary", "roofline --precisions fp32":
+        words = f"{command} --weights CIFAR10 --size 32 96 --preset IMAGENET1K_V1"
+        assert main(words.split()) == 1
+        assert "as --preset does" in complaint(capsys)
     for option in ["--precision", "int8"], ["--preset", "CIFAR10"]:
         assert main(["summary", *option]) == 1
         assert "give --weights with it" in complaint(capsys)
@@ -529,8 +533,7 @@ def nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in "MINIRES_CACHE", "TORCH_HOME":
         monkeypatch.setenv(variable, str(tmp_path / "cache"))
     monkeypatch.delenv("MINIRES_OFFLINE")
-    monkeypatch.setattr(api.download, "_download", lambda *_: pytest.fail("asked a server"))
-    monkeypatch.setattr(api.download, "_download", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setattr(api.download, "download", lambda *_, **__: pytest.fail("asked a server"))
 
 
 @pytest.mark.usefixtures("nothing_cached")
@@ -946,6 +949,16 @@ def test_where_no_word_is_near_none_is_told(words: str, capsys: Capture) -> None
         main(words.split())
     assert caught.value.code == 2
     assert "did you mean" not in capsys.readouterr().err
+
+
+def test_a_photograph_in_a_commands_place_is_told_what_to_type(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    photo = tmp_path / "cat.jpg"
+    photo.touch()
+    with pytest.raises(SystemExit):
+        main([str(photo)])
+    assert capsys.readouterr().err.endswith(f"; to name what it shows: minires classify {photo}\n")
 
 
 def test_right_words_are_left_alone() -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 import tracemalloc
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -591,6 +592,22 @@ def test_a_line_tells_and_a_bar_shows_on_a_terminal(
     assert out == ""
     assert (CACHED in err) == (terminal and progress)
     assert err.count("minires: downloading") == progress
+
+
+def test_a_notebook_is_not_asked_for_widgets(
+    small: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pooch imports tqdm.auto, which warns in a notebook; here another pooch does, anywhere."""
+    warns = (
+        "import warnings\nfrom tqdm import TqdmWarning\nwarnings.warn('no ipywidgets', TqdmWarning)"
+    )
+    (tmp_path / "pooch.py").write_text(f"{warns}\nraise RuntimeError('it was imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pooch", raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeError, match="it was imported"):
+            download.fetch("SMALL")
 
 
 def test_what_is_known_by_name(small: Server) -> None:

@@ -1,10 +1,13 @@
 import json
+import threading
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
 
+from minires import reading
 from minires.errors import ImageError, MiniresError
 from minires.evaluate import (
     Comparison,
@@ -355,23 +358,43 @@ def test_logits_are_those_of_each_network_on_the_first_ones_preprocessing(
     models: list[ResNet50], folder: Path
 ) -> None:
     files = ["sub/c.png", "a.png", "b.jpg"]
-    batches = list(logits_of(models, folder, iter(files), batch_size=2))
-    assert [[y.shape for y in batch] for batch in batches] == [[(2, 10)] * 2, [(1, 10)] * 2]
+    found: list[Any] = list(logits_of(models, folder, files))
+    assert [[y.shape for y in of_models] for of_models in found] == [[(1, 10)] * 2] * 3
     x = preprocess([folder / name for name in files], SMALL)
     for i, model in enumerate(models):
         expected = model(x)
         # Batches of another size are rounded differently in BLAS.
         bound = 1e-4 * float(np.abs(expected).max())
-        assert_close(np.concatenate([batch[i] for batch in batches]), expected, bound)
+        assert_close(np.concatenate([of_models[i] for of_models in found]), expected, bound)
         assert np.ptp(expected, axis=0).max() > 100 * bound  # another order would be noticed
-    assert np.abs(batches[0][0] - batches[0][1]).max() > 0.1
+    assert np.abs(found[0][0] - found[0][1]).max() > 0.1
 
 
-def test_photographs_are_read_no_sooner_than_needed(models: list[ResNet50], folder: Path) -> None:
-    found = logits_of(models[:1], str(folder), ["a.png", "none.png"], batch_size=1)
-    assert next(found)[0].shape == (1, 10)
-    with pytest.raises(ImageError, match=r"none\.png"):
-        next(found)
+def test_photographs_are_read_ahead(
+    models: list[ResNet50], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "get_num_threads", lambda: 2)
+    of_last = threading.Event()
+
+    def read(file: Path, preset: Preset) -> Array:
+        if file.name == "last.png":
+            of_last.set()
+        return preprocess(folder / "a.png", preset)
+
+    monkeypatch.setattr(reading, "_read", read)
+    found = logits_of(models[:1], folder, ["first.png", "last.png"])
+    next(found)
+    assert of_last.wait(60)  # nobody has asked for it yet
+    assert len(list(found)) == 1
+
+
+def test_a_photograph_that_cannot_be_read_stops_no_other(
+    models: list[ResNet50], folder: Path
+) -> None:
+    error, logits = logits_of(models[:1], str(folder), ["none.png", "a.png"])
+    assert isinstance(error, ImageError)
+    assert "none.png" in str(error)
+    assert isinstance(logits, list)
 
 
 def test_no_photographs_give_no_logits(models: list[ResNet50], folder: Path) -> None:
@@ -390,7 +413,8 @@ def test_two_networks_are_measured_and_compared(models: list[ResNet50], folder: 
     assert "gone.png" in str(told[0])
     assert len(told) == 1
     truth = np.array([label for _, label in rows])
-    logits = [np.concatenate(of) for of in zip(*logits_of(models, folder, names), strict=True)]
+    found: list[Any] = list(logits_of(models, folder, names))
+    logits = [np.concatenate(of_model) for of_model in zip(*found, strict=True)]
     for of_model, y in zip(result["models"], logits, strict=True):
         assert of_model["top1"] == accuracy(y, truth).top1
         assert of_model["precision"] == "fp32"

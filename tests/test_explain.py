@@ -1,5 +1,6 @@
 """What is computed by hand is what the network computes; and a wrong network is noticed."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +21,7 @@ LAYERS = ["input", "conv1", "maxpool", "layer1.0.conv2", "layer1.0.downsample.0"
 @pytest.fixture(scope="module")
 def networks() -> tuple[ResNet50, ResNet50]:
     fp32 = ResNet50.from_state_dict(seeded_state_dict(0, 10), {"name": "seeded"})
+    fp32.meta["categories"] = [*"012345678", "the last"]
     int8 = quantize_model(fp32, calibrate(fp32, [X], "minmax"))
     int8.precision = "int8"
     return fp32, int8
@@ -38,7 +40,7 @@ def test_any_layers_value_is_the_networks(name: str, networks: tuple[ResNet50, R
     assert f"row 0, column 0, channel {channel} " in lines[0]
     assert any("the network has the same" in line for line in lines)
     if name == "fc":
-        (told,) = (line for line in lines if "so this is the logit" in line)
+        (told,) = (line for line in lines if "so this is the logit of the last: " in line)
         assert float(told.split()[-1]) == pytest.approx(quantized.output[0, channel], abs=1e-5)
         return
     y_u8 = int(np.atleast_3d(quantized.output[0])[0, 0, -1] if name != "avgpool" else
@@ -82,6 +84,23 @@ def test_the_multiplier_is_told_as_what_it_is_made_of(networks: tuple[ResNet50, 
     assert m == pytest.approx(x_scale * w_scale / y_scale, rel=1e-5)
     assert y_scale == pytest.approx(float(networks[1]["conv1"].qparams.scale), rel=1e-5)
     assert any("takes x's zero point back out" in line for line in lines)
+
+
+def test_the_receptive_field_is_told(networks: tuple[ResNet50, ResNet50]) -> None:
+    """As chapter 9 has it; and what lies outside changes nothing."""
+    told = explain(*networks, X, "layer1.0.conv1", (6, 5, 0)).splitlines()[1]
+    assert told == "It depends on rows 19 to 29 and columns 15 to 25 of the 64 x 64 image."
+    told = explain(*networks, X, "layer2.0.conv3", (0, 7, 3)).splitlines()[1]
+    top, bottom, left, right, *_ = map(int, re.findall(r"\d+", told))
+    assert (top, bottom, right) == (0, 21, 63)
+    other = seeded_input(X.shape, 1)
+    other[:, :, : bottom + 1, left:] = X[:, :, : bottom + 1, left:]
+    values = []
+    for x in (X, other):
+        step = next(step for step in networks[0].steps(x) if step.name == "layer2.0.conv3")
+        values.append(step.output[0, 0, 7])
+    np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
+    assert "depends" not in explain(*networks, X, "fc")
 
 
 @pytest.fixture

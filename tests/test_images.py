@@ -285,6 +285,7 @@ def test_every_kind_of_source_is_the_same_image() -> None:
         for source in (
             CAT,
             str(CAT),
+            np.str_(CAT),  # as out of an array of names
             data,
             bytearray(data),
             memoryview(data),

@@ -312,8 +312,15 @@ def test_a_precision_that_wants_other_parameters_is_refused(
 def test_what_is_no_precision_and_no_backend_is_refused(model: ResNet50) -> None:
     with pytest.raises(MiniresError, match="no precision 'int7'; there is fp32, bf16"):
         ResNet50(model.layers, model.params, "int7")
-    for name in ("nump", "gpu", None, ["numpy"]):
-        with pytest.raises(MiniresError, match=r"no backend .*; there is numpy, numba, cuda$"):
+    for name, hint in [
+        ("nump", "; did you mean numpy[?]"),
+        ("gpu", ""),
+        (None, ""),
+        (["numpy"], ""),
+    ]:
+        with pytest.raises(
+            MiniresError, match=f"no backend .*; there is numpy, numba, cuda{hint}$"
+        ):
             model.backend = name  # type: ignore[assignment]
 
 

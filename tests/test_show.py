@@ -87,8 +87,8 @@ def test_channels_lie_side_by_side_on_one_scale() -> None:
     output = np.zeros((2, 1, 2, 3), np.float32)  # NHWC
     output[0, 0, :, 1] = 4, -1  # white, black
     output[1] = 99  # another image
-    picture, shown = channels_picture(output)
-    assert shown == 3
+    picture, shown, across = channels_picture(output)
+    assert shown == across == 3
     assert picture.size == (3 * 48 + 2 * 2, 24)
     grey, opaque = np.asarray(picture).transpose(2, 0, 1)
     assert grey[0, [0, 50, 50 + 24, 100]].tolist() == [51, 255, 0, 51]  # 0 is a fifth of the way
@@ -99,7 +99,7 @@ def test_channels_lie_side_by_side_on_one_scale() -> None:
 @pytest.mark.parametrize("value", [0, 200, np.nan, np.inf])
 def test_any_output_has_a_picture(shape: tuple[int, ...], value: float) -> None:
     output = np.full(shape, value, np.float32)
-    picture, shown = channels_picture(output)
+    picture, shown, _ = channels_picture(output)
     assert shown == min(64, shape[-1])
     assert picture.width <= 800
     assert np.asarray(picture)[0, 0].tolist()[1] == 255
@@ -117,7 +117,7 @@ def test_a_step_shows_its_shapes_and_its_picture() -> None:
     output = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
     shown = Step(LAYERS[0], (output,), output)._repr_html_()
     assert "Step(input, input: (1, 2, 2, 3) -&gt; (1, 2, 2, 3), 0 MACs)" in shown
-    assert "3 of 3 channels, from 0 (black) to 11" in shown
+    assert "channels 0 to 2 of 3, 3 in a row, from 0 (black) to 11" in shown
     data = base64.b64decode(shown.split("base64,")[1].split('"')[0])
     assert Image.open(io.BytesIO(data)).size == channels_picture(output)[0].size
 

@@ -342,7 +342,9 @@ def plot(
     """Draw each ladder as shares of the peak, which is a line; needs matplotlib."""
     title = title or f"{describe_problem()}, on {describe_measurement()}"
     height = 1.4 + 0.3 * max(map(len, results.values()))
-    with plots.drawing(path, title, 10, height, len(results), dark) as (drawn, of_all):
+    doubts = doubts_about(r for climbed in results.values() for r in climbed)
+    size = 10, height, len(results), dark
+    with plots.drawing(path, title, *size, doubts=doubts) as (drawn, of_all):
         for axes, (precision, climbed) in zip(np.atleast_1d(of_all), results.items(), strict=True):
             names = [r.rung.name for r in climbed]
             bars = axes.barh(names, [100 * r.share for r in climbed], color=plots.COLORS[precision])

@@ -306,6 +306,7 @@ def add_roofline(parser: Parser) -> None:
 def roofline(arguments: Namespace) -> int:
     """Put every layer on the CPU's roofline, or on a GPU's."""
     _check(arguments)
+    options.check_size(arguments, arguments.precisions)
     models = _load(arguments)
     facts = next(iter(models.values())).meta
     shape = (arguments.batch, 3, *options.chosen_size(arguments, facts["preset"]))

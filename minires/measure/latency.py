@@ -154,7 +154,9 @@ def plot_latency(
     # The precisions are in the legends, so titles that differ in nothing else are one.
     titles = [latency.title.replace(f", {latency.precision},", ",", 1) for latency in latencies]
     title = "\n".join(dict.fromkeys(titles))
-    with plots.drawing(path, title, 10, 4.2, 2, dark) as (drawn, (left, right)):
+    doubts = [doubt for latency in latencies for doubt in latency.doubts]
+    size = 10, 4.2, 2, dark
+    with plots.drawing(path, title, *size, doubts=doubts) as (drawn, (left, right)):
         for latency, marker in zip(latencies, itertools.cycle("os^Dv")):
             precision = latency.precision
             color = plots.COLORS.get(precision, plots.GREY)

@@ -232,8 +232,8 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
         )
 
     found, _ = measure_until_steady(measure, lambda peak: peak.doubts)
-    each = f"{found.gops:.1f} GOP/s on one core, {found.all_gops:.1f} on {threads}"
-    session.say(f"the peak of {instruction.name}: {each}")
+    together = f", {found.all_gops:.1f} on {threads}" if threads > 1 else ""
+    session.say(f"the peak of {instruction.name}: {found.gops:.1f} GOP/s on one core{together}")
     return found
 
 

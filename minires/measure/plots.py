@@ -11,11 +11,13 @@ import importlib.util
 import io
 import math
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minires.errors import MiniresError, check_is
 from minires.html import Html, fold, lines
+from minires.measure.trust import verdict
 from minires.writing import check_folder
 
 if TYPE_CHECKING:
@@ -86,18 +88,25 @@ def drawing(
     columns: int = 1,
     dark: bool = False,
     heights: Sequence[float] = (1,),
+    doubts: Sequence[str] = (),
 ) -> Iterator[tuple["Figure", Any]]:
     """Open a figure to draw on; if there is a path, it is written when the with statement ends.
 
-    The path's suffix chooses the format. Width and height are in inches; `heights` has a number for
-    each row of axes. You get the figure, and axes, or an array of axes if there are several.
+    The path's suffix chooses the format. Width and height are in inches; a title of more than two
+    lines adds to the height. `heights` has a number for each row of axes. Where figures are in
+    doubt, the title says why. You get the figure, and axes, or an array of axes if there are
+    several.
     """
     check(path)
     import matplotlib
 
     with matplotlib.rc_context(DARK if dark else STYLE):
+        told = [*title.splitlines(), *([verdict(doubts)] if doubts else [])]
+        # Letters of this size are a thirteenth of an inch wide. A legend may stand at the right.
+        filled = [part for line in told for part in textwrap.wrap(line, min(100, int(13 * width)))]
+        height += 0.15 * max(0, len(filled) - 2)  # inches that the axes would lose to the title
         drawn = _figure_class()(figsize=(width, height), layout="constrained")
-        drawn.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
+        drawn.suptitle("\n".join(filled), fontsize=9, x=0.01, ha="left")
         yield drawn, drawn.subplots(len(heights), columns, height_ratios=heights)
         if path is not None:
             drawn.savefig(path)

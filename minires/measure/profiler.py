@@ -11,11 +11,13 @@ from minires.errors import MiniresError, check_choice, check_is
 from minires.layers import Array, Layer, Shape
 from minires.measure import plots, session
 from minires.measure.groups import GROUPS, SORTS, kind_of
-from minires.measure.machine import Roofs, describe_machine, describe_measurement, known_roofs
-from minires.measure.rows import EPILOGUE, FUSED, Event, Row, Work, shares
+from minires.measure.machine import Roofs, describe_measurement, known_roofs
+from minires.measure.rows import FUSED, Event, Row, Work, events_of, shares, work_of
 from minires.measure.text import format_columns, to_json
 from minires.measure.trace import write_chrome_trace
 from minires.measure.trust import (
+    OneCore,
+    doubt_others,
     doubt_share,
     doubt_spread,
     mark,
@@ -24,7 +26,7 @@ from minires.measure.trust import (
     verdict,
 )
 from minires.model import ResNet50
-from minires.summary import ACTIVATION_BYTES, summarize
+from minires.summary import ACTIVATION_BYTES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +52,7 @@ class Profile:
         self._counted: dict[tuple[Layer, Shape], Work] = {}
         self._before: Record | None = None
         self._on = False
+        self._core = OneCore()  # watched in some runs: see `profile_in_turns`
 
     def __enter__(self) -> "Profile":
         if self._on:
@@ -75,11 +78,7 @@ class Profile:
     def events(self) -> list[Event]:
         """All steps, in the order they ran. They are made when you ask, not during a run."""
         for ran, thread in self._told:
-            worked = ran.worked if len(ran.worked) else [()] * len(ran.layers)
-            for layer, times, threads in zip(ran.layers, ran.times, worked, strict=True):
-                started, ended = map(float, times)
-                step = Event(layer, ran.shape, ran.call, started, ended, tuple(ran.phases), thread)
-                self._events.append(step._replace(worked=tuple(map(tuple, threads))))
+            self._events.extend(events_of(ran, thread))
         self._told.clear()
         return self._events
 
@@ -95,14 +94,17 @@ class Profile:
 
     @property
     def doubts(self) -> list[str]:
-        """The reasons to doubt the times: several runs that differ too much."""
+        """The reasons to doubt the times: runs that differ too much, or that shared the cores."""
         times: list[float] = []
         for event in self.events:
             if event.layer.op == "input" and event.call == 0:  # a run begins
                 times.append(0.0)
             times[-1] += event.ended - event.started
         name = f"the network in {self.precision}"
-        return doubt_spread(name, spread_of(times)) if len(times) > 1 else []
+        differ = doubt_spread(name, spread_of(times)) if len(times) > 1 else []
+        # Whoever waits for a GPU may rest meanwhile.
+        others = self._core.others if self.backend == "numba" else 0.0
+        return differ + doubt_others(name, others)
 
     def rows(
         self, group: str = "step", sort: str = "order", roofs: Roofs | None = None
@@ -153,36 +155,11 @@ class Profile:
         return sorted(found.values(), key=SORTS[sort])
 
     def _work(self, event: Event) -> Work:
-        """Count a step's multiplications, and the bytes that each phase reads and writes."""
-        layer, shape = event.layer, event.shape
-        key = layer, shape
-        if key in self._counted:
-            return self._counted[key]
-        rows = summarize(self.model.layers, shape[2], shape[3], shape[0])
-        shapes = {row.name: row.output_shape for row in rows}
-        size = ACTIVATION_BYTES[self.precision]
-        if self.backend == "numpy" and self.precision in ("bf16", "fp16"):
-            size = 4  # NumPy keeps rounded values as float32
-        y = math.prod(shapes[layer.name])
-        inputs = [shapes[name] for name in layer.inputs]
-        x = math.prod(inputs[0]) if inputs else math.prod(shape)
-        residual = y * (len(inputs) - 1) if inputs else 0
-        macs = layer.macs(shapes[layer.name])
-        columns = macs // layer.out_c
-        w = layer.kernel**2 * layer.in_c * layer.out_c
-        acc = 4 * y
-        read = min(x, columns) if macs else x  # a 1x1 kernel with a stride skips pixels
-        y_size = 4 if layer.op == "linear" else size  # logits are float32
-        x_size = size if inputs else 4  # and so are the pixels
-        moved = {
-            FUSED: size * (read + w + residual) + y_size * y,
-            "im2col": size * (read + columns),
-            "gemm": size * (columns + w) + acc,
-            EPILOGUE: acc + size * residual + y_size * y,
-            "quantize": acc + size * y,
-            layer.op: x_size * x + size * residual + y_size * y,
-        }
-        self._counted[key] = Work(macs, moved, size * w if macs else 0)
+        """Count a step's work, once for each shape of the images."""
+        key = event.layer, event.shape
+        if key not in self._counted:
+            layers = self.model.layers
+            self._counted[key] = work_of(event, layers, self.precision, self.backend)
         return self._counted[key]
 
     def table(self, group: str = "step", sort: str = "order", roofs: Roofs | None = None) -> str:
@@ -205,7 +182,12 @@ class Profile:
         cells = [self._cells(row, doubts) for row in rows]
         runs = self.runs or 1
         total = f"{1e3 * self.seconds / runs:.3f} ms, the mean of {runs} run{'s' * (runs != 1)}"
-        legend = "MB: counted, each operand read once and each result written once."
+        images = sum(e.shape[0] for e in self.events if e.layer.op == "input") // runs
+        total += f" of {images} images" * (images > 1)
+        legend = (
+            "MB: counted, each operand read once and each result written once.\n"
+            "GOP/s: a multiply-add is two operations. short: takes too little time to tell a speed."
+        )
         if of_roofs:
             head += ["of peak", "of roof", "roof"]
             doubts = [*doubts, *of_roofs.doubts]
@@ -214,8 +196,8 @@ class Profile:
             for row in rows:
                 doubts += [] if row.short else doubt_share(row.name, row.of_roof)
             legend += (
-                " of peak: of the\ninstruction's, measured. roof: what takes longest at its "
-                "measured best, computing or moving the MB."
+                "\nof peak: of the instruction's, measured. roof: what takes longest at its "
+                "measured best,\ncomputing or moving the MB."
             )
         lines = [self.title, format_columns(head, cells), total, legend]
         return "\n".join([*lines, verdict(doubts)] if doubts else lines)
@@ -239,19 +221,16 @@ class Profile:
     @property
     def title(self) -> str:
         """The network, its input and the machine."""
-        shapes = [list(event.shape) for event in self.events if event.layer.op == "input"]
+        shapes = [event.shape for event in self.events if event.layer.op == "input"]
         batch = sum(shape[0] for shape in shapes) // (self.runs or 1)
         size = " x ".join(map(str, [batch, *shapes[0][1:]])) if shapes else "nothing"
         network = f"{self.model.meta.get('name', 'ResNet-50')}, {self.precision}, {self.backend}"
-        return f"{network}, input {size}, on {describe_measurement(self._machine)}"
+        machine = ""  # the CPU
+        if self.backend == "cuda":
+            from minires.kernels.cuda.driver import open_gpu  # only here: others have no numba-cuda
 
-    @property
-    def _machine(self) -> str:
-        if self.backend != "cuda":
-            return describe_machine()
-        from minires.kernels.cuda.driver import open_gpu  # only here: others have no numba-cuda
-
-        return open_gpu().name
+            machine = open_gpu().name
+        return f"{network}, input {size}, on {describe_measurement(machine)}"
 
     def to_json(self, roofs: Roofs | None = None) -> str:
         """Write the `rows` of phases as JSON, with the network and the machine.
@@ -319,7 +298,8 @@ class Profile:
         rows, runs = self.rows(group), self.runs or 1
         places = {row.name: place for place, row in enumerate(rows)}
         height = 1.4 + 0.18 * len(rows)
-        with plots.drawing(path, self.title, 10, height, dark=dark) as (drawn, axes):
+        size = 10, height, 1, dark
+        with plots.drawing(path, self.title, *size, doubts=self.doubts) as (drawn, axes):
             colors: dict[str, str] = {}  # of a kind, whatever its stride; a stride has stripes
             for kind in dict.fromkeys(row.kind or "several" for row in rows):
                 base, stride, _ = kind.partition("/")
@@ -383,14 +363,15 @@ def profile_in_turns(
     """
     for model in models.values():
         model(x)
-    session.say(f"profiling {', '.join(models)}: {runs} runs of each")
+    session.say(f"profiling {', '.join(models)}: {runs} run{'s' * (runs != 1)} of each")
 
     def measure() -> dict[str, Profile]:
         profiles = {precision: profile(model) for precision, model in models.items()}
         for _ in range(runs):
             for precision, model in models.items():
                 model(x)  # brings its weights into the cache again
-                with profiles[precision]:
+                prof = profiles[precision]
+                with prof, prof._core:
                     model(x)
         return profiles
 

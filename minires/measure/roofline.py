@@ -6,7 +6,7 @@ architectures" (2009), doi:10.1145/1498765.1498785: attainable = min(peak, inten
 
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,7 @@ from minires.measure.machine import Roofs, measure_roofs
 from minires.measure.profiler import Profile, profile_in_turns
 from minires.measure.rows import Row
 from minires.measure.text import format_columns
-from minires.measure.trust import doubt_share, percent, verdict
+from minires.measure.trust import doubt_share, mark, percent, verdict
 from minires.model import ResNet50
 
 if TYPE_CHECKING:
@@ -72,18 +72,27 @@ def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:
     """Lay out how close layers come to their roofs: a line each, with three columns a precision."""
     head = ["layer", *(f"{p} {c}" for p in layers for c in ("op/byte", "GOP/s", "of roof"))]
     rows = []
-    doubts: list[str] = []
     for of_layer in zip(*layers.values(), strict=True):
         cells = [of_layer[0].name]
         for row in of_layer:
             doubted = row.roofs.doubts if row.roofs else ()
             share = percent(row.of_roof, doubted)
             cells += [f"{row.intensity:.1f}", f"{row.gops:.1f}", f"{share} {row.bound}"]
-            doubts += [*doubted, *doubt_share(row.name, row.of_roof)]
         rows.append(cells)
     table = f"{title}\n{format_columns(head, rows)}"
-    doubts = list(dict.fromkeys(doubts))  # each once
+    doubts = _doubts_about(
+        row for of_layer in zip(*layers.values(), strict=True) for row in of_layer
+    )
     return f"{table}\n{verdict(doubts)}" if doubts else table
+
+
+def _doubts_about(rows: Iterable[Row]) -> list[str]:
+    """List the reasons to doubt the roofs of some rows, and rows above their roof, each once."""
+    found: dict[str, None] = {}
+    for row in rows:
+        doubts = row.roofs.doubts if row.roofs else ()
+        found |= dict.fromkeys([*doubts, *doubt_share(row.name, row.of_roof)])
+    return list(found)
 
 
 def plot_layers(
@@ -94,18 +103,19 @@ def plot_layers(
 ) -> "Figure":
     """Draw this machine's roofline, each layer a point on it; needs matplotlib."""
     every = [row for rows in layers.values() for row in rows]
-    with plots.drawing(path, title, 10, 5.5, dark=dark) as (drawn, axes):
+    doubts = _doubts_about(every)
+    with plots.drawing(path, title, 10, 5.5, dark=dark, doubts=doubts) as (drawn, axes):
         # All names are in the legend, because peaks and levels may lie close to each other.
         widest = max(1024, *(row.intensity for row in every))
         intensity = np.geomspace(0.25, widest, 200)
         tallest = 0.0
-        lowest = min(row.gops for row in every)
+        speeds = [row.gops for row in every]
         for (precision, rows), marker in zip(layers.items(), itertools.cycle("os^Dv")):
             color = plots.COLORS.get(precision, plots.GREY)
             roofs = rows[0].roofs
             assert roofs, "measure_layers gives each row its roofs"
             tallest = max(tallest, roofs.peak)
-            name = f"{precision} peak, {roofs.peak:.0f} GOP/s"
+            name = f"{precision} peak, {mark(f'{roofs.peak:.0f}', roofs.doubts)} GOP/s"
             axes.axhline(roofs.peak, color=color, linewidth=1.5, label=name)
             points = [r.intensity for r in rows], [r.gops for r in rows]
             label = f"{precision}, {len(rows)} layers"
@@ -117,11 +127,12 @@ def plot_layers(
             reach = level.all * intensity
             inside = reach <= tallest
             if inside.any():
-                name = f"{level.level}, {level.all:.0f} GB/s"
+                name = f"{level.level}, {mark(f'{level.all:.0f}', roofs.doubts)} GB/s"
                 line = {"color": plots.GREY, "linewidth": 1, "linestyle": style, "label": name}
                 axes.plot(intensity[inside], reach[inside], **line)
         axes.set(xscale="log", xlim=(0.2, 1.5 * widest))
-        axes.set(yscale="log", ylim=(min(1, lowest), 2 * tallest))
+        # A peak that was measured too low would leave layers above it outside of the picture.
+        axes.set(yscale="log", ylim=(min(1, *speeds), 2 * max(tallest, *speeds)))
         axes.set_xlabel("operations a byte (each operand read once, each result written once)")
         axes.set_ylabel("10⁹ operations a second")
         drawn.legend(loc="outside right upper")

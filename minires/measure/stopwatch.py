@@ -1,4 +1,7 @@
-"""Where the time of many photographs goes: loading, the network, and all else."""
+"""Where the time of many photographs goes: loading, the network, and all else.
+
+Photographs are read while the network computes, so only waiting for them counts as all else.
+"""
 
 from time import perf_counter
 
@@ -28,7 +31,7 @@ class Stopwatch:
         return (
             f"{images} image{'s' * (images != 1)} in {whole:.2f} s, "
             f"{speed:.{1 if speed >= 1 else 3}f} a second: the network "
-            f"{self._computing:.2f} s, reading photographs and the rest "
+            f"{self._computing:.2f} s, waiting for photographs and the rest "
             f"{whole - self._computing:.2f} s; before that, loading took "
             f"{self._loaded - self._begun:.2f} s"
         )

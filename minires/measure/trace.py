@@ -72,11 +72,10 @@ def _spans(prof: "Profile", events: Sequence["Event"]) -> Iterator[dict[str, Any
 
 def _part_of(event: "Event", number: int) -> Iterator[dict[str, Any]]:
     """List what one of the kernels' threads did in a step: its work, and its wait for others."""
-    for began, done in event.worked[number : number + 1]:
-        if began < event.ended:  # NaN is not: the others left it nothing to do
-            times = (began, done), (done, event.ended)
-            yield {"name": event.layer.name, "cat": "work", "times": times[0], "args": {}}
-            yield {"name": "wait", "cat": "wait", "times": times[1], "args": {}}
+    for part in event.worked[number : number + 1]:
+        if part:  # else the others left it nothing to do
+            yield {"name": event.layer.name, "cat": "work", "times": part, "args": {}}
+            yield {"name": "wait", "cat": "wait", "times": (part[1], event.ended), "args": {}}
 
 
 def _span(name: str, what: str, events: Sequence["Event"], args: dict[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,26 @@ def doubt_others(name: str, share: float) -> list[str]:
     return [] if share <= WIDE else [f"others had {share:.0%} of the cores' time during {name}"]
 
 
+class OneCore:
+    """Watches how much of its time a thread that never rests has a core, in a with statement."""
+
+    def __init__(self) -> None:
+        self._wanted = self._got = 0.0  # seconds
+
+    def __enter__(self) -> None:
+        self._wanted -= time.perf_counter()
+        self._got -= time.thread_time()
+
+    def __exit__(self, *_: object) -> None:
+        self._got += time.thread_time()
+        self._wanted += time.perf_counter()
+
+    @property
+    def others(self) -> float:
+        """The share of the time that went to other programs."""
+        return 1 - self._got / self._wanted if self._wanted else 0.0
+
+
 def measure_until_steady(
     measure: Callable[[], Found],
     doubts_about: Callable[[Found], list[str]],

@@ -90,10 +90,11 @@ class Waterfall(NamedTuple):
         title = f"Where the 4x goes: {self.title}"
         # One above the other, and no wider than a phone shows legibly.
         rows = len(steps), len(convs)
-        height = 2.2 + 0.25 * sum(rows)
-        with plots.drawing(path, title, 5.4, height, 1, dark, rows) as (drawn, (upper, lower)):
+        height = 2.6 + 0.25 * sum(rows)
+        size = 5.4, height, 1, dark, rows, self.doubts
+        with plots.drawing(path, title, *size) as (drawn, (upper, lower)):
             _draw(upper, steps, self.doubts, totals=("fp32 / 4", "int8"))
-            upper.set_xlabel("milliseconds of an image: excess over a quarter of FP32's time")
+            upper.set_xlabel("milliseconds of an image:\nexcess over a quarter of FP32's time")
             # A second scale of the same axis shows ratios: FP32's time over the time at that place.
             # It ends at INT8's, because preprocessing, further right, is not part of that ratio.
             last = whole.fp32 / whole.int8
@@ -106,7 +107,7 @@ class Waterfall(NamedTuple):
             ratios.set_xticks([1e3 * whole.fp32 / r for r in ticks], [f"{r:g}x" for r in ticks])
             ratios.set_xlabel("FP32's time over this")
             _draw(lower, convs, self.doubts)
-            lower.set_xlabel("milliseconds of the convolutions' excess, by ablation")
+            lower.set_xlabel("milliseconds of the convolutions' excess,\nby ablation")
             plots.explain(drawn, COLORS.items())
         return drawn
 
@@ -332,6 +333,6 @@ def _draw(
     axes.set_yticks(range(len(steps)), [name.replace(": ", ":\n") for name, *_ in steps])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.margins(x=0.12)
+    axes.margins(x=0.2, y=0.02)
     low, high = axes.get_xlim()
     axes.set_xlim(min(0, low), high)

@@ -7,6 +7,7 @@ import pytest
 from minires.kernels.cpu import caches
 from minires.kernels.ir import FAMILY
 from minires.kernels.isa import INSTRUCTIONS, ISA, ISAS, Instruction, available_isas
+from minires.measure import session
 from minires.measure.peak import (
     Bandwidth,
     Peak,
@@ -90,9 +91,12 @@ def test_what_is_timed_is_that_instruction_and_little_else(
 
 
 @pytest.mark.parametrize("isa", available_isas(), ids=lambda isa: isa.name)
-def test_a_peak_is_measured(isa: ISA) -> None:
+def test_a_peak_is_measured(isa: ISA, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(session, "say", said.append)
     for instruction in instructions(isa):
         peak = measure_peak(instruction, isa, threads=1)
+        assert said[-1].endswith(f": {peak.gops:.1f} GOP/s on one core"), "one thread is told once"
         assert min(peak.gops, peak.all_gops, peak.clock) > 0
         assert peak.spread >= 0
 

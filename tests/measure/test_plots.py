@@ -28,20 +28,33 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 LEVELS = [Bandwidth(name, 2**20, rate, rate, 2) for name, rate in
           [("L1", 100), ("L2", 51), ("L3", 50), ("memory", 9)]]  # fmt: skip
 ROOFS = {"fp32": Roofs(100.0, LEVELS), "bf16": Roofs(104.0, LEVELS), "int8": Roofs(400.0, LEVELS)}
+DOUBTS = ["others had 86% of the cores' time during fma", "runs of fma differ by 24%"]
+TITLE = (
+    "1 x 3 x 224 x 224, imagenet.safetensors, on Intel Xeon Platinum (AVX-512, VNNI, AMX), "
+    "avx512bf16, 2 threads, 2026-11-27, minires 0.1.0, measured quickly"
+)
 PARTS = ("decode", "resize", "normalize", "inference", "softmax", "whole")
 
 
-def fall() -> Waterfall:
-    parts = [Part(f"layer{i}", 0.01, 0.004) for i in range(5)] + [Part("rest", 0.001, 0.0005)]
+def fall(*names: str, doubts: list[str] = DOUBTS) -> Waterfall:
+    parts = [Part(n, 0.01, 0.004) for n in names or [f"layer{i}" for i in range(5)]]
+    parts += [Part("rest", 0.001, 0.0005)]
     whole = Part("whole", 0.051, 0.0205)
     causes = [("instruction: x peaks at 2.5x", 0.004), ("epilogue", 0.003), ("unexplained", -0.001)]
     before = {"decode": 0.002, "resize": 0.001, "normalize": 0.0001}
-    return Waterfall("a network", whole, whole, parts, whole, causes, before, {}, [])
+    return Waterfall(TITLE, whole, whole, parts, whole, causes, before, {}, doubts)
 
 
 def draw_roofline(path: Path | None, dark: bool) -> Any:
-    layers = {p: [Row("a", "conv", 1, 1e-3, 10**7, 10**5, 0, roofs)] for p, roofs in ROOFS.items()}
-    return roofline.plot_layers(layers, path, "a network", dark)
+    layers = {}
+    for precision, roofs in ROOFS.items():
+        doubted = roofs._replace(doubts=tuple(DOUBTS))
+        # The second is far above its roof.
+        layers[precision] = [
+            Row(name, "conv", 1, 1e-3, macs, 10**5, 0, doubted)
+            for name, macs in [("a", 10**7), ("b", 10**9)]
+        ]
+    return roofline.plot_layers(layers, path, TITLE, dark)
 
 
 def draw_latency(path: Path | None, dark: bool) -> Any:
@@ -52,7 +65,7 @@ def draw_latency(path: Path | None, dark: bool) -> Any:
 
 
 def draw_ladder(path: Path | None, dark: bool) -> Any:
-    found = [Result(rung, 0.01, 0.1, 50.0, 1.0) for rung in rungs("fp32")]
+    found = [Result(rung, 0.01, 0.1, 50.0, 1.0, tuple(DOUBTS)) for rung in rungs("fp32")]
     return Ladder({"fp32": found, "int8": found}).plot(path, dark)
 
 
@@ -62,11 +75,13 @@ def draw_sensitivity(path: Path | None, dark: bool) -> Any:
     return plot_sensitivity(gains, "a network", path, dark)
 
 
+LAYERS = [layer.name for layer in resnet50_layers()]
 DRAWINGS = {
     "roofline": draw_roofline,
     "latency": draw_latency,
     "ladder": draw_ladder,
     "waterfall": lambda path, dark: fall().plot(path, dark),
+    "waterfall by step": lambda path, dark: fall(*LAYERS).plot(path, dark),
     "sensitivity": draw_sensitivity,
 }
 
@@ -106,6 +121,30 @@ def test_no_text_is_printed_over_another_or_beyond_the_paper(name: str) -> None:
     for (text, box), (other, of_other) in itertools.combinations(boxes, 2):
         shared = box.shrunk(0.9, 0.9).overlaps(of_other.shrunk(0.9, 0.9))
         assert not shared or box.width == 0 or of_other.width == 0, (text, other)
+
+
+@pytest.mark.parametrize("name", ["roofline", "ladder", "waterfall"])
+def test_a_picture_says_that_its_figures_are_in_doubt(name: str) -> None:
+    figure = DRAWINGS[name](None, False)
+    title = figure.get_suptitle().replace("\n", " ")
+    assert f"NOT STEADY: {DOUBTS[0]}" in title
+    written = [text.get_text() for text in texts(figure)]
+    assert any(text.endswith("?") or "? G" in text for text in written)
+
+
+def test_a_picture_without_doubts_has_no_mark() -> None:
+    figure = fall(doubts=[]).plot()
+    assert not [text for text in texts(figure) if "?" in text.get_text()]
+
+
+def test_a_layer_above_its_roof_is_in_the_picture() -> None:
+    figure = draw_roofline(None, False)
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    speeds = [y for dots in axes.collections for _, y in dots.get_offsets()]
+    assert len(speeds) == 2 * len(ROOFS)
+    assert max(speeds) > 3 * max(roofs.peak for roofs in ROOFS.values())
+    assert low <= min(speeds) <= max(speeds) < high
 
 
 @pytest.mark.parametrize("name", DRAWINGS)

@@ -15,11 +15,11 @@ from minires.backends import Ran
 from minires.errors import MiniresError
 from minires.kernels.engine import Engine
 from minires.kernels.plan import Division
-from minires.measure import profiler
+from minires.measure import profiler, trust
 from minires.measure.groups import GROUPS, SORTS, kind_of
 from minires.measure.profiler import Profile, profile, profile_in_turns
-from minires.measure.rows import Event
-from minires.model import ResNet50
+from minires.measure.rows import Event, events_of
+from minires.model import ResNet50, resnet50_layers
 from minires.summary import summarize
 from minires.unfuse import unfuse
 from tests.comparing import assert_same
@@ -197,6 +197,14 @@ def test_each_step_is_called_back(backend: str, models: Mapping[str, ResNet50]) 
     assert all(event.started < event.ended for event in seen)
 
 
+def test_a_thread_that_comes_late_leaves_an_event_equal_to_itself() -> None:
+    layer, worked = resnet50_layers()[0], np.array([[[0.1, 0.2], [np.nan, np.nan]]])
+    ran = Ran([layer], (1, 3, 64, 64), 0, [(0.0, 1.0)], (), worked)
+    (one,), (other,) = events_of(ran, "a thread"), events_of(ran, "a thread")
+    assert one == other
+    assert one.worked == ((0.1, 0.2), None)
+
+
 def test_profiles_of_one_network_nest(backend: str, models: Mapping[str, ResNet50]) -> None:
     with profile(models["fp32"]) as outer, profile(models["fp32"]) as inner:
         models["fp32"](X)
@@ -265,6 +273,7 @@ def test_a_printed_profile_is_its_table(models: Mapping[str, ResNet50]) -> None:
     with profile(models["fp32"]) as prof:
         models["fp32"](X)
     assert str(prof) == prof.table()
+    assert "GOP/s: a multiply-add is two operations. short: " in str(prof)
     assert repr(prof) == f"Profile({models['fp32']!r}, 1 run)"
 
 
@@ -316,15 +325,36 @@ def test_a_share_that_cannot_be_is_no_number(models: Mapping[str, ResNet50]) -> 
     assert "?" not in prof.table()
     slow = ROOFS._replace(memory=[level._replace(all=1e-6) for level in ROOFS.memory])
     lines = prof.table(roofs=slow).splitlines()
-    assert lines[-1].startswith("NOT STEADY: input seems faster than its limit (and ")
-    assert all(line.split()[-2] == "?" for line in lines[3:-4])
+    assert lines[-1].startswith("NOT STEADY: input seems faster than its limit (other doubts: ")
+    assert all(line.split()[-2] == "?" for line in lines[3:-6])
 
 
 def test_roofs_in_doubt_mark_all_shares(models: Mapping[str, ResNet50]) -> None:
     prof = made_up(models, 0.01)
     lines = prof.table(roofs=ROOFS._replace(doubts=("runs of fma differ by 50%",))).splitlines()
     assert lines[-1].startswith("NOT STEADY: runs of fma differ by 50%.")
-    assert all(line.split()[-2].endswith("%?") for line in lines[3:-4])
+    assert all(line.split()[-2].endswith("%?") for line in lines[3:-6])
+
+
+def test_runs_that_shared_their_core_are_told(
+    models: Mapping[str, ResNet50], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though they agree: on a machine that is always busy all runs are as slow as each other."""
+    monkeypatch.setattr(profiler, "doubt_spread", lambda *_: [])
+    monkeypatch.setattr(trust, "TRIES", 1)
+    clock = time.perf_counter
+    for got, told in [(0.5, ["others had 50% of the cores' time during the network in fp32"]),
+                      (0.9, [])]:  # fmt: skip
+        monkeypatch.setattr(trust.time, "thread_time", lambda got=got: got * clock())
+        prof = profile_in_turns({"fp32": models["fp32"]}, X, 3)["fp32"]
+        assert prof.doubts == told
+        assert ("?" in prof.table(roofs=ROOFS).splitlines()[3]) == bool(told)
+
+
+def test_a_run_of_several_images_says_so(models: Mapping[str, ResNet50]) -> None:
+    with profile(models["fp32"]) as prof:
+        models["fp32"](seeded_input((2, 3, 32, 32)))
+    assert " ms, the mean of 1 run of 2 images\n" in prof.table()
 
 
 def test_runs_that_differ_are_told(models: Mapping[str, ResNet50]) -> None:
