@@ -71,7 +71,7 @@ def main() -> None:
     images, labels = read_test_images(arguments.archive, categories, arguments.per_class)
     logits = {p: logits_of(minires.resnet50("CIFAR10", p), images) for p in PRECISIONS}
     print(f"{len(labels)} test images\n")
-    print("| precision | top-1 | top-1 less FP32's, points (95%) | FP32's label |")
+    print("| precision | top-1 | top-1 minus FP32's, points (95% interval) | FP32's label |")
     print("| --- | --- | --- | --- |")
     for precision, y in logits.items():
         c = compare(y, logits["fp32"], labels)

@@ -17,6 +17,7 @@ import io
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from functools import cache, partial
 from math import gcd
 from pathlib import Path
@@ -36,7 +37,10 @@ from minires.quantize.report import logit_noise
 Batches = Callable[[], Iterable[Any]]  # each batch (N, 3, H, W) float32
 Network = Callable[[Any], Any]  # of a batch: its logits, (N, classes)
 Recipe = tuple[str, Callable[[], Network]]
-HEADER = "| recipe | SQNR (dB) | KL | agreement (95%) | top-1 less FP32's (95%) | CPU seconds |"
+HEADER = (
+    "| recipe | SQNR (dB) | KL | agreement (95% interval) "
+    "| top-1 minus FP32's, points (95% interval) | CPU seconds |"
+)
 
 
 def own_recipes(fp32: ResNet50, photographs: dict[str, Batches]) -> Iterator[Recipe]:
@@ -235,7 +239,8 @@ def main() -> None:
     for name, make in recipes:
         if set(arguments.only) <= set(name.replace(",", "").split()):
             started = process_time()
-            network = make()
+            with redirect_stdout(sys.stderr):  # the others tell of their work where rows belong
+                network = make()
             seconds = process_time() - started
             if isinstance(network, ResNet50):
                 network.backend = "numba"

@@ -20,6 +20,7 @@ from minires.preprocess import read_preset
 from minires.quantize import default
 from minires.quantize.default import stored_calibration
 from tests.comparing import Array
+from tests.scripts import load
 
 ROOT = Path(__file__).parents[1]
 CAT = str(ROOT / "examples" / "images" / "cat.jpg")
@@ -89,6 +90,18 @@ def test_int8_needs_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     observed = {"observer": "mse", "images": 512}
     assert model.meta["calibration"] == observed | {"rounding": "nearest", "correction": "off"}
     assert model["conv1"].qparams == minires.quantize.qparams_of_range(*stored.ranges["conv1"])
+
+
+def test_recipes_are_compared_on_images_that_did_not_calibrate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    recipes = load("benchmarks/cifar10_recipes.py")
+    every, images = 50_000 // 512, range(50_000)  # as weights/train_cifar10.py chooses them
+    assert images[::every][:512] == recipes.FOR_CALIBRATION
+    assert set(recipes.ANSWERED) <= set(images) - set(recipes.FOR_CALIBRATION)
+    card = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
+    assert f"On {len(recipes.ANSWERED)}\ntraining images that calibrated nothing" in card
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int8-simulated"])
