@@ -12,7 +12,7 @@ from minires.layers import Array, Layer, Shape
 from minires.measure import plots, session
 from minires.measure.groups import GROUPS, SORTS, kind_of
 from minires.measure.machine import Roofs, describe_measurement, known_roofs
-from minires.measure.rows import EPILOGUE, FUSED, Event, Row, Work, events_of, shares
+from minires.measure.rows import FUSED, Event, Row, Work, events_of, shares, work_of
 from minires.measure.text import format_columns, to_json
 from minires.measure.trace import write_chrome_trace
 from minires.measure.trust import (
@@ -26,7 +26,7 @@ from minires.measure.trust import (
     verdict,
 )
 from minires.model import ResNet50
-from minires.summary import ACTIVATION_BYTES, summarize
+from minires.summary import ACTIVATION_BYTES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,36 +155,11 @@ class Profile:
         return sorted(found.values(), key=SORTS[sort])
 
     def _work(self, event: Event) -> Work:
-        """Count a step's multiplications, and the bytes that each phase reads and writes."""
-        layer, shape = event.layer, event.shape
-        key = layer, shape
-        if key in self._counted:
-            return self._counted[key]
-        rows = summarize(self.model.layers, shape[2], shape[3], shape[0])
-        shapes = {row.name: row.output_shape for row in rows}
-        size = ACTIVATION_BYTES[self.precision]
-        if self.backend == "numpy" and self.precision in ("bf16", "fp16"):
-            size = 4  # NumPy keeps rounded values as float32
-        y = math.prod(shapes[layer.name])
-        inputs = [shapes[name] for name in layer.inputs]
-        x = math.prod(inputs[0]) if inputs else math.prod(shape)
-        residual = y * (len(inputs) - 1) if inputs else 0
-        macs = layer.macs(shapes[layer.name])
-        columns = macs // layer.out_c
-        w = layer.kernel**2 * layer.in_c * layer.out_c
-        acc = 4 * y
-        read = min(x, columns) if macs else x  # a 1x1 kernel with a stride skips pixels
-        y_size = 4 if layer.op == "linear" else size  # logits are float32
-        x_size = size if inputs else 4  # and so are the pixels
-        moved = {
-            FUSED: size * (read + w + residual) + y_size * y,
-            "im2col": size * (read + columns),
-            "gemm": size * (columns + w) + acc,
-            EPILOGUE: acc + size * residual + y_size * y,
-            "quantize": acc + size * y,
-            layer.op: x_size * x + size * residual + y_size * y,
-        }
-        self._counted[key] = Work(macs, moved, size * w if macs else 0)
+        """Count a step's work, once for each shape of the images."""
+        key = event.layer, event.shape
+        if key not in self._counted:
+            layers = self.model.layers
+            self._counted[key] = work_of(event, layers, self.precision, self.backend)
         return self._counted[key]
 
     def table(self, group: str = "step", sort: str = "order", roofs: Roofs | None = None) -> str:

@@ -9,6 +9,7 @@ from minires.errors import MiniresError
 from minires.layers import Layer, PhaseTime, Shape
 from minires.measure.machine import Roofs
 from minires.measure.trust import percent
+from minires.summary import ACTIVATION_BYTES, summarize
 
 SHORT = 20e-6  # seconds: a call that is shorter shows its time, but no speed
 FUSED, EPILOGUE = "fused", "epilogue"  # a compiled step's only phase; a NumPy step's last phase
@@ -60,6 +61,36 @@ class Work(NamedTuple):
     macs: int
     bytes: dict[str, int]  # by phase
     weights: int  # bytes
+
+
+def work_of(event: Event, layers: Sequence[Layer], precision: str, backend: str) -> Work:
+    """Count a step's multiplications, and the bytes that each phase reads and writes."""
+    layer, shape = event.layer, event.shape
+    rows = summarize(layers, shape[2], shape[3], shape[0])
+    shapes = {row.name: row.output_shape for row in rows}
+    size = ACTIVATION_BYTES[precision]
+    if backend == "numpy" and precision in ("bf16", "fp16"):
+        size = 4  # NumPy keeps rounded values as float32
+    y = math.prod(shapes[layer.name])
+    inputs = [shapes[name] for name in layer.inputs]
+    x = math.prod(inputs[0]) if inputs else math.prod(shape)
+    residual = y * (len(inputs) - 1) if inputs else 0
+    macs = layer.macs(shapes[layer.name])
+    columns = macs // layer.out_c
+    w = layer.kernel**2 * layer.in_c * layer.out_c
+    acc = 4 * y
+    read = min(x, columns) if macs else x  # a 1x1 kernel with a stride skips pixels
+    y_size = 4 if layer.op == "linear" else size  # logits are float32
+    x_size = size if inputs else 4  # and so are the pixels
+    moved = {
+        FUSED: size * (read + w + residual) + y_size * y,
+        "im2col": size * (read + columns),
+        "gemm": size * (columns + w) + acc,
+        EPILOGUE: acc + size * residual + y_size * y,
+        "quantize": acc + size * y,
+        layer.op: x_size * x + size * residual + y_size * y,
+    }
+    return Work(macs, moved, size * w if macs else 0)
 
 
 class Row(NamedTuple):
