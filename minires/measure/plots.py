@@ -112,6 +112,25 @@ def drawing(
             drawn.savefig(path)
 
 
+def bars_by_kind(
+    axes: Any, names: Sequence[str], kinds: Sequence[str], lengths: Sequence[float]
+) -> None:
+    """Draw a bar for each name, from top to bottom, in a colour for its kind.
+
+    A kind such as conv3x3/2 has the colour of conv3x3, and stripes for the stride.
+    """
+    colors: dict[str, str] = {}
+    for kind in dict.fromkeys(kinds):
+        base, stride, _ = kind.partition("/")
+        color = colors.setdefault(base, SEVERAL[len(colors) % len(SEVERAL)])
+        places = [place for place, other in enumerate(kinds) if other == kind]
+        widths = [lengths[place] for place in places]
+        axes.barh(places, widths, color=color, hatch="////" if stride else "", label=kind)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+
+
 def explain(drawn: "Figure", colors: Iterable[tuple[str, str]]) -> None:
     """Say beneath a figure what its colours mean: pairs of a text and a colour."""
     from matplotlib.patches import Patch

@@ -295,22 +295,15 @@ class Profile:
         matplotlib.figure.Figure
             The drawing. A notebook shows it.
         """
-        rows, runs = self.rows(group), self.runs or 1
-        places = {row.name: place for place, row in enumerate(rows)}
-        height = 1.4 + 0.18 * len(rows)
-        size = 10, height, 1, dark
+        rows = self.rows(group)
+        size = 10, 1.4 + 0.18 * len(rows), 1, dark
         with plots.drawing(path, self.title, *size, doubts=self.doubts) as (drawn, axes):
-            colors: dict[str, str] = {}  # of a kind, whatever its stride; a stride has stripes
-            for kind in dict.fromkeys(row.kind or "several" for row in rows):
-                base, stride, _ = kind.partition("/")
-                color = colors.setdefault(base, plots.SEVERAL[len(colors) % len(plots.SEVERAL)])
-                mine = [row for row in rows if (row.kind or "several") == kind]
-                times = [1e3 * row.seconds / runs for row in mine]
-                bars = {"color": color, "hatch": "////" if stride else "", "label": kind}
-                axes.barh([places[row.name] for row in mine], times, **bars)
-            axes.set_yticks(range(len(rows)), list(places))
-            axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.grid(axis="y", visible=False)
+            plots.bars_by_kind(
+                axes,
+                [row.name for row in rows],
+                [row.kind or "several" for row in rows],
+                [1e3 * row.seconds / (self.runs or 1) for row in rows],
+            )
             axes.set_xlabel("milliseconds a run")
             drawn.legend(loc="outside right upper")
         return drawn
