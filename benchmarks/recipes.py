@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 import minires
-from minires.evaluate import accuracy, compare, read_labels
+from minires.evaluate import accuracy, compare, read_labels, wilson
 from minires.model import ResNet50
 from minires.quantize import CORRECTIONS, OBSERVERS, ROUNDINGS, calibrate, quantize_model
 from minires.quantize.default import default_batches
@@ -179,14 +179,6 @@ def nncf_recipes(fp32: ResNet50, photographs: dict[str, Batches]) -> Iterator[Re
 
     for source in photographs:
         yield f"NNCF, {source}", partial(make, source)
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Compute the 95% interval of a share: Wilson's, of 1927."""
-    z = 1.96
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return centre - half, centre + half
 
 
 def format_row(name: str, logits: Any, fp32: Any, labels: Any, seconds: float) -> str:

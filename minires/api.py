@@ -111,7 +111,7 @@ BACKENDS = tuple(ResNet50.backends)
 
 def resnet50(
     weights: str | os.PathLike[str] | download.Weights | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     backend: str = "numba",
     *,
     categories: Categories | None = None,
@@ -126,10 +126,10 @@ def resnet50(
         A name that `minires.available_weights` lists, a result of `minires.get_weights`, or the
         path of a .pth or .safetensors file. If you give none, IMAGENET1K_V2 is used, or CIFAR10
         where that cannot be fetched, and a line on stderr says so.
-    precision : str
+    precision : str, optional
         "fp32", "bf16", "int8" or "int8-simulated" (INT8's numbers, computed in float32); a GPU
-        also has "fp16" and "tf32". Float weights are calibrated once for INT8, on the package's
-        photographs, unless their file has a calibration.
+        also has "fp16" and "tf32". If you give none: "int8" for a file in INT8, or else "fp32".
+        Float weights are calibrated once, unless their file has a calibration.
     backend : str
         "numba" runs compiled kernels; "cuda" an NVIDIA GPU's; "numpy" runs the definitions.
     categories : sequence of str, mapping or path-like, optional
@@ -137,8 +137,8 @@ def resnet50(
         file with a name on each line; or a folder with a folder for each class. If you give none,
         those of the weights' file are used.
     preset : Preset or str, optional
-        How the network wants its images, or the name of weights that want them so. If you give
-        none and nothing is known of the weights, IMAGENET1K_V1's, and a line on stderr says so.
+        How the network wants its images, or the name of weights that want them so. If nothing is
+        known of the weights and you give none, IMAGENET1K_V1's, and a line on stderr says so.
     progress : bool
         Whether downloading and calibrating show a bar on stderr.
 
@@ -152,21 +152,22 @@ def resnet50(
     MiniresError
         For an unknown precision, backend or preset, and a wrong number of categories.
     WeightsError
-        For weights that cannot be found, fetched or read, or that belong to another network.
+        For weights that cannot be had or read, or that belong to another network.
 
     Examples
     --------
     >>> minires.resnet50("CIFAR10", "int8", backend="numpy")
     ResNet50(CIFAR10, int8, numpy, 10 classes, 64 x 64 pixels)
     """
-    check_choice("precision", precision, OPERATORS)
-    check_backend(ResNet50.backends, backend, precision)
+    check_choice("precision", "fp32" if precision is None else precision, OPERATORS)
+    check_backend(ResNet50.backends, backend, precision or "fp32")
     names = None if categories is None else read_categories(categories)
     chosen = None if preset is None else _choose_preset(preset)
     weights = download.default_weights(progress) if weights is None else weights
-    model = _load(*download.resolve(weights, progress), precision, chosen, progress)
-    if names is not None:
-        _name_classes(model, names)
+    path, entry = download.resolve(weights, progress)
+    precision = precision or ("int8" if is_int8_file(path) else "fp32")
+    model = _load(path, entry, precision, chosen, progress)
+    _name_classes(model, names)
     model.precision, model.backend = precision, backend
     return model
 
@@ -180,7 +181,9 @@ def _tell_guess(model: ResNet50) -> None:
         )
 
 
-def _name_classes(model: ResNet50, names: list[str]) -> None:
+def _name_classes(model: ResNet50, names: list[str] | None) -> None:
+    if names is None:
+        return
     classes = model.layers[-1].out_c
     if len(names) != classes:
         raise MiniresError(f"{len(names)} categories are given for {classes} classes")

@@ -155,6 +155,15 @@ def compare(logits: Array, other: Array, labels: Array) -> Comparison:
     )
 
 
+def wilson(share: float, images: int) -> tuple[float, float]:
+    """Compute the 95% interval of a share: Wilson's (JASA 22, 1927), good for few images, too."""
+    z = 1.96
+    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
+    deviation = np.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
+    half = float(z / (1 + z**2 / images) * deviation)
+    return centre - half, centre + half
+
+
 def choose_networks(
     precision: str,
     weights: str | Weights,
@@ -231,17 +240,22 @@ def _check_classes(models: Sequence[ResNet50], rows: Sequence[tuple[str, int]]) 
 
 def format_evaluation(result: dict[str, Any]) -> str:
     """Lay out the answer of `evaluate_networks` as text: each network, and how two differ."""
-    lines = [f"{result['images']} images"]
+    images = result["images"]
+    lines = [f"{images} images, and the 95% interval of each share"]
     for m in result["models"]:
-        lines.append(
-            f"  {m['precision']:<16}top-1 {m['top1']:7.2%}   top-5 {m['top5']:7.2%}   {m['name']}"
-        )
+        top1, top5 = (_with_interval(m[key], images) for key in ("top1", "top5"))
+        lines.append(f"  {m['precision']:<16}top-1 {top1:<24}   top-5 {top5:<24}   {m['name']}")
     if "comparison" in result:
         c = result["comparison"]
         points, low, high = (f"{100 * c[key]:+.2f}" for key in ("difference", "low", "high"))
         lines += [
-            f"the same label first on {c['agreement']:.2%}, right or wrong",
-            f"top-1 differs by {points} points (95%: {low} to {high})",
+            f"the same label first on {_with_interval(c['agreement'], images)}, right or wrong",
+            f"top-1 differs by {points} points ({low} to {high})",
             f"a logit differs by at most {c['largest_logit_difference']:.3g}",
         ]
     return "\n".join(lines)
+
+
+def _with_interval(share: float, images: int) -> str:
+    low, high = wilson(share, images)
+    return f"{share:.2%} ({low:.1%} to {high:.1%})"

@@ -10,6 +10,8 @@ from typing import Any
 
 from minires.errors import MiniresError
 
+PATIENCE = 60.0  # seconds until a reader of a log wants to know how far it is
+
 
 def tell(text: str) -> None:
     """Print a line on stderr; if that fails, go on, because no answer may be lost for it."""
@@ -50,10 +52,22 @@ def bar_hidden() -> bool:
         return True
 
 
-def progress_bar(items: Iterable[Any] | None, text: str, shown: bool = True, **options: Any) -> Any:
-    """Make tqdm's bar for a terminal or a notebook; elsewhere one line says what takes a while.
+class _Lines:
+    """Takes what tqdm writes, and tells each state of its bar in a line of its own."""
 
-    `options` are tqdm's. Where `shown` is false, there is neither.
+    def write(self, text: str) -> None:
+        if text.strip():
+            tell(f"minires: {text.strip()}")
+
+    def flush(self) -> None:
+        pass  # a line is told at once
+
+
+def progress_bar(items: Iterable[Any] | None, text: str, shown: bool = True, **options: Any) -> Any:
+    """Make tqdm's bar for a terminal or a notebook; elsewhere a line says what takes a while.
+
+    There it tells in another line, once a minute, how far it is. `options` are tqdm's. Where
+    `shown` is false, there is neither bar nor line.
     """
     from tqdm import TqdmWarning  # here, because it takes long and is seldom needed
 
@@ -65,4 +79,7 @@ def progress_bar(items: Iterable[Any] | None, text: str, shown: bool = True, **o
         from tqdm import tqdm
     if shown and bar_hidden():
         tell(f"minires: {text} ...")
-    return tqdm(items, desc=text, disable=bar_hidden() or not shown, **options)
+        apart = {"delay": PATIENCE, "mininterval": PATIENCE, "maxinterval": PATIENCE}
+        form = "{desc}: {n_fmt} of {total_fmt}, after {elapsed}"
+        options |= {"file": _Lines(), "bar_format": form, "miniters": 1, "leave": False, **apart}
+    return tqdm(items, desc=text, disable=not shown, **options)

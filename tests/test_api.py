@@ -95,7 +95,10 @@ def test_a_guessed_preset_is_told_once(
     assert told in capsys.readouterr().err
     minires.resnet50(own, "bf16")
     quantize.save_int8(minires.resnet50("CIFAR10", "int8"), tmp_path / "int8.safetensors")
-    minires.resnet50(tmp_path / "int8.safetensors", "int8")  # it has the preset
+    model = minires.resnet50(
+        tmp_path / "int8.safetensors"
+    )  # it has the preset, and says that it is in INT8
+    assert model.precision == "int8"
     api._tell_guess(ResNet50(resnet50_layers(1000), {}, meta=model.meta))  # ImageNet's classes
     assert capsys.readouterr().err == ""
 

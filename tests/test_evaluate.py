@@ -19,6 +19,7 @@ from minires.evaluate import (
     label_folders,
     logits_of,
     read_labels,
+    wilson,
 )
 from minires.model import ResNet50
 from minires.preprocess import Preset, preprocess
@@ -420,7 +421,9 @@ def test_two_networks_are_measured_and_compared(models: list[ResNet50], folder: 
         assert of_model["precision"] == "fp32"
     assert result["comparison"]["agreement"] == compare(*logits, truth).agreement
     assert json.loads(json.dumps(result)) == result
-    assert len(format_evaluation(result).splitlines()) == 6
+    lines = format_evaluation(result).splitlines()
+    assert len(lines) == 6
+    assert [line.count("% (") for line in lines] == [0, 2, 2, 1, 0, 0]  # an interval of each share
     alone = evaluate_networks(models[:1], folder, rows, told.append)
     assert "comparison" not in alone
     assert len(format_evaluation(alone).splitlines()) == 2
@@ -440,3 +443,8 @@ def test_a_network_is_compared_with_fp32_unless_told_otherwise(tmp_path: Path) -
     assert choose_networks("fp32", "A", None, "B") == [("fp32", "A"), ("fp32", "B")]
     assert choose_networks("int8", "A", "none") == [("int8", "A")]
     assert choose_networks("int8", "A", "bf16", "B") == [("int8", "A"), ("bf16", "B")]
+
+
+def test_an_interval_of_a_share_is_wilsons() -> None:
+    """Of 10 successes in 20 it is 0.299 to 0.701."""
+    assert wilson(0.5, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)

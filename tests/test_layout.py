@@ -151,7 +151,7 @@ ROOMS = {
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 13_100
+    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 13_120
 
 
 @pytest.mark.parametrize("room", ROOMS)

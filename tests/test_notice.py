@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from minires import notice
 from minires.notice import bar_hidden, in_notebook, progress_bar, tell
 
 
@@ -32,6 +33,17 @@ def test_only_a_shell_with_a_kernel_is_a_notebook(monkeypatch: pytest.MonkeyPatc
 def test_a_pipe_gets_one_line(shown: bool, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress_bar(range(3), "counting", shown)) == [0, 1, 2]
     assert tuple(capsys.readouterr()) == ("", "minires: counting ...\n" if shown else "")
+
+
+def test_a_log_is_told_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notice, "PATIENCE", 0.0)
+    assert list(progress_bar(range(3), "counting", unit="image")) == [0, 1, 2]
+    first, *told = capsys.readouterr().err.splitlines()
+    assert first == "minires: counting ..."
+    assert [line.partition(", after")[0] for line in told][-1] == "minires: counting: 3 of 3"
+    assert all(line.startswith("minires: counting: ") for line in told)
 
 
 @pytest.mark.parametrize("shown", [True, False])

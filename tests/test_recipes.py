@@ -42,8 +42,3 @@ def test_onnx_runtime_reads_each_image_once_a_few_at_a_time() -> None:
     few += rest()
     assert [image.shape for image in few] == [(1, 3, 2, 2)] * 4
     assert [image.max() for image in few] == [1, 3, 3, 3]
-
-
-def test_an_interval_of_a_share_is_wilsons() -> None:
-    """Of 10 successes in 20 it is 0.299 to 0.701."""
-    assert RECIPES.wilson(0.5, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)

@@ -62,5 +62,8 @@ def choose_isa() -> ISA:
     isas = {isa.name: isa for isa in available_isas()}
     name = os.environ.get("MINIRES_ISA") or next(iter(isas))
     if name not in isas:
-        raise MiniresError(f"MINIRES_ISA is {name!r}; on this machine it may be {', '.join(isas)}")
+        lacks = ", which this machine lacks" if name in ISAS else ""
+        raise MiniresError(
+            f"MINIRES_ISA is {name!r}{lacks}; on this machine it may be {', '.join(isas)}"
+        )
     return isas[name]
