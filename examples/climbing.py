@@ -44,7 +44,7 @@ LINES = {
         ("ladder/blocks.py", "for row in range(", "for row in range("),
     ],
     "threads": [
-        ("ladder/threads.py", "begin, end =", "for top in range("),
+        ("ladder/threads.py", "begin = tiles", "for top in range("),
         ("ladder/threads.py", "WORKERS.all(", "WORKERS.all("),
     ],
     "implicit": [

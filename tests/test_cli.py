@@ -689,8 +689,9 @@ def test_quantize_without_usable_images_writes_nothing(
 PRESET: dict[str, Any] = {"resize": 32, "crop": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
 TOLD = {"categories": ["cat", "dog"], "preset": PRESET}
 UNBELIEVABLE: dict[str, dict[str, Any]] = {
-    "pixels; wanted": {"preset": {**PRESET, "enlarge": 20_000}},
-    "images of": {"preset": {**PRESET, "resize": "224"}},
+    "wanted at most": {"preset": {**PRESET, "enlarge": 20_000}},
+    "a whole number": {"preset": {**PRESET, "resize": "224"}},
+    "32 or more": {"preset": {**PRESET, "crop": 31}},
     "preset is": {"preset": [1, 2]},
     "no categories": {"categories": None},
     "nested": {"categories": "[" * 10**5},

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from minires.kernels.engine import Engine, Program
 from minires.kernels.epilogue import SCALARS
 from minires.kernels.microkernel import Microkernel
-from minires.kernels.operators import FORMATS, OPS, compile_network
+from minires.kernels.operators import FORMATS, OPS, UNWATCHED, compile_network
 
 Array = npt.NDArray[Any]
 # Computes tiles: a microkernel; operands (tiles, 13) int64, with addresses; scalars; and the arrays
@@ -58,7 +58,9 @@ def tile_by_tile(engine: Engine, run_tiles: RunTiles) -> Callable[..., None]:
                 used.append(array)
         run_tiles(kernel, operands, [step[name] for name in SCALARS], used)
 
-    def execute(steps: Array, ticks: Array, first: int, last: int, threads: int) -> None:
+    def execute(
+        steps: Array, ticks: Array, first: int, last: int, threads: int, _worked: Array = UNWATCHED
+    ) -> None:
         program = next(p for p in engine.programs.values() if p.steps is steps)
         for i in range(first, last):
             if steps[i]["op"] == OPS["conv"]:
