@@ -161,7 +161,7 @@ def wilson(share: float, images: int) -> tuple[float, float]:
     centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
     deviation = np.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
     half = float(z / (1 + z**2 / images) * deviation)
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)  # but for the last bits
 
 
 def choose_networks(
@@ -241,7 +241,7 @@ def _check_classes(models: Sequence[ResNet50], rows: Sequence[tuple[str, int]]) 
 def format_evaluation(result: dict[str, Any]) -> str:
     """Lay out the answer of `evaluate_networks` as text: each network, and how two differ."""
     images = result["images"]
-    lines = [f"{images} images, and the 95% interval of each share"]
+    lines = [f"{images} image{'s' * (images != 1)}, and the 95% interval of each share"]
     for m in result["models"]:
         top1, top5 = (_with_interval(m[key], images) for key in ("top1", "top5"))
         lines.append(f"  {m['precision']:<16}top-1 {top1:<24}   top-5 {top5:<24}   {m['name']}")

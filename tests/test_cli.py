@@ -272,7 +272,7 @@ def test_answers_come_where_nothing_can_be_said_beside_them(
     (photographs / "labels.csv").write_text("file,label\nb.png,3\nbroken.png,3\n")
     words = ["evaluate", str(photographs), "--labels", str(photographs / "labels.csv")]
     assert main(words) == 1
-    assert capsys.readouterr().out.startswith("1 images")
+    assert capsys.readouterr().out.startswith("1 image, ")
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", None)
         assert main(["classify", str(photographs / "b.png")]) == 0
@@ -776,7 +776,7 @@ def test_evaluate_counts_what_it_can(photographs: Path, capsys: Capture) -> None
     labels.write_text("file,label\nb.png,3\ngone.png,4\n")
     assert main(words) == 1
     out, err = capsys.readouterr()
-    assert out.startswith("1 images\n  fp32")
+    assert out.startswith("1 image, and the 95% interval of each share\n  fp32")
     assert "agree" not in out  # there is nothing to compare fp32 with
     assert "gone.png" in err
     assert "minires: evaluating ...\n" in err  # there is no bar in a pipe
@@ -797,7 +797,7 @@ def test_folders_of_classes_need_no_labels(
     save_photograph(photographs / model.meta["categories"][7] / "a.png", 0)
     words = ["--weights", "seeded.safetensors"]
     assert main(["evaluate", str(photographs), *words]) == 0
-    assert capsys.readouterr().out.startswith("1 images\n")
+    assert capsys.readouterr().out.startswith("1 image, ")
     assert main(["evaluate", str(photographs / model.meta["categories"][7]), *words]) == 1
     assert "no folders of classes" in complaint(capsys)
     assert main(["evaluate", str(photographs), "--against", "none", "--against-weights", "x"]) == 1

@@ -448,3 +448,5 @@ def test_a_network_is_compared_with_fp32_unless_told_otherwise(tmp_path: Path) -
 def test_an_interval_of_a_share_is_wilsons() -> None:
     """Of 10 successes in 20 it is 0.299 to 0.701."""
     assert wilson(0.5, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)
+    assert wilson(0.0, 1)[0] == 0.0
+    assert wilson(1.0, 3)[1] == 1.0
