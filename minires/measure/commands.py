@@ -269,18 +269,18 @@ def _peak_of_cpu() -> tuple[dict[str, Any], Callable[[], str]]:
     return answer, lambda: machine.format_machine(peaks, memory)
 
 
-def _measuring_gpu() -> Any:
-    """Import what measures a GPU; it needs a compiler, so open the GPU first, which tells more."""
+def _open_gpu() -> tuple[Any, Any]:
+    """Open the GPU, and import what measures it."""
     from minires.kernels.cuda.driver import open_gpu
 
-    open_gpu()
+    opened = open_gpu()  # before what needs a compiler: if there is no GPU, say that
     from minires.measure import gpu
 
-    return gpu
+    return opened, gpu
 
 
 def _peak_of_gpu() -> tuple[dict[str, Any], Callable[[], str]]:
-    machine = _measuring_gpu()
+    _, machine = _open_gpu()
     gpu, peaks, memory = machine.measure_gpu()
     answer = {"machine": machine.describe_gpu(gpu), "peaks": peaks, "memory": memory}
     return answer, lambda: machine.format_gpu(gpu, peaks, memory)
@@ -325,9 +325,9 @@ def _tell_roofline(
     measure_roofs = None  # the CPU's
     machine = ""
     if arguments.backend == "cuda":
-        gpu = _measuring_gpu()
+        opened, gpu = _open_gpu()
         measure_roofs = gpu.measure_roofs
-        machine = gpu.describe_gpu(gpu.open_gpu())
+        machine = gpu.describe_gpu(opened)
     layers = roofs.measure_layers(models, x, measure_roofs, rounds(10, 3))
     if arguments.backend == "numba":
         from minires.measure.peak import peak
