@@ -29,6 +29,7 @@ from minires.measure.peak import (
     bandwidths,
     doubts_about,
     instructions,
+    measure_bandwidths,
     measure_peak,
     peak,
 )
@@ -206,7 +207,7 @@ def measure_machine() -> tuple[list[Peak], list[Bandwidth]]:
     """Measure all multiplying instructions of this CPU, and how fast its memory is read."""
     isa = choose_isa()
     peaks = [measure_peak(instruction, isa) for instruction in instructions(isa)]
-    return peaks, bandwidths()
+    return peaks, measure_bandwidths(get_num_threads())
 
 
 def _elsewhere(name: str) -> str:

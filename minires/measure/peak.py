@@ -329,13 +329,12 @@ def _reader() -> Callable[..., None]:
 
 
 def bandwidths() -> list[Bandwidth]:
-    """Measure how fast the memory is read by all threads that the kernels use."""
-    return measure_bandwidths(get_num_threads())
+    """Measure how fast all threads that the kernels use read the memory, once in a process."""
+    return _bandwidths_once(get_num_threads())
 
 
-@functools.cache
 def measure_bandwidths(threads: int) -> list[Bandwidth]:
-    """Measure how fast each level of the memory is read, from L1 to memory, once in a process.
+    """Measure how fast each level of the memory is read, from L1 to memory.
 
     `doubts_about` lists the doubts that remain after a few tries.
     """
@@ -350,6 +349,9 @@ def measure_bandwidths(threads: int) -> list[Bandwidth]:
 
     found, _ = measure_until_steady(measure, doubts_about)
     return found
+
+
+_bandwidths_once = functools.cache(measure_bandwidths)
 
 
 def _read_level(level: str, size: int, threads: int, runs: dict[str, list[Any]]) -> Bandwidth:

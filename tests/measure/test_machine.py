@@ -159,3 +159,11 @@ def test_the_machine_has_a_name() -> None:
     assert name
     assert isa
     assert threads.split()[1].startswith("thread")
+
+
+def test_a_machine_is_measured_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a doubtful figure would stay in doubt however often it is measured."""
+    found = iter([["first"], ["second"]])
+    monkeypatch.setattr(machine, "instructions", lambda _: [])
+    monkeypatch.setattr(machine, "measure_bandwidths", lambda _: next(found))
+    assert [machine.measure_machine() for _ in range(2)] == [([], ["first"]), ([], ["second"])]
