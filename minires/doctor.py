@@ -39,7 +39,9 @@ OPTIONAL = ("pooch", "requests", "tqdm", "matplotlib", "numba-cuda")
 # Variables whose names begin so change what minires does.
 VARIABLES = ("MINIRES_", "NUMBA_", "OMP_", "TORCH_HOME", "XDG_CACHE_HOME", "PYTHONIOENCODING")
 OK, FAILED, UNSURE = "ok", "FAILED", "not sure"
-LONGEST = 600  # seconds that a child may take: compiling takes ten, or a minute on a busy machine
+# Seconds that a child may take. Compiling takes ten, a minute on a busy machine, and half an hour
+# on an emulated one.
+LONGEST = 2400
 # How far logits may lie from the definition's, as a share of the largest. Sums in float32 are taken
 # in another order. In bfloat16, some of these then round to the number next to the definition's,
 # which is 2**-8 away.
@@ -195,7 +197,7 @@ def ask(job: str, given: Any = None, isa: str = "") -> tuple[list[Any], str]:
     path = os.pathsep.join(filter(None, sys.path))  # the child finds what this process would
     changed = {"PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", "MINIRES_OFFLINE": "1"}
     changed |= {"MINIRES_ISA": isa} if isa else {}
-    answers, failure = [], ""
+    failure = ""
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-m", "minires.doctor", job],  # -P: no files of this folder
@@ -207,16 +209,21 @@ def ask(job: str, given: Any = None, isa: str = "") -> tuple[list[Any], str]:
             timeout=LONGEST,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return [], f"it had not ended after {LONGEST} s"
+        said = child.stdout
+        if child.returncode:
+            last = (child.stderr.strip().splitlines() or ["nothing was said"])[-1]
+            failure = f"{_end(child.returncode)}: {last}"
+    except subprocess.TimeoutExpired as stopped:
+        # What it answered until then counts. It comes as bytes, but for Windows.
+        late = stopped.stdout or ""
+        said = late.decode(errors="replace") if isinstance(late, bytes) else late
+        failure = f"it had not ended after {LONGEST} s"
     except (OSError, ValueError) as error:
         return [], f"no process could be started ({error})"
-    for line in child.stdout.splitlines():
+    answers = []
+    for line in said.splitlines():
         with contextlib.suppress(ValueError):  # a line cut off, or one of somebody else's
             answers.append(json.loads(line))
-    if child.returncode:
-        last = (child.stderr.strip().splitlines() or ["nothing was said"])[-1]
-        failure = f"{_end(child.returncode)}: {last}"
     return answers, failure
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,18 @@ def test_a_child_that_hangs_is_left(
     monkeypatch.setattr(doctor, "LONGEST", 0.1)
     script("exec sleep 60")
     assert doctor.ask("network") == ([], "it had not ended after 0.1 s")
+
+
+@pytest.mark.parametrize("said", [b'["int8", "ok"]\n["fp', '["int8", "ok"]\n', None])
+def test_what_a_child_found_before_it_was_left_is_kept(
+    monkeypatch: pytest.MonkeyPatch, said: bytes | str | None
+) -> None:
+    def run(command: list[str], **given: Any) -> None:
+        raise subprocess.TimeoutExpired(command, given["timeout"], output=said)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    found = [["int8", "ok"]] if said else []
+    assert doctor.ask("network") == (found, f"it had not ended after {doctor.LONGEST} s")
 
 
 def test_no_child_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
