@@ -110,6 +110,13 @@ def test_known_weights_can_be_told_otherwise() -> None:
     assert minires.resnet50("CIFAR10").meta["categories"][3] == "cat"
 
 
+@pytest.fixture
+def rounded_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round to nearest, where a test asks whether a network is made anew, and not how well."""
+    monkeypatch.setattr("minires.quantize.default.RECIPE", ("mse", "nearest", "off"))
+
+
+@pytest.mark.usefixtures("rounded_quickly")
 def test_int8_is_calibrated_for_each_preset_but_not_for_each_name(
     own: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +151,7 @@ def test_a_checkpoints_own_names_are_used(state: dict[str, Array], tmp_path: Pat
     assert minires.resnet50(path).meta["categories"][0] == "class 0"
 
 
+@pytest.mark.usefixtures("rounded_quickly")
 def test_shards_that_change_are_calibrated_anew(state: dict[str, Array], tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     shard = tmp_path / "model-00001-of-00001.safetensors"

@@ -305,9 +305,8 @@ def test_a_network_from_a_damaged_cache_computes_the_same_bits(tmp_path: Path) -
     assert "compiling the fp32 kernels" in run()
     assert run() == ""
     (file,) = tmp_path.iterdir()
-    for at in (0.1, 0.4, 0.9):
-        file.write_bytes(flip(at)(file.read_bytes()))
-        assert "compiling the fp32 kernels" in run()
+    file.write_bytes(flip(0.4)(file.read_bytes()))
+    assert "compiling the fp32 kernels" in run()
     assert run() == ""
 
 
