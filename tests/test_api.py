@@ -111,15 +111,8 @@ def test_known_weights_can_be_told_otherwise() -> None:
 
 
 @pytest.fixture
-def rounded_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Round to nearest, where a test asks whether a network is made anew, and not how well."""
-    monkeypatch.setattr("minires.quantize.default.RECIPE", ("mse", "nearest", "off"))
-
-
-@pytest.mark.usefixtures("rounded_quickly")
-def test_int8_is_calibrated_for_each_preset_but_not_for_each_name(
-    own: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def presets(monkeypatch: pytest.MonkeyPatch) -> list[Preset]:
+    """List what networks are made INT8 for, and make them quickly: on one image, to nearest."""
     presets = []
 
     def batches(preset: Preset) -> list[Array]:
@@ -127,6 +120,13 @@ def test_int8_is_calibrated_for_each_preset_but_not_for_each_name(
         return [np.ones((1, 3, 32, 32), np.float32)]
 
     monkeypatch.setattr("minires.quantize.default.default_batches", batches)
+    monkeypatch.setattr("minires.quantize.default.RECIPE", ("mse", "nearest", "off"))
+    return presets
+
+
+def test_int8_is_calibrated_for_each_preset_but_not_for_each_name(
+    own: Path, cache: Path, presets: list[Preset]
+) -> None:
     cifar10 = minires.get_weights("CIFAR10").preset
     for names in NAMES, NAMES[::-1]:
         model = minires.resnet50(own, "int8", categories=names, preset="CIFAR10")
@@ -151,8 +151,9 @@ def test_a_checkpoints_own_names_are_used(state: dict[str, Array], tmp_path: Pat
     assert minires.resnet50(path).meta["categories"][0] == "class 0"
 
 
-@pytest.mark.usefixtures("rounded_quickly")
-def test_shards_that_change_are_calibrated_anew(state: dict[str, Array], tmp_path: Path) -> None:
+def test_shards_that_change_are_calibrated_anew(
+    state: dict[str, Array], tmp_path: Path, presets: list[Preset]
+) -> None:
     index = tmp_path / "model.safetensors.index.json"
     shard = tmp_path / "model-00001-of-00001.safetensors"
     index.write_text(json.dumps({"weight_map": {"fc.bias": shard.name}}))
@@ -160,6 +161,7 @@ def test_shards_that_change_are_calibrated_anew(state: dict[str, Array], tmp_pat
         save_file({**state, "fc.bias": np.full(10, bias, np.float32)}, shard)
         model = minires.resnet50(index, "int8", preset="CIFAR10")
         np.testing.assert_allclose(model.params["fc"].bias, bias, atol=1e-3)
+    assert len(presets) == 2
 
 
 def test_the_command_line_takes_names_and_preset(
