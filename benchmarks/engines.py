@@ -351,7 +351,8 @@ def format_markdown(rows):
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     memory = {NAMES[r["engine"]]: r["peak_memory_mib"] for r in rows if r["precision"] == "int8"}
     told = ", ".join(f"{mib} MiB with {engine}" for engine, mib in memory.items())
-    return f"{text}\n\nAt its first image in INT8 a process has had in memory at most {told}."
+    most = "The most memory that a process has had up to its first image in INT8"
+    return f"{text}\n\n{most}: {told}."
 
 
 def plot(rows, path):

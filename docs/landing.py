@@ -42,8 +42,9 @@ def page(run: Any) -> str:
         f"A waterfall of times: FP32 takes {fp32} ms, a quarter of that is {quarter} ms. What the "
         f"parts of the network take beyond their quarter leads from there to INT8's {int8} ms."
     )
-    doubts = f" In doubt, because {fall.doubts[0]}." if fall.doubts else ""
-    caption = f"Recorded on {run}.{doubts} [Chapter 14](chapters/14_waterfall) takes it apart."
+    doubts = f" These figures are in doubt: {fall.doubts[0]}." if fall.doubts else ""
+    apart = "[Chapter 14](chapters/14_waterfall) goes through the run part by part."
+    caption = f"Recorded on {run}.{doubts} {apart}"
     with matplotlib.rc_context(book.STYLE):
         drawn = book.to_svg(draw(fall))
     return f"{sentence}\n\n{book.picture(drawn, {'alt': alt, 'caption': caption})}"
@@ -51,9 +52,12 @@ def page(run: Any) -> str:
 
 def instruction(run: Any) -> str:
     """Say whether this machine has the instruction that a quarter takes."""
-    names = [peak.name for peak in run.peaks]
-    has = "has it" if "vpdpbusd" in names else "lacks it"
-    return f"Only a CPU with VNNI's instruction `vpdpbusd` comes near a quarter. This one {has}."
+    names = {peak.name for peak in run.peaks}
+    has = "one" if names & {"vpdpbusd", "tdpbusd", "sdot", "usdot", "usmmla"} else "none"
+    return (
+        "INT8 comes near a quarter where the CPU has an instruction that multiplies bytes and adds "
+        f"them up: `vpdpbusd` (VNNI) on x86, or `sdot` on ARM. This CPU has {has}."
+    )
 
 
 def draw(fall: Any) -> Figure:

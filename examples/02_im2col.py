@@ -97,10 +97,10 @@ print(f"image {56 * 56 * 64 * 4 / 1e6:.1f} MB, matrix {big.nbytes / 1e6:.1f} MB"
 #
 # A padded convolution also reads outside the image. Asking "am I outside?" at each input would put
 # a test into the innermost loop. So the engine keeps the zeros in memory: it stores each image with
-# its padding around it, and W counts the padding too. (In INT8 another byte stands for zero: see
-# [chapter 5](05_eight_bits).) A place (a, b) of the kernel is called a *tap*. For output pixel
-# (y, x), with stride s, it reads the stored pixel (s y + a, s x + b). Put that into equation 2.1,
-# and sort the terms by what they depend on:
+# its padding around it, and W counts the padding too. (In INT8 the byte that stands for zero may
+# not be 0: see [chapter 5](05_eight_bits).) A place (a, b) of the kernel is called a *tap*. For
+# output pixel (y, x), with stride s, it reads the stored pixel (s y + a, s x + b). Put that into
+# equation 2.1, and sort the terms by what they depend on:
 #
 # $$
 # \begin{aligned}
@@ -154,9 +154,10 @@ plt.show()
 #
 # This is *implicit* im2col, and minires's engine works like that. Its plan holds a base for each
 # row of the matrix. The code calls these bases `x_offsets`, because each counts from the image's
-# first byte. Beside them it holds the number of runs (`taps`: here the three taps of a line are one
-# run), and the distance from run to run (`tap_stride`). Offsets and distances are in bytes. Here is
-# the layer from above. A line is 58 pixels of 64 channels of 4 bytes, so 14,848 bytes:
+# first byte. Beside them it holds the number of runs and the distance from run to run. Mind their
+# names in the code: `taps` counts runs, and `tap_stride` is that distance. A kernel of 3 x 3 has
+# nine taps, but three runs. Offsets and distances are in bytes. Here is the layer from above. A
+# line is 58 pixels of 64 channels of 4 bytes, so 14,848 bytes:
 
 # %%
 tiling = Tiling(item=4, group=1, quantized=False, rows=6, columns=16)  # FP32
@@ -168,7 +169,7 @@ print(f"{gemm.taps} runs, {gemm.tap_stride} bytes apart")
 assert gemm.tap_stride == gemm.x_offsets[56] == 58 * 64 * 4
 
 # %% [markdown]
-# Choose a pixel of a real layer, and see which inputs it reads. Its taps are a row of the matrix:
+# Choose a pixel of a real layer, and see which inputs it reads. They are a row of the matrix:
 #
 # ```{lab} pixel
 # ```
@@ -191,7 +192,8 @@ assert gemm.tap_stride == gemm.x_offsets[56] == 58 * 64 * 4
 # <summary>Answer</summary>
 #
 # Nothing. The matrix is the image itself, with a row for each pixel and a column for each channel.
-# The only tap has the offset c. 36 of ResNet-50's 53 convolutions are 1 x 1.
+# The only tap has the offset c. 36 of ResNet-50's 53 convolutions are 1 x 1, and 33 of these have
+# stride 1.
 #
 # </details>
 #
@@ -211,7 +213,8 @@ assert gemm.tap_stride == gemm.x_offsets[56] == 58 * 64 * 4
 # <details>
 # <summary>Answer</summary>
 #
-# (58 / 56)² is 7% more, and (9 / 7)² is 65% more. Both are far less than the 800% that a copy adds.
+# (58 / 56)² = 1.07, so 7% more. (9 / 7)² = 1.65, so 65% more. Both are far less than the 900% that
+# the matrix adds: it is nine times as large as the image, and lies beside it.
 #
 # </details>
 

@@ -3,9 +3,9 @@
 #
 # INT8 inference computes with bytes that stand for real numbers. Two constants say what a byte
 # means. The *scale* is the size of one step, and the *zero point* is the byte that stands for 0.
-# Zero must be exact: this page derives from that what the rule looks like. The range of the numbers
-# then gives both constants. At its end, each output is a sum of integers times one number
-# (equation 5.5).
+# Zero must be exact. From that follows the rule that turns a byte into a number. The range of the
+# numbers then gives both constants. At the end of this page, each output byte is a sum of integers
+# times one number, plus a zero point (equation 5.5).
 
 # %%
 import matplotlib.pyplot as plt
@@ -60,7 +60,8 @@ from minires.reference import gemm_u8s8_ref, im2col_ref, quantize_ref
 # \end{aligned} \tag{5.3}
 # $$
 #
-# The rounding shifts the range by half a step at most. A range without 0 in it is widened first.
+# The rounding shifts the range by half a step at most. A range without 0 in it is first
+# widened until it reaches 0. Otherwise no byte could stand for 0.
 
 # %%
 x = np.array([[0.5, -1.0, 0.25, 2.0], [1.5, 0.0, -0.75, 1.0]], np.float32)
@@ -106,11 +107,12 @@ plt.show()
 #
 # - **Activations after a ReLU** do not: `low` is 0, and so is the zero point.
 # - **The image** does: its mean was subtracted, so it lies on both sides of zero, unevenly. So does
-#   a *downsample*, the only convolution without a ReLU before its output is stored.
+#   a *downsample*, the 1 x 1 convolution on a block's shortcut: no other convolution's output is
+#   stored without a ReLU.
 # - **Weights** do not: they lie around zero, so the signed bytes -127 to 127 fit them. Each output
 #   channel has its own scale. A zero point would cost time, as you will see below.
 #
-# The bundled network's five tensors that have one:
+# Five tensors of the bundled network have a zero point other than 0:
 
 # %%
 model = minires.resnet50("CIFAR10", "int8", backend="numpy")
@@ -141,7 +143,7 @@ def conv1(image, padding_byte):
 
 
 right, wrong = conv1(photograph, 124), conv1(photograph, 0)
-other = 0.5 * photograph[:, :, ::-1]  # another picture: dark, and upside down
+other = 0.5 * photograph[:, :, ::-1]  # another picture: pale, and upside down
 print(f"root mean square of the output {np.sqrt(np.mean(right**2)):.2f}")
 print(f"error along its left edge      {np.sqrt(np.mean((wrong - right)[:, 0] ** 2)):.2f}")
 assert np.allclose(wrong - right, conv1(other, 0) - conv1(other, 124)), "the same error"

@@ -72,10 +72,12 @@ from minires.reference import requantize_ref
 # $$
 #
 # - **The clip comes before rounding.** A large $t$ may not fit into an integer. A clipped one does.
-# - **The ReLU is free.** Its output has $z_y = 0$. Then the clip at 0 makes negative numbers zero.
+# - **The ReLU is free.** Its output has $z_y = 0$, so the clip starts at 0. That already turns
+#   negative numbers into zero.
 # - **The average pool** does the same to the sum of its $n$ pixels, with $m = s_x / (n\, s_y)$. Its
 #   input comes from a ReLU, so the zero point is 0, and there is no bias.
-# - **The logits** stay float32: $s_x s_w (\mathrm{acc} + \mathrm{bias})$. They never become bytes.
+# - **The logits**, the network's last outputs, stay float32:
+#   $s_x s_w (\mathrm{acc} + \mathrm{bias})$. They never become bytes.
 #
 # Follow a real sum back to its byte, in the last part of this view:
 #
@@ -108,7 +110,7 @@ assert 1.5 * 2**30 + most + most < 2**31
 #|   they are rounded. Half to even: three arrows go up and three go down. Half up: all six go up.
 #|   Half away from zero: the three positive ones go up and the three negative ones go down.
 #| caption: Where ties go. Blue goes up, orange goes down. *Half away from zero* is balanced only if
-#|   there are as many negative numbers as positive ones. Behind a ReLU there are none.
+#|   there are as many negative numbers as positive ones. Behind a ReLU no number is negative.
 ties = np.arange(-2.5, 3)
 rules = {
     "half to even": np.rint,
@@ -148,7 +150,8 @@ assert abs(up.mean() - 0.25) < 0.01
 # multiplier as an integer and a shift instead. Take $m = 0.3$:
 #
 # 1. Double it until it lies between 1/2 and 1: $0.3 = 0.6 \cdot 2^{-1}$. The shift is 1. (A
-#    multiplier above 1 is halved instead, and its shift is negative.)
+#    multiplier of 1 or more is halved instead, and its shift is negative. Then the sum is doubled
+#    as often before step 3, and step 4 has nothing to do.)
 # 2. Store the 0.6 as a 32-bit integer: $q_{31} = \mathrm{rint}(0.6 \cdot 2^{31})$.
 #
 # $$
@@ -173,9 +176,10 @@ assert requantize_integer_ref(one, q31, shift, 0).item() == 1
 # %% [markdown]
 # How often does that happen? Step 3 leaves $t$ in units of $2^{-\mathrm{shift}}$. If $t$ lies less
 # than half a unit below a tie, step 3 makes a tie of it, and step 4 sends that up. Ties lie 1
-# apart, and half a unit is $2^{-(\mathrm{shift} + 1)}$. So for a shift of 1 or more, that is the
-# share of sums that go wrong. The picture compares this prediction with 4,000 random sums for each
-# of 60 multipliers.
+# apart, and half a unit is $2^{-(\mathrm{shift} + 1)}$. So if the values of $t$ are
+# spread evenly between ties, and the shift is 1 or more, that is the share of sums that go wrong.
+# (A round multiplier such as 0.25 does not spread them, and its share is another.) The picture
+# compares this prediction with 4,000 random sums for each of 60 multipliers.
 
 # %%
 #| code: folded
@@ -183,7 +187,7 @@ assert requantize_integer_ref(one, q31, shift, 0).item() == 1
 #|   on logarithmic axes. Dots lie along a staircase that rises from 0.02% to 25%.
 #| caption: Dots are counted, the staircase is predicted. The smaller the multiplier, the larger the
 #|   shift, and the rarer the error. At the left only a few of the 4,000 sums go wrong, so the dots
-#|   scatter. The error is never more than one step.
+#|   scatter, and a multiplier without errors has none. The error is never more than one step.
 random = np.random.default_rng(0)
 shares, multipliers = [], np.sort(np.exp(random.uniform(np.log(2**-12), np.log(0.5), 60)))
 for real in multipliers:
@@ -204,8 +208,9 @@ plt.show()
 
 # %% [markdown]
 # float32 rounds more than once as well: the sum, if it has more than 24 bits, then the product, and
-# then to a whole number. But its product has 24 bits. For a byte's $t$ at least 16 of them lie
-# behind the point, where fixed point has only *shift* of them. So false ties are rare.
+# then to a whole number. But its product keeps 24 bits. A $t$ below 256 needs at most 8 of them
+# before the point, so at least 16 are left behind it. Fixed point keeps only as many as the shift
+# says. So float32 seldom rounds a number onto a tie.
 #
 # Take float32 where you have it. Take fixed point where you must. Then expect to differ by one, at
 # times, from an engine with float32. ONNX Runtime's `QLinearConv` makes the same bytes as equations

@@ -69,7 +69,8 @@ plt.show()
 # %% [markdown]
 # ## Step 1: multiply
 #
-# A pixel of the max-pool has 64 channels. So 64 bytes come in, one from each channel. Each byte
+# From here on, k counts channels, and s is a scale. A pixel of the max-pool has 64 channels. So 64
+# bytes come in, one from each channel. Each byte
 # $x_k$ stands for the real number $s_x x_k$. The zero point is 0, because a ReLU came before, and
 # nothing is negative. Our channel has 64 weights, which are signed bytes. Each $w_k$ stands for
 # $s_w w_k$.
@@ -116,8 +117,8 @@ plt.show()
 #
 # One unit of the sum is worth $s_x s_w$. The channel has a bias $b$, which is a real number. Divide
 # it by $s_x s_w$ and round: now it counts in the same units. The zero point of this input is 0, so
-# nothing else belongs to the bias. (If it is $z_x$, subtract $z_x$ times the sum of the weights:
-# equation 7.1.) All of this was done beforehand.
+# nothing else belongs to the bias. (Where an input has a zero point $z_x$ other than 0, subtract
+# $z_x$ times the sum of the weights: equation 7.1.) All of this was done beforehand.
 
 # %%
 bias, b = int(p.bias_s32[CHANNEL]), fp32.params[NAME].bias[CHANNEL]
@@ -168,8 +169,8 @@ assert np.array_equal(whole, steps[NAME].output)
 # & + \hat x\, (\hat w - w) \end{aligned} \tag{9.2}
 # $$
 #
-# The first part comes from the inputs. All layers before have left their errors in them, and then
-# they were rounded to bytes. The second part comes from the rounded weights. Bias and output are
+# The first part comes from the inputs. They carry the errors of all layers before, and were then
+# rounded to bytes themselves. The second part comes from the rounded weights. Bias and output are
 # rounded once each.
 
 # %%
@@ -246,8 +247,8 @@ assert requantize_ref(ends, m, 0).tolist() == [[0, 1, 255]]
 # <details>
 # <summary>Answer</summary>
 #
-# Outside it cannot: no product reads that pixel. Inside it does, if the change is large enough to
-# survive the max-pool and the rounding.
+# Outside it cannot: nothing that leads to your byte reads that pixel. Inside it can. It does if the
+# change survives the max-pool and the rounding.
 #
 # </details>
 

@@ -144,9 +144,10 @@ assert total + back == vpdpbusd(1000, a, b) == 531
 # %% [markdown]
 # ## How many a cycle
 #
-# An Intel server core of 2019 has two vector units of 512 bits, and each starts one instruction a
-# cycle. Before VNNI three instructions share these units, so 64 multiply-adds take 1.5 cycles. (A
-# core that adds on other units does better: [chapter 13](13_peak) measures it.)
+# A CPU works in *cycles*: at 3 GHz, three billion a second. An Intel server core of 2019 has two
+# vector units of 512 bits, and each starts one instruction a cycle. Before VNNI three instructions
+# share these units, so 64 multiply-adds take 1.5 cycles. (A core that has another unit for the
+# addition does better: [chapter 13](13_peak) measures it.)
 
 # %%
 #| alt: Bars of multiply-adds a cycle: FMA 32, three instructions 42.7, vpdpbusd 128.
@@ -167,9 +168,9 @@ plt.show()
 #
 # ## In the microkernel
 #
-# LLVM can compile for CPUs that you do not own. So here are four inner loops, with three of the
-# multiplying instructions of each. A "sum" below is a whole register of sums, one in each lane. A
-# "step" is one pass through the loop.
+# minires compiles with LLVM, which can do so for CPUs that you do not own. So here are four inner
+# loops, with three of the multiplying instructions of each. A "sum" below is a whole register of
+# sums, one in each lane. A "step" is one pass through the loop.
 
 # %%
 MULTIPLY = ("vfmadd", "vpdp", "vpmadd", "fmla", "sdot")
@@ -188,12 +189,13 @@ for name, operands, epilogue in [
 # %% [markdown]
 # How to read them:
 #
-# * **x86** names the result last. In the first two loops that is the sums. Their three lines share
-#   the middle register: a float of a, or four bytes, copied to all lanes. The first holds weights.
+# * **x86**: this listing names the result last. (Intel's manuals name it first.) In the first two
+#   loops that is the sums. Their three lines share the middle register: a float of a, or four
+#   bytes, copied to all lanes. The first holds weights.
 # * The first two loops have equally many sums, and equally many instructions a step. Only the
 #   instruction differs. But a step covers one value along K in the first, and four in the second.
 # * **AVX2** without VNNI first widens the bytes to 16 bits. Then `vpmaddwd` is exact. A lane's four
-#   bytes are now twice as long as the lane. So each sum takes two `vpmaddwd`, and additions too.
+#   bytes now take 64 bits, and a lane has 32. So each sum takes two `vpmaddwd`, and additions too.
 # * **ARM** names the sums first. `.4b[0]` is lane 0 of a register: the instruction itself copies
 #   four bytes to all lanes. A step takes all four lanes, so it has four instructions for each sum.
 #
@@ -215,7 +217,8 @@ for name, operands, epilogue in [
 # <details>
 # <summary>Answer</summary>
 #
-# The largest product is 255 x 128 = 32,640 in size. So $2^{31} / 32640$ fit: 65,793 products.
+# The largest product is 255 x 128 = 32,640 in size. So $2^{31} / 32640 = 65{,}793$ products fit: 14
+# times what ResNet-50 needs.
 #
 # </details>
 #
@@ -224,7 +227,8 @@ for name, operands, epilogue in [
 # <details>
 # <summary>Answer</summary>
 #
-# Two products have to fit: 2 x 255 x w may be 32,767 at most. So w is at most 64: about seven bits.
+# Two products have to fit: 2 x 255 x w may be 32,767 at most. So weights may lie from -64 to 64:
+# about seven bits, with the sign.
 #
 # </details>
 
@@ -246,8 +250,8 @@ assert (2**15 - 1) // (2 * 255) == 64
 # 3. Describe it as an `Instruction`. Activations are u8, and yours wants s8. So, like `SDOT`, it
 #    says what to do with them when they are loaded (`before`: take 128 off), and how much each then
 #    lacks (`less`: 128). In return minires adds 128 times the sum of the weights to each bias.
-# 4. Write an `ISA` whose `features` are AVXVNNI's and `avxvnniint8`. List it in
-#    `minires/kernels/isa/__init__.py`, ahead of `AVXVNNI`.
+# 4. Write an `ISA`, an instruction set, whose `features` are AVXVNNI's and `avxvnniint8`. List it
+#    in `minires/kernels/isa/__init__.py`, ahead of `AVXVNNI`.
 # 5. Run `pytest tests/kernels/test_microkernel.py`. It finds your set in the list. On any CPU it
 #    looks for the instruction in the assembly. On a CPU that has it, it compares the bits.
 #

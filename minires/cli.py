@@ -85,7 +85,7 @@ def add_classify(parser: Parser) -> None:
     options.own_network(parser)
     options.offline(parser)
     options.precision(parser)
-    text = "compiled kernels, an NVIDIA GPU, or NumPy's definitions: %(default)s unless given"
+    text = "numba: compiled; numpy: the definitions; cuda: an NVIDIA GPU. Default: %(default)s"
     parser.add_argument("--backend", default="numba", choices=BACKENDS, help=text)
     options.threads(parser)
     options.number(parser, "--top", 5, "how many labels an image gets", "K")
@@ -164,9 +164,9 @@ def add_evaluate(parser: Parser) -> None:
     options.offline(parser)
     options.precision(parser)
     options.threads(parser)
-    text = "the precision to compare with: fp32 unless given, or none for a file that is in INT8"
+    text = "precision to compare with, or none. Default: fp32; for a file that is in INT8, none"
     parser.add_argument("--against", choices=(*options.PRECISIONS, "none"), help=text)
-    text = "the weights to compare with: those of --weights unless given"
+    text = "weights to compare with. Default: those of --weights"
     parser.add_argument("--against-weights", metavar="NAME|PATH", help=text)
     options.json_answer(parser)
 
@@ -205,7 +205,7 @@ def add_explain(parser: Parser) -> None:
     """Add the options of `explain`."""
     parser.add_argument("layer", help="a layer's name, as minires summary lists them")
     parser.add_argument("image", type=options.path, help="a photograph, or - for standard input")
-    text = "of the layer's output: the middle, and the channel that is largest there, unless given"
+    text = "which value of the output. Default: the middle pixel, and its largest channel"
     metavar = ("Y", "X", "CHANNEL")
     parser.add_argument("--pixel", nargs=3, type=options.at_least(0), metavar=metavar, help=text)
     options.weights(parser)
@@ -214,7 +214,7 @@ def add_explain(parser: Parser) -> None:
 
 
 def explain(arguments: Namespace) -> int:
-    """Compute one output value of a layer by hand, in INT8 beside FP32."""
+    """Show every product and sum behind one output value, in INT8 beside FP32."""
     image = load_image(opened(arguments.image))
     weights = options.chosen_weights(arguments)
     own = options.own(arguments)
@@ -258,8 +258,10 @@ def summary(arguments: Namespace) -> int:
 
 def add_weights(parser: Parser) -> None:
     """Add the options of `weights`."""
-    parser.add_argument("action", choices=("list", "path", "fetch", "verify"))
-    parser.add_argument("name", nargs="?", help="the default weights unless given")
+    text = "list what is known by name, tell a file's path, fetch it, or verify its checksum"
+    parser.add_argument("action", choices=("list", "path", "fetch", "verify"), help=text)
+    text = f"which weights. Default: {download.DEFAULT}"
+    parser.add_argument("name", nargs="?", help=text)
 
 
 def weights(arguments: Namespace) -> int:

@@ -86,14 +86,14 @@ def weights(parser: _ActionsContainer) -> None:
 
 def own_network(parser: Parser) -> None:
     """Add --categories and --preset, for `own`."""
-    text = "your network's classes: a file with a name on each line, or the folder of their folders"
+    text = "names of your classes: a file with one on each line, or a folder with a folder for each"
     parser.add_argument("--categories", type=path, metavar="FILE|FOLDER", help=text)
     preset(parser)
 
 
 def preset(parser: Parser) -> None:
     """Add --preset alone, for `own`: where no label is shown."""
-    text = "your network's images: prepare them as for the weights of this name"
+    text = "prepare images as for the weights of this name"
     parser.add_argument("--preset", metavar="NAME", help=text)
 
 
@@ -113,20 +113,20 @@ def offline(parser: Parser) -> None:
 
 def precision(parser: Parser) -> None:
     """Add --precision, for `chosen_precision`."""
-    text = "fp32 unless given, or int8 for weights that are in INT8"
+    text = "what to compute in. Default: int8 if the weights are in INT8, else fp32"
     parser.add_argument("--precision", choices=PRECISIONS, help=text)
 
 
 def precisions(parser: Parser, *default: str, others: str = "") -> None:
     """Add --precisions, for commands that measure several of them."""
-    text = f"{', '.join(default)} unless given{others}"
+    text = f"what to measure. Default: {', '.join(default)}{others}"
     parser.set_defaults(usual_precisions=default)
     parser.add_argument("--precisions", nargs="+", choices=MEASURED, help=text)
 
 
 def threads(parser: Parser) -> None:
     """Add --threads, for `use_threads`."""
-    text = "how many threads compute: OMP_NUM_THREADS, or one a core, unless given"
+    text = "number of threads. Default: OMP_NUM_THREADS, else one a core, or fewer under a quota"
     parser.add_argument("--threads", type=at_least(1), metavar="N", help=text)
 
 
@@ -134,13 +134,13 @@ def number(
     parser: _ActionsContainer, name: str, default: int, text: str, metavar: str = "N"
 ) -> None:
     """Add an option that takes a whole number of at least 1."""
-    text = f"{text}: {default} unless given"
+    text = f"{text}. Default: {default}"
     parser.add_argument(name, type=at_least(1), default=default, metavar=metavar, help=text)
 
 
 def input_size(parser: Parser) -> None:
     """Add --size, for `chosen_size`, and --batch."""
-    text = "pixels: those of the network's own images, such as 224 224, unless given"
+    text = "pixels. Default: the size of the network's own images, such as 224 224"
     metavar = ("HEIGHT", "WIDTH")
     parser.add_argument("--size", nargs=2, type=at_least(32), metavar=metavar, help=text)
     number(parser, "--batch", 1, "how many images")

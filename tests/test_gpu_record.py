@@ -143,7 +143,7 @@ def test_what_pytorch_had_tuned_is_of_the_record(record: Any) -> None:
     text = " ".join(PAGE.split())
     assert f"{len(shapes)} of its 24 shapes tuned" in text
     assert f"after {tuned['seconds']} seconds" in text
-    assert f"multiply in {theirs:.2f} ms what takes minires's fp16 {ours:.2f} ms" in text
+    assert f"take {theirs:.2f} ms and minires's fp16 kernels {ours:.2f} ms" in text
     one = next(ms for layer, _, ms, _ in shapes if layer == "layer2.1.conv2")
     tops = 2 * 128 * 28 * 28 * 9 * 128 * 128 / one / 1e9
     assert f"layer2.1.conv2 reaches {tops:.0f} TOP/s" in text

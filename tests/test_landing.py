@@ -51,12 +51,14 @@ def test_the_bars_lead_from_a_quarter_to_int8(landing: Any, run: Any) -> None:
 def test_a_figure_in_doubt_is_marked(landing: Any, run: Any) -> None:
     sure = landing.page(run)
     assert "INT8 is 4.0 times as fast" in sure
-    assert "This one has it." in sure
+    assert "This CPU has one." in sure
     assert "?" not in sure.split("```")[0]
     run.waterfall.doubts = ["runs of the network in fp32 differ by 23%"]
     doubted = landing.page(run)
     assert "INT8 is 4.0? times as fast" in doubted
-    assert "In doubt, because runs of the network in fp32 differ by 23%." in doubted
+    assert "in doubt: runs of the network in fp32 differ by 23%." in doubted
+    run.peaks = run.peaks[:1]
+    assert "This CPU has none." in landing.page(run)
 
 
 def test_the_page_shows_the_recorded_run_that_gains_most(landing: Any) -> None:

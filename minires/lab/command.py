@@ -10,13 +10,13 @@ from minires.options import Parser
 
 def add_lab(parser: Parser) -> None:
     """Add the options of `lab`."""
-    text = "a photograph to begin with: a cat unless given"
+    text = "a photograph to begin with. Default: a cat"
     parser.add_argument("image", nargs="?", type=options.path, metavar="IMAGE", help=text)
-    text = f"a name that 'minires weights list' shows, or a file: {download.FALLBACK} unless given"
+    text = f"a name that 'minires weights list' shows, or a file. Default: {download.FALLBACK}"
     parser.add_argument("--weights", default=download.FALLBACK, metavar="NAME|PATH", help=text)
     options.own_network(parser)
     options.offline(parser)
-    text = "the server's port: any that is free unless given"
+    text = "the server's port. Default: any that is free"
     parser.add_argument("--port", type=options.at_least(0), default=0, metavar="N", help=text)
     text = "only print the address"
     parser.add_argument("--no-browser", action="store_true", help=text)

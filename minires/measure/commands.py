@@ -127,7 +127,7 @@ def _quick(parser: Parser) -> None:
 
 def _backend(parser: Parser) -> None:
     """Add --backend, for what measures the CPU or a GPU."""
-    text = "compiled kernels of the CPU or of an NVIDIA GPU: %(default)s unless given"
+    text = "numba: compiled for the CPU; cuda: for an NVIDIA GPU. Default: %(default)s"
     parser.add_argument("--backend", default="numba", choices=tuple(LADDERS), help=text)
 
 
@@ -140,9 +140,9 @@ def add_profile(parser: Parser) -> None:
     options.precisions(parser, "fp32", "bf16", "int8")
     _backend(parser)
     options.number(parser, "--batch", 1, "how many copies of the image go together")
-    text = "what a row is: a stage unless given"
+    text = "what a row is. Default: a stage"
     parser.add_argument("--group", choices=tuple(GROUPS), help=text)
-    text = "the order of the rows: as they run unless given"
+    text = "the order of the rows. Default: as they run"
     parser.add_argument("--sort", choices=tuple(SORTS), help=text)
     options.threads(parser)
     _quick(parser)

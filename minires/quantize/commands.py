@@ -31,7 +31,7 @@ def add_quantize(parser: Parser) -> None:
     options.weights(parser)
     options.own_network(parser)
     options.offline(parser)
-    text = "photographs like those to come; those of the weights or the package unless given"
+    text = "photographs like those to come. Default: the weights' own ranges, or the package's few"
     parser.add_argument("--calibrate", type=options.path, metavar="FOLDER", help=text)
     # What none of these three is given for is done as classify does it.
     text = "how a range is chosen"
@@ -40,7 +40,7 @@ def add_quantize(parser: Parser) -> None:
     parser.add_argument("--rounding", choices=tuple(ROUNDINGS), help=text)
     text = "how biases make up for what rounding does to a mean"
     parser.add_argument("--correction", choices=tuple(CORRECTIONS), help=text)
-    text = f"how many of the folder, evenly spread over it: {ENOUGH} unless given"
+    text = f"how many of the folder, evenly spread over it. Default: {ENOUGH}"
     parser.add_argument("--images", type=options.at_least(1), metavar="N", help=text)
     text = "layers whose weights stay in float32, such as conv1 fc"
     parser.add_argument("--keep", nargs="+", default=(), metavar="LAYER", help=text)
