@@ -205,13 +205,13 @@ class Profile:
     def _cells(self, row: Row, doubts: Sequence[str]) -> list[str]:
         """Write a row's cells, for one run, without its shares of the roofs."""
         runs = self.runs or 1
-        speed = f"{row.gops:.1f}" if row.macs else ""
+        speed = mark(f"{row.gops:.1f}", doubts) if row.macs else ""
         return [
             row.name,
             row.kind,
             f"{row.calls / runs:.0f}",
             mark(f"{1e3 * row.seconds / runs:.3f}", doubts),
-            f"{row.seconds / (self.seconds or math.inf):.1%}",
+            mark(f"{row.seconds / (self.seconds or math.inf):.1%}", doubts),
             f"{row.macs / runs / 1e6:.1f}",
             f"{row.bytes / runs / 1e6:.2f}",
             f"{row.intensity:.1f}",

@@ -77,7 +77,8 @@ def format_layers(layers: Mapping[str, list[Row]], title: str) -> str:
         for row in of_layer:
             doubted = row.roofs.doubts if row.roofs else ()
             share = percent(row.of_roof, doubted)
-            cells += [f"{row.intensity:.1f}", f"{row.gops:.1f}", f"{share} {row.bound}"]
+            speed = mark(f"{row.gops:.1f}", doubted)
+            cells += [f"{row.intensity:.1f}", speed, f"{share} {row.bound}"]
         rows.append(cells)
     table = f"{title}\n{format_columns(head, rows)}"
     doubts = _doubts_about(

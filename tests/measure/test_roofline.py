@@ -26,6 +26,9 @@ def test_layers_are_measured_under_their_roofs(
     lines = format_layers({"fp32": fast}, "here").splitlines()
     assert lines[-1].startswith("NOT STEADY: conv1 seems faster than its limit (other doubts: 53)")
     assert all(line.split()[3] == "?" for line in lines[3:57])
+    doubted = [row._replace(roofs=ROOFS._replace(doubts=("it was busy",))) for row in slow]
+    lines = format_layers({"fp32": doubted}, "here").splitlines()
+    assert all(line.split()[2].endswith("?") for line in lines[3:57])
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     plot_layers({"fp32": slow}, tmp_path / "layers.svg", "here")
     assert "fp32 peak, 100 GOP/s" in (tmp_path / "layers.svg").read_text("utf-8")
