@@ -109,7 +109,9 @@ def test_the_recipe_that_ships_keeps_the_accuracy(answers: Answers) -> None:
 def test_simulated_and_real_int8_give_the_same_labels(answers: Answers) -> None:
     comparison = compare(answers.int8[::4], answers.simulated, answers.labels[::4])
     print(comparison)
-    assert comparison.agreement >= 0.99
+    # BLAS sums as it likes, so a calibration differs from run to run. One photograph whose two best
+    # labels are level may then fall on either side.
+    assert comparison.agreement >= 1 - 1 / len(answers.simulated)
     assert comparison.largest_logit_difference <= 2
 
 
