@@ -154,10 +154,9 @@ plt.show()
 #
 # This is *implicit* im2col, and minires's engine works like that. Its plan holds a base for each
 # row of the matrix. The code calls these bases `x_offsets`, because each counts from the image's
-# first byte. Beside them it holds the number of runs and the distance from run to run. Mind their
-# names in the code: `taps` counts runs, and `tap_stride` is that distance. A kernel of 3 x 3 has
-# nine taps, but three runs. Offsets and distances are in bytes. Here is the layer from above. A
-# line is 58 pixels of 64 channels of 4 bytes, so 14,848 bytes:
+# first byte. Beside them it holds the number of runs and the distance from run to run,
+# `run_stride`. A kernel of 3 x 3 has nine taps, but three runs. Offsets and distances are in bytes.
+# Here is the layer from above. A line is 58 pixels of 64 channels of 4 bytes, so 14,848 bytes:
 
 # %%
 tiling = Tiling(item=4, group=1, quantized=False, rows=6, columns=16)  # FP32
@@ -165,8 +164,8 @@ plan = lay_out(resnet50_layers(), (1, 3, 224, 224), tiling, Division(0, 1, 1))
 gemm = next(step.gemm for step in plan.steps if step.layer.name == "layer1.0.conv2")
 print("first line of the image ", gemm.x_offsets[:3], "...")
 print("second line of the image", gemm.x_offsets[56:59], "...")
-print(f"{gemm.taps} runs, {gemm.tap_stride} bytes apart")
-assert gemm.tap_stride == gemm.x_offsets[56] == 58 * 64 * 4
+print(f"{gemm.runs} runs, {gemm.run_stride} bytes apart")
+assert gemm.run_stride == gemm.x_offsets[56] == 58 * 64 * 4
 
 # %% [markdown]
 # Choose a pixel of a real layer, and see which inputs it reads. They are a row of the matrix:

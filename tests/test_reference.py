@@ -122,6 +122,12 @@ def test_f32_errs_by_no_more_than_the_sum_of_its_products_allows(M: int, N: int,
     assert_close(gemm_f32_ref(a, b), exact, gemm_bound(K, magnitude))
 
 
+def test_no_warning_of_blas_is_believed() -> None:
+    """An Apple M4's warns where nothing is wrong. Here pytest makes an error of any that comes."""
+    y = gemm_f32_ref(np.array([[np.inf]], np.float32), np.zeros((1, 1), np.float32))
+    assert np.isnan(y).all()
+
+
 # BatchNorm by itself and folded, against float64, where its parameters are at their worst.
 #
 # The bounds count roundings. By itself it has seven: a sum and a square root under the division,

@@ -33,7 +33,7 @@ def _operands(step: Any, kernel: Microkernel, size: int) -> Array:
         for tile in range(step["rows"]):
             table = 4 * rows * tile
             x = step["x"], step["x_offsets"] + table
-            along = step["taps"], step["groups"], step["tap_stride"]
+            along = step["runs"], step["groups"], step["run_stride"]
             later = w, 0
             calls.append([*x, w, *along, *later, bias, m, residual, y, step["y_offsets"] + table])
     return np.array(calls, np.int64)

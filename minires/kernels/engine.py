@@ -33,7 +33,7 @@ ONE_AT_A_TIME = threading.Lock()  # runs share the buffers, and each takes all t
 # The numbers that a program copies from a plan: from a step, and from a step's GEMM.
 SIZES = ["batch", "in_h", "in_w", "out_h", "out_w", "channels"]
 STRIDES = ["x_image", "x_row", "y_image", "y_row"]
-GEMM = ["rows", "block", "panels", "panel_bytes", "taps", "groups", "tap_stride"]
+GEMM = ["rows", "block", "panels", "panel_bytes", "runs", "groups", "run_stride"]
 
 
 def _renew_lock() -> None:
@@ -49,7 +49,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 class Packed(NamedTuple):
     """A layer's parameters as a microkernel reads them, with N filled up to whole panels."""
 
-    w: Array  # (panels, taps * groups, columns, group)
+    w: Array  # (panels, runs * groups, columns, group)
     bias: Array  # (N,)
     m: Array  # (N,) float32
 

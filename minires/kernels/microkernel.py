@@ -299,11 +299,11 @@ def _sum_in_vectors(
             *following,
         ]
 
-    def tap(panel: Value, start: Value, later: Value, *acc: Value) -> list[Value]:
+    def run(panel: Value, start: Value, later: Value, *acc: Value) -> list[Value]:
         beside = builder.add(next_tile, start)
         carried = [panel, start, beside, later, *acc]
         panel, _, _, later, *acc = loop(builder, steps, carried, step)
-        return [panel, builder.add(start, tile.tap_stride), later, *acc]
+        return [panel, builder.add(start, tile.run_stride), later, *acc]
 
     *bases, next_tile = [
         builder.add(tile.x, load_offset(builder, tile.x_offsets, row)) for row in range(rows + 1)
@@ -313,7 +313,7 @@ def _sum_in_vectors(
         begin = [load(builder, after(builder, first, 4 * lanes * v), sums) for v in places]
     first_sums = pairs.by_columns(builder, begin) * (rows // 2) if in_pairs else begin * rows
     carried = [tile.w, tile.w.type(0), tile.later, *first_sums]
-    acc: list[Value] = loop(builder, tile.taps, carried, tap)[3:]
+    acc: list[Value] = loop(builder, tile.runs, carried, run)[3:]
     return pairs.by_rows(builder, acc, kernel.vectors) if in_pairs else acc
 
 

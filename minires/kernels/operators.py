@@ -28,7 +28,7 @@ STEP = np.dtype(
         (name, kind)
         for kind, names in {
             "i8": "op x y batch in_h in_w out_h out_w channels kernel stride x_row y_row x_image "
-            "y_image x_offsets y_offsets rows block panels w taps groups tap_stride panel_bytes "
+            "y_image x_offsets y_offsets rows block panels w runs groups run_stride panel_bytes "
             "bias m residual",
             "f4": "m_residual low high scale average",
             "i4": "residual_zero_point zero_point x_zero_point",
@@ -287,16 +287,16 @@ def _tiles(kernel: Microkernel, output: Any) -> Callable[..., None]:
             # The next panel is fetched meanwhile, a share of it with each row of tiles.
             apart = min(i64(LINE), 4 * columns // (bottom - top))
             later = step.w + (panel + 1) % step.panels * step.panel_bytes
-            later += apart * step.taps * step.groups * (row - top)
+            later += apart * step.runs * step.groups * (row - top)
             residual = step.residual + size * column if step.residual != 0 else i64(0)
             microkernel(
                 name,
                 step.x,
                 x_offsets,
                 w,
-                step.taps,
+                step.runs,
                 step.groups,
-                step.tap_stride,
+                step.run_stride,
                 later,
                 apart,
                 step.bias + 4 * column,

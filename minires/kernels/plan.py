@@ -116,9 +116,9 @@ class Gemm(NamedTuple):
     block: int  # of these, how many meet all panels before the next do
     panels: int
     panel_bytes: int
-    taps: int  # runs of K: rows of the kernel
+    runs: int  # of K: one for each row of the kernel
     groups: int  # of 32 bits, in a run
-    tap_stride: int  # bytes from a run to the next
+    run_stride: int  # bytes from a run to the next
 
 
 @dataclass

@@ -24,7 +24,7 @@ from minires.kernels.microkernel import Microkernel, write_tile
 ENGINE = Path(__file__).parent / "page" / "engine"
 # What a layer's function takes, in order; the epilogue's scalars come behind.
 ADDRESSES = ["x", "x_offsets", "w", "bias", "m", "residual", "y", "y_offsets"]
-COUNTS = ["taps", "groups", "tap_stride", "rows", "block", "panels", "panel_bytes"]
+COUNTS = ["runs", "groups", "run_stride", "rows", "block", "panels", "panel_bytes"]
 LINKER = (sys.executable, "-m", "ziglang", "wasm-ld")
 WORD = I32  # WebAssembly's addresses
 # By module, then by the function's name.
@@ -89,9 +89,9 @@ def _write_loops(
                     x=step["x"],
                     x_offsets=builder.add(step["x_offsets"], at),
                     w=w,
-                    taps=step["taps"],
+                    runs=step["runs"],
                     groups=step["groups"],
-                    tap_stride=step["tap_stride"],
+                    run_stride=step["run_stride"],
                     later=w,  # WebAssembly cannot fetch ahead
                     later_step=WORD(0),
                     bias=builder.add(step["bias"], numbers),

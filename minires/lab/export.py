@@ -137,9 +137,9 @@ def _gemm(gemm: Gemm) -> dict[str, Any]:
         "block": gemm.block,
         "panels": gemm.panels,
         "panelBytes": gemm.panel_bytes,
-        "taps": gemm.taps,
+        "runs": gemm.runs,
         "groups": gemm.groups,
-        "tapStride": gemm.tap_stride,
+        "runStride": gemm.run_stride,
     }
 
 

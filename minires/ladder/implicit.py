@@ -24,21 +24,21 @@ def prepare(product: Product) -> Callable[[Array], Array]:
     """Pack the weights run by run, and compile a thread's loops, for activations in NHWC."""
     kernel = Microkernel.of(product.isa, product.form.operands, product.form.epilogue)
     name, rows, columns, layer = kernel.name, kernel.rows, kernel.columns, product.layer
-    N, taps, pad, stride = layer.out_c, layer.kernel, layer.padding, layer.stride
-    runs = fill_up(product.weight.reshape(N * taps, -1), 1, product.step)
-    words = fill_up(runs.reshape(N, -1), columns, 1).view(np.uint32)  # (N, taps * groups)
-    panels, groups = len(words) // columns, words.shape[1] // taps
-    w = aligned((panels, taps * groups, columns), np.uint32)
+    N, runs, pad, stride = layer.out_c, layer.kernel, layer.padding, layer.stride
+    filled = fill_up(product.weight.reshape(N * runs, -1), 1, product.step)
+    words = fill_up(filled.reshape(N, -1), columns, 1).view(np.uint32)  # (N, runs * groups)
+    panels, groups = len(words) // columns, words.shape[1] // runs
+    w = aligned((panels, runs * groups, columns), np.uint32)
     w[...] = words.reshape(panels, columns, -1).transpose(0, 2, 1)
-    block = max(1, room_in(2) // 2 // (4 * groups * taps * rows)) * rows
+    block = max(1, room_in(2) // 2 // (4 * groups * runs * rows)) * rows
     epilogue, threads = product.epilogue(columns), product.threads
 
     def gemm(
-        x: Array, offsets: Array, w: Array, epilogue: Any, y: Array, block: int, taps: int,
-        tap_stride: int, threads: int, thread: int,
+        x: Array, offsets: Array, w: Array, epilogue: Any, y: Array, block: int, runs: int,
+        run_stride: int, threads: int, thread: int,
     ) -> None:  # fmt: skip
         bias, m, scalars = epilogue
-        tiles, groups = (offsets.shape[1] - 1) // rows, w.shape[1] // taps
+        tiles, groups = (offsets.shape[1] - 1) // rows, w.shape[1] // runs
         begin, end = tiles * thread // threads * rows, tiles * (thread + 1) // threads * rows
         for top in range(begin, end, block):
             for panel in range(len(w)):
@@ -50,7 +50,7 @@ def prepare(product: Product) -> Callable[[Array], Array]:
                     y_offsets = offsets[1, row:].ctypes.data
                     # There is nothing to fetch for later, and no residual.
                     microkernel(
-                        name, x.ctypes.data, x_offsets, w_at, taps, groups, tap_stride, w_at, 0,
+                        name, x.ctypes.data, x_offsets, w_at, runs, groups, run_stride, w_at, 0,
                         bias_at, m_at, 0, y_at, y_offsets, scalars,
                     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def prepare(product: Product) -> Callable[[Array], Array]:
         padded[:, pad : pad + height, pad : pad + width] = x
         y = np.empty((M + 1, panels * columns), product.form.activation)
         operands = padded.reshape(-1, channels), offsets, w, epilogue, y
-        WORKERS.all(compiled, threads, *operands, block, taps, padded.strides[1], threads)
+        WORKERS.all(compiled, threads, *operands, block, runs, padded.strides[1], threads)
         return y[:M, :N].reshape(layer.output_shape(x.shape))
 
     return convolve

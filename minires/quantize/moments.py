@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minires.layers import Array, Layer
-from minires.reference import im2col_ref
+from minires.reference import gemm_f32_ref, im2col_ref
 
 SIDE = 14  # output pixels along each axis of an image that are looked at: neighbours are much alike
 # Inputs that are multiplied by each other. The products of all 4608 inputs of a layer would take
@@ -51,7 +51,8 @@ class Moments:
         for start in range(0, x.shape[1], GROUP):
             group = x[:, start : start + GROUP]
             place = start, start + group.shape[1]
-            self.products[place] = self.products.get(place, np.float32(0)) + group.T @ group
+            products = gemm_f32_ref(group.T, group)
+            self.products[place] = self.products.get(place, np.float32(0)) + products
         if len(self.products) > 1:
             self._take_sample(x)
         self.total += x.sum(axis=0, dtype=np.float64)

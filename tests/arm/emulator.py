@@ -31,7 +31,7 @@ BASE, ROOM = 0x20000000, 2**26  # where its memory begins, and how many bytes it
 # follow: 13 int64 in the order of `Tile`, and 6 scalars.
 FIRST, CALL, NUMBERS = 64, 128, 13
 ADDRESSES = [i for i, name in enumerate(Tile._fields) if name not in
-             ("taps", "groups", "tap_stride", "later_step", "scalars")]  # fmt: skip
+             ("runs", "groups", "run_stride", "later_step", "scalars")]  # fmt: skip
 # Linux's system calls have numbers: 63 reads, 64 writes, 93 ends the process.
 START = f"""
     .bss

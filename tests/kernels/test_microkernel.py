@@ -55,12 +55,12 @@ def compiled(name: str) -> Any:
     """Compile what computes one tile, for its own instruction set."""
 
     def run(
-        x: int, x_offsets: int, w: int, taps: int, groups: int, tap_stride: int, later: int,
+        x: int, x_offsets: int, w: int, runs: int, groups: int, run_stride: int, later: int,
         later_step: int, bias: int, m: int, residual: int, y: int, y_offsets: int,
         scalars: tuple[float, int, float, float, int, float],
     ) -> None:  # fmt: skip
         matrix_registers(name, True, groups)
-        microkernel(name, x, x_offsets, w, taps, groups, tap_stride, later, later_step, bias, m,
+        microkernel(name, x, x_offsets, w, runs, groups, run_stride, later, later_step, bias, m,
                     residual, y, y_offsets, scalars)  # fmt: skip
         matrix_registers(name, False, groups)
 

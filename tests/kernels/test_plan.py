@@ -52,9 +52,9 @@ def test_a_convolution_reads_what_im2col_would_copy(tiling: Tiling, shape: tuple
         assert sorted(found) == sorted(wanted)
         # The last run of the last row ends inside of the buffer and what is spare behind it.
         run = 4 * gemm.groups
-        end = step.x.offset + int(gemm.x_offsets.max()) + (gemm.taps - 1) * gemm.tap_stride + run
+        end = step.x.offset + int(gemm.x_offsets.max()) + (gemm.runs - 1) * gemm.run_stride + run
         assert end <= tiling.item * (math.prod(buffer.shape) + buffer.spare)
-        assert gemm.tap_stride == row
+        assert gemm.run_stride == row
         assert len(gemm.y_offsets) == gemm.rows * tiling.rows
         assert 1 <= gemm.block <= gemm.rows
 

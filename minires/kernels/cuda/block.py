@@ -90,18 +90,18 @@ class Block:
         builder, tile = self.builder, self.tile
         self._find_sources()
         first, last = self._stretch()
-        per_tap = builder.udiv(builder.trunc(self.step.run, I32), I32(STEP))
-        tap = builder.udiv(first, per_tap)
-        inside = builder.urem(first, per_tap)
-        wide_tap, wide_inside = (builder.zext(value, I64) for value in (tap, inside))
+        per_run = builder.udiv(builder.trunc(self.step.run, I32), I32(STEP))
+        run = builder.udiv(first, per_run)
+        inside = builder.urem(first, per_run)
+        wide_run, wide_inside = (builder.zext(value, I64) for value in (run, inside))
         offset = builder.add(
-            builder.mul(wide_tap, self.step.tap_stride), builder.mul(wide_inside, I64(STEP))
+            builder.mul(wide_run, self.step.run_stride), builder.mul(wide_inside, I64(STEP))
         )
         at = first
         stage = I32(0)
         for stage_number in range(tile.stages - 1):
             self._fetch(at, last, offset, I32(stage_number))
-            at, inside, offset = self._advance(at, inside, offset, per_tap)
+            at, inside, offset = self._advance(at, inside, offset, per_run)
 
         def body(at: Value, inside: Value, offset: Value, *state: Value) -> list[Value]:
             stage, free, *sums = state
@@ -111,7 +111,7 @@ class Block:
             self._fetch(at, last, offset, free)
             sums = self._multiply(stage, sums)
             stage, free = (self._next(value) for value in (stage, free))
-            return [*self._advance(at, inside, offset, per_tap), stage, free, *sums]
+            return [*self._advance(at, inside, offset, per_run), stage, free, *sums]
 
         count = tile.down * tile.across * 4
         zeros = [ir.Constant(self.instruction.sums, 0)] * count
@@ -178,13 +178,13 @@ class Block:
             ptx.wait_for_copies(self.builder, but)
 
     def _advance(
-        self, at: Value, inside: Value, offset: Value, per_tap: Value
+        self, at: Value, inside: Value, offset: Value, per_run: Value
     ) -> tuple[Value, Value, Value]:
         """Go to the next step along K: 64 bytes on, or to the kernel's next row."""
         builder, step = self.builder, self.step
         following = builder.add(inside, I32(1))
-        ends = builder.icmp_signed("==", following, per_tap)
-        jump = builder.add(builder.sub(step.tap_stride, step.run), I64(STEP))
+        ends = builder.icmp_signed("==", following, per_run)
+        jump = builder.add(builder.sub(step.run_stride, step.run), I64(STEP))
         offset = builder.add(offset, builder.select(ends, jump, I64(STEP)))
         return builder.add(at, I32(1)), builder.select(ends, I32(0), following), offset
 

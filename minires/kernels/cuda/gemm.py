@@ -14,7 +14,7 @@ from minires.kernels.cuda.instructions import INSTRUCTIONS
 # A launch's arguments: addresses, counts of bytes and steps, then what the epilogue computes with.
 ARGUMENTS = {
     types.int64: "x x_offsets w y y_offsets bias m residual workspace counters "
-    "k_bytes run tap_stride steps_each",
+    "k_bytes run run_stride steps_each",
     types.float32: "m_residual low high",
     types.int32: "zero_point residual_zero_point",
 }

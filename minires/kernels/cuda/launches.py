@@ -35,7 +35,7 @@ WORTH_SHARING = 32  # steps along K: with fewer, to add what each block has summ
 class Packed(NamedTuple):
     """A layer's parameters in the GPU's memory, as the kernels read them."""
 
-    w: Any  # (N, taps * run) in the order of `column_order`
+    w: Any  # (N, runs * run) in the order of `column_order`
     bias: Any  # (N,)
     m: Any  # (N,) float32
 
@@ -142,7 +142,7 @@ class Launcher:
         last = step.y.buffer == LOGITS
         m_rows = step.batch * step.out_h * step.out_w
         packed = self.packed[layer.name]
-        steps = plan.taps * plan.groups * 4 // STEP
+        steps = plan.runs * plan.groups * 4 // STEP
         tile, splits = choose_tile(m_rows, step.channels, steps, self.gpu.processors)
         each = -(-steps // splits)
         y_offsets = plan.y_offsets.copy()
@@ -165,7 +165,7 @@ class Launcher:
         values |= {
             "x": self._address(program, step.x), "y": self._address(program, step.y),
             "w": address(packed.w), "bias": address(packed.bias), "m": address(packed.m),
-            "k_bytes": steps * STEP, "run": plan.groups * 4, "tap_stride": plan.tap_stride,
+            "k_bytes": steps * STEP, "run": plan.groups * 4, "run_stride": plan.run_stride,
             "steps_each": each,
         }  # fmt: skip
         if step.residual:

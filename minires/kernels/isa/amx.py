@@ -157,9 +157,9 @@ def sum_in_registers(
             instruction.emit(builder, register, of_x[top], of_w[v])
         return [builder.add(panel, panel_step), after(builder, at, ROW_BYTES)]
 
-    def tap(panel: Value, start: Value) -> list[Value]:
+    def run(panel: Value, start: Value) -> list[Value]:
         panel, _ = loop(builder, steps, [panel, start], step)
-        return [panel, builder.add(start, tile.tap_stride)]
+        return [panel, builder.add(start, tile.run_stride)]
 
     offsets = [load_offset(builder, tile.x_offsets, ROWS * top) for top in tops]
     bases = [builder.add(tile.x, offset) for offset in offsets]
@@ -173,7 +173,7 @@ def sum_in_registers(
         else:
             # A stride of 0 loads the same row 16 times.
             load_register(builder, register, after(builder, first, ROW_BYTES * v), I64(0))
-    loop(builder, tile.taps, [tile.w, I64(0)], tap)
+    loop(builder, tile.runs, [tile.w, I64(0)], run)
     memory = local(builder, array(I8, rows * row_bytes))
     memory.align = 64
     start = builder.ptrtoint(memory, I64)

@@ -110,12 +110,12 @@ class Tile(NamedTuple):
     # fixed stride apart, the same for all.
     x_offsets: Any
     w: Any  # the panel of weights: for each group along K, 32 bits for each of NR columns
-    # K is `taps` runs, which begin `tap_stride` bytes apart; a run is `groups` times 32 bits. A row
+    # K is `runs` runs, which begin `run_stride` bytes apart; a run is `groups` times 32 bits. A row
     # of a convolution's kernel is one run, because its columns are neighbours in NHWC. The groups
     # are a multiple of the instruction's; or fewer, if it has registers of its own.
-    taps: Any
+    runs: Any
     groups: Any
-    tap_stride: Any
+    run_stride: Any
     # Weights that will be read later. With each group along K one cache line of them is fetched
     # into the second cache, then `later` moves on by `later_step` bytes. Matrix instructions are
     # too fast for that, and fetch none.

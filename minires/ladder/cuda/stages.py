@@ -37,7 +37,7 @@ def prepare(conv: Convolution) -> Launch:
         name: array.__cuda_array_interface__["data"][0]
         for name, array in zip(names, (*operands, y), strict=True)
     }
-    lengths = {"k_bytes": runs * run, "run": run, "tap_stride": conv.line}
+    lengths = {"k_bytes": runs * run, "run": run, "run_stride": conv.line}
     limits = {
         "low": np.float32(conv.low),
         "high": np.float32(conv.low + 255),

@@ -146,11 +146,11 @@ def gemm(kernel: Gemm, grid: Any, *arguments: Any) -> None:
     rows, columns = grid[1] * kernel.tile.rows, grid[0] * kernel.tile.columns
     offsets = memory(p.x_offsets, np.int32, rows).astype(np.int64)
     y_offsets = memory(p.y_offsets, np.int32, rows)
-    taps = p.k_bytes // p.run
+    runs = p.k_bytes // p.run
     assert (offsets % 16 == 0).all(), "16 bytes are copied at once"
-    assert p.tap_stride % 16 == 0
+    assert p.run_stride % 16 == 0
     assert p.run % STEP == 0
-    at = offsets[:, None, None] + p.tap_stride * np.arange(taps)[:, None] + np.arange(p.run)
+    at = offsets[:, None, None] + p.run_stride * np.arange(runs)[:, None] + np.arange(p.run)
     x = memory(p.x, np.uint8, int(at.max()) + 1)[at].reshape(rows, -1).view(of_x)
     w = memory(p.w, np.uint8, columns * p.k_bytes).reshape(columns, -1).view(of_w)
     place = np.argsort(column_order())  # of a column, in its slab

@@ -83,8 +83,8 @@ def test_stages_hands_the_engines_kernel_the_convolution() -> None:
         given.m,
         given.y,
     ]
-    taps = np.arange(given.k_bytes // given.run)
-    k = (given.tap_stride * taps[:, None] + np.arange(given.run)).ravel()
+    runs = np.arange(given.k_bytes // given.run)
+    k = (given.run_stride * runs[:, None] + np.arange(given.run)).ravel()
     a = np.asarray(x_padded)[x_offsets[:, None] + k].astype(np.int32)
     product = a @ w.reshape(-1, given.k_bytes).T.astype(np.int32)
     acc = np.empty((len(a), len(bias) // SLAB, SLAB), np.int32)

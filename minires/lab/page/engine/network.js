@@ -134,7 +134,7 @@ class Network {
       step.arguments = [
         this.address(step.x), at.xOffsets, at.w, at.bias, at.m,
         step.residual ? this.address(step.residual) : 0, this.address(step.y), at.yOffsets,
-        gemm.taps, gemm.groups, gemm.tapStride, gemm.rows, gemm.block, gemm.panels, gemm.panelBytes,
+        gemm.runs, gemm.groups, gemm.runStride, gemm.rows, gemm.block, gemm.panels, gemm.panelBytes,
         numbers.residualM, numbers.residualZeroPoint, numbers.low, numbers.high,
         numbers.zeroPoint, numbers.scale,
       ];
