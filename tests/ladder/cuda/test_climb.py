@@ -59,7 +59,7 @@ def test_the_table_has_each_rung_and_the_cards_name() -> None:
     assert "| 20.0? | 50.00? | 50.0% | 10%? of dp4a |" in lines[4]
     assert re.fullmatch(
         r"layer2\.1\.conv2, 3x3 convolution of \(32, 28, 28, 128\), on Some GPU, "
-        r"compute capability 9\.0, 132 multiprocessors, \d{4}-\d\d-\d\d, minires [\d.]+\.",
+        r"compute capability 9\.0, 132 multiprocessors, \d{4}-\d\d-\d\d, minires .+\.",
         lines[-2],
     )
     assert lines[-1].startswith("NOT STEADY: runs of dp4a differ by 50%")
