@@ -3,8 +3,8 @@
 #
 # A photograph enters as 64 x 64 pixels of three colours, and leaves as ten numbers, one a class. On
 # the way the pixels get fewer and the channels more. Here you stop after each layer and look. You
-# will see that a third of all values are zero, and that no layer's range goes beyond 6: so 256
-# steps can be fine enough.
+# will see that a third of all values are zero, and that none lies beyond 6, above or below zero: so
+# 256 steps can be fine enough.
 
 # %%
 from dataclasses import replace

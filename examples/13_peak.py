@@ -54,6 +54,7 @@ recorded, (peaks, memory) = run("zen3-avx2"), measure_machine()
 doubts = [doubt for found in peaks for doubt in found.doubts]
 mine = {found.instruction.name: found for found in peaks}
 theirs = {found.name: found for found in recorded.peaks}
+why = recorded.doubts_about("peaks")
 rows = []
 for what, label in [("gops", "GOP/s"), ("rate", "a cycle"), ("clock", "GHz")]:
     for name in dict.fromkeys([*theirs, *mine]):
@@ -61,6 +62,7 @@ for what, label in [("gops", "GOP/s"), ("rate", "a cycle"), ("clock", "GHz")]:
             f"{getattr(of[name], what):.2f}" if name in of else "" for of in (theirs, mine)
         )
         write = worked_out if what == "rate" else mark
+        that = mark(that, why) if that else ""
         rows.append([f"{name}, {label}", that, write(this, doubts) if this else ""])
 print(side_by_side("of one core", rows, [recorded], ["peaks"], doubts))
 
@@ -165,9 +167,12 @@ plt.show()
 
 # %%
 apart = measured / predicted
-print(f"measured over predicted, the median of {len(pairs)} layers: {np.median(apart):.2f}")
+why = recorded.doubts_about("peaks", "layers")
+told = mark(f"{np.median(apart):.2f}", why)
+print(f"measured over predicted, the median of {len(pairs)} layers: {told}")
 for i in np.argsort(apart)[[0, 1, -2, -1]]:
-    print(f"  {pairs[i][0].name:<22}{predicted[i]:.2f} predicted, {measured[i]:.2f} measured")
+    both = [mark(f"{gain[i]:.2f}", why) for gain in (predicted, measured)]
+    print(f"  {pairs[i][0].name:<22}{both[0]} predicted, {both[1]} measured")
 print(tell(recorded, "peaks", "layers"))
 
 # %% [markdown]
@@ -184,7 +189,8 @@ print(tell(recorded, "peaks", "layers"))
 # ## Yours
 #
 # The same on your machine, for the 3x3 convolution of chapters [10](10_ladder_fp32) and
-# [11](11_ladder_int8), as the top rung computes it.
+# [11](11_ladder_int8), as the top rung computes it. The recorded column has the same layer inside
+# the network.
 
 # %%
 operations, allowed, taken, doubts = 2 * 784 * 128 * 1152, {}, {}, doubts_about(memory)
@@ -202,14 +208,14 @@ for precision, size in [("fp32", 4), ("int8", 1)]:
     doubts += [*more, *peak(precision).doubts, *doubt_share(f"the layer in {precision}", share)]
 (i,) = [i for i, (a, _) in enumerate(pairs) if a.name == layer.name]
 rows = [
-    [f"{precision}, {what}", f"{1e3 * that:.2f}", mark(f"{1e3 * this:.2f}", doubts)]
+    [f"{precision}, {what}", mark(f"{1e3 * that:.2f}", why), mark(f"{1e3 * this:.2f}", doubts)]
     for precision, row in zip(taken, pairs[i], strict=True)
     for what, that, this in [("allowed", least(row, precision), allowed[precision]),
                              ("taken", row.seconds, taken[precision])]
 ]  # fmt: skip
 for what, that, of in [("predicted", predicted[i], allowed), ("measured", measured[i], taken)]:
     gain = worked_out(f"{of['fp32'] / of['int8']:.2f}x", doubts)
-    rows.append([f"gain, {what}", f"{that:.2f}x", gain])
+    rows.append([f"gain, {what}", mark(f"{that:.2f}x", why), gain])
 print(side_by_side("milliseconds", rows, [recorded], ["peaks", "layers"], doubts))
 
 # %% [markdown]

@@ -125,12 +125,15 @@ ratio = mark(f"{theirs.whole.fp32 / theirs.whole.int8:.2f}x", why)
 gain = worked_out(f"{yours.whole.fp32 / yours.whole.int8:.2f}x", doubts)
 rows.append(["INT8 over FP32", ratio, gain])
 print(side_by_side("% of INT8's time", rows, [recorded], ["waterfall"], doubts))
+for name, fall, reasons in [(recorded.name, theirs, why), ("yours", yours, doubts)]:
+    print(f"{name}: {mark(fall.ablation[0][0], reasons)}")
 
 # %% [markdown]
 # A list like this is worth as much as its line *unexplained*. That should be small beside the
 # largest cause. If it is not, the causes were measured badly, or there is one that nobody thought
 # of. And if the ablation's convolutions take another time than the same convolutions in the
-# network, minires measures again, and then doubts the whole list.
+# network, minires measures again, and then doubts the whole list. (The picture's *unexplained* is
+# of the convolutions by themselves, and the list's is of those in the network.)
 #
 # ## How near each layer comes to the peak
 #
@@ -170,7 +173,9 @@ def usual(conv):
 
 
 lower = usual("conv3") / usual("conv2")
-print(f"In INT8 conv3 has {lower:.0%} of conv2's speed.")
+print(
+    f"In INT8 conv3 has {mark(f'{lower:.0%}', recorded.doubts_about('layers'))} of conv2's speed."
+)
 assert lower < 1
 
 # %% [markdown]

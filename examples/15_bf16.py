@@ -141,7 +141,8 @@ print("This CPU multiplies bfloat16 by", choose_isa().instructions["bf16"].name)
 # %% [markdown]
 # A prediction can be wrong here, too. With `vdpbf16ps` at full rate expect up to 2x, and without
 # it expect no more than 1x. If your gain is smaller, the conversion costs more than the products
-# save. If it is larger, the weights came sooner from memory, because they have half as many bytes.
+# save. If it is larger, the weights came sooner from memory, because they have half as many bytes,
+# or other programs disturbed one of the two measurements.
 #
 # ## What it does to the answer
 #

@@ -169,8 +169,9 @@ assert np.array_equal(split, exact), "the split cannot saturate"
 #
 # These are peaks of one core, from each [recorded run](13_peak) on a CPU without VNNI. The split
 # uses `vpmaddubsw` twice. So its peak is half of that instruction's. On the Zen 3 the wrong way
-# peaks at 1.9 times FP32, and widening at 1.3 times. The split would be slower than FP32. So
-# minires widens there. You can still ask for the split: `MINIRES_ISA=avx2-vpmaddubsw`.
+# peaked at 1.9 times FP32 in this run, and widening at 1.3 times. (In other runs widening had 1.0
+# to 1.4.) The split would be slower than FP32. So minires widens there. You can still ask for the
+# split: `MINIRES_ISA=avx2-vpmaddubsw`.
 
 # %%
 #| alt: Four bars for the recorded Zen 3. FP32's fma 1, vpmaddubsw 1.9, vpmaddwd 1.3, and the split

@@ -34,7 +34,11 @@ medians = {
     one.precision: {part: float(np.median(times)) for part, times in one.seconds.items()}
     for one in recorded.latency
 }
-rows = [[part, *(f"{1e3 * medians[p][part]:.2f}" for p in medians)] for part in medians["fp32"]]
+why = recorded.doubts_about("latency")
+rows = [
+    [part, *(mark(f"{1e3 * medians[p][part]:.2f}", why) for p in medians)]
+    for part in medians["fp32"]
+]
 print(format_columns(["milliseconds", *medians], rows), end="\n\n")
 print(tell(recorded, "latency"))
 
@@ -87,7 +91,7 @@ def gains(medians):
 
 of_run = gains(medians)
 for what, gain in of_run.items():
-    print(f"{what:<10}{gain:>6.2f}x")
+    print(f"{what:<10}{mark(f'{gain:.2f}x', why):>9}")
 assert 1 < of_run["predicted"] < of_run["network"]
 
 # %% [markdown]
@@ -138,7 +142,6 @@ mine, doubts = measure_yours(
     tries=2,
 )
 rows = []
-why = recorded.doubts_about("latency")
 for that, this in zip(recorded.latency, mine, strict=True):
     for name, percentile in [("p50", 50), ("p90", 90), ("p99", 99)]:
         theirs, yours = (1e3 * np.percentile(o.seconds["whole"], percentile) for o in (that, this))
@@ -170,7 +173,8 @@ for one in recorded.latency:
     print(f"{one.precision}, in the recorded run")
     for batch, rate, _ in one.throughput:
         told = mark(f"{rate:.1f}", one.doubts)
-        print(f"{batch:>5}{told:>11}{1e3 * batch / rate:>17.0f}")
+        waits = mark(f"{1e3 * batch / rate:.0f}", one.doubts)
+        print(f"{batch:>5}{told:>11}{waits:>17}")
 
 # %% [markdown]
 # ## Exercises

@@ -81,7 +81,7 @@ assert throughput_bounds(machines["Titan RTX"], "int8")[0] / 5 > 3 * 2000
 #| alt: Bars of images a second and watt. Of MLPerf's three, two Xeon 9282 have 7.5, a Titan RTX 59
 #|   and a T4 80. Of the vendors' claims, the Xeons have 10, the V100 25 and the T4 71.
 #| caption: Images a second for each watt of TDP. Green was measured under MLPerf's rules, grey is a
-#|   vendor's claim, and yellow was measured otherwise. Compare green with green.
+#|   vendor's claim, and orange was measured otherwise. Compare green with green.
 #| code: folded
 try:
     words = sys.argv[1:] if "__file__" in globals() else []  # a notebook's words are Jupyter's

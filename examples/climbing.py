@@ -210,9 +210,9 @@ def gains(rung: str, precision: str, yours: Sequence[Result]) -> None:
         doubts = [doubt for result in found for doubt in result.doubts]
         # A ratio of doubtful figures is marked in a recorded run, and not told of this machine.
         told = (worked_out if name == "yours" else mark)(f"{gain(results, rung):.2f}x", doubts)
-        before, after = (1e3 * result.seconds for result in found)
+        before, after = (mark(f"{1e3 * of.seconds:.2f}", of.doubts) for of in found)
         which = f"  {found[1].rung.name}" if rung == "vector" else ""
-        print(f"{name:<11}{before:>8.2f}{after:>8.2f}{'':3}{told:>9}{which}")
+        print(f"{name:<11}{before:>8}{after:>8}{'':3}{told:>9}{which}")
 
 
 def plot_shares(precision: str, yours: Sequence[Result]) -> None:

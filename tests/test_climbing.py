@@ -67,7 +67,7 @@ def test_a_gain_in_doubt_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     gains("fused", "fp32", results("numpy", "panels", "fma", "fused", "blocks", doubted="fma"))
     assert capsys.readouterr().out.splitlines()[-1].split() == [
         "yours",
-        "250.00",
+        "250.00?",
         "125.00",
         "?",
     ]

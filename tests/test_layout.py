@@ -144,14 +144,14 @@ ROOMS = {
     "kernels/isa/pairs.py": 80,
     "kernels/isa/wasm.py": 90,
     "lab/": 500,
-    "ladder/": 1_725,
+    "ladder/": 1_730,
     "measure/gpu": 490,
 }
 
 
 def test_the_package_can_be_read_in_one_afternoon() -> None:
     """What comes in pushes something out, or asks for room with a reason."""
-    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 13_120
+    assert lines(*(name for name in FILES if not name.startswith(tuple(ROOMS)))) <= 13_130
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -27,6 +27,8 @@ from minires.measure import plots, session
 from minires.measure.machine import describe_measurement
 from minires.measure.peak import OPERANDS, best_instruction, measure_peak
 from minires.measure.trust import (
+    OneCore,
+    doubt_others,
     doubt_pair,
     doubt_share,
     doubt_spread,
@@ -242,17 +244,18 @@ def check(y: Array, expected: Array, layer: Layer, precision: str) -> None:
         raise MiniresError(f"a rung of the {precision} ladder is wrong by {error:g}; report this")
 
 
-def _times_in_turn(run: Conv, x: Array) -> list[float]:
+def _times_in_turn(run: Conv, x: Array, core: OneCore) -> list[float]:
     """Time a rung three times, after a pause for other threads and a warm-up of its own."""
     time.sleep(PAUSE)
     start = time.perf_counter()
     while time.perf_counter() < start + WARM_UP:
         run(x)
     times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run(x)
-        times.append(time.perf_counter() - start)
+    with core:
+        for _ in range(3):
+            start = time.perf_counter()
+            run(x)
+            times.append(time.perf_counter() - start)
     return times
 
 
@@ -283,23 +286,25 @@ def _time_all(
     """Time all rungs in turns, and the peak before and after."""
     before = measure_peak(best_instruction(precision), choose_isa(), threads=1)
     times: list[list[float]] = [[] for _ in found]
+    cores = [OneCore() for _ in found]
     session.say(f"{precision}: {rounds} rounds of all rungs")
     for i in range(rounds):
-        for of_rung, (rung, run) in zip(times, found, strict=True):
+        for of_rung, core, (rung, run) in zip(times, cores, found, strict=True):
             if i < 3 or sum(of_rung) < 0.5:
-                of_rung += _times_in_turn(run, x)
+                of_rung += _times_in_turn(run, x, core)
                 if i == 0:
                     session.say(f"{precision} {rung.name}: {1e3 * min(of_rung):.3f} ms at first")
     after = measure_peak(best_instruction(precision), choose_isa(), threads=1)
     best = max(before.gops, after.gops)
     doubts = [*before.doubts, *after.doubts, *doubt_pair("the peak", before.gops, after.gops)]
     results = []
-    for of_rung, (rung, _) in zip(times, found, strict=True):
+    for of_rung, core, (rung, _) in zip(times, cores, found, strict=True):
         seconds = float(np.median(of_rung))
         spread = spread_of(of_rung)
         gops = operations / seconds / 1e9
         share = gops / best / rung.threads
         why = [*doubts, *doubt_spread(rung.name, spread), *doubt_share(rung.name, share)]
+        why += doubt_others(rung.name, core.others)
         results.append(Result(rung, seconds, spread, gops, share, tuple(why)))
     return results
 

@@ -63,9 +63,10 @@ class OneCore:
     def __init__(self) -> None:
         self._wanted = self._got = 0.0  # seconds
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "OneCore":
         self._wanted -= time.perf_counter()
         self._got -= time.thread_time()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._got += time.thread_time()
@@ -103,17 +104,21 @@ def measure_until_steady(
 def time_steadily(name: str, run: Callable[[], object], runs: int = 100) -> tuple[float, list[str]]:
     """Time something short many times; return the median, in seconds, and the doubts.
 
-    If the runs differ too much, it times as many again.
+    If the runs differ too much, or other programs had too much of this thread's core, it times as
+    many again.
     """
 
-    def measure() -> npt.NDArray[Any]:
+    def measure() -> tuple[npt.NDArray[Any], float]:
         times = [time.perf_counter()]
-        for _ in range(runs):
-            run()
-            times.append(time.perf_counter())
-        return np.diff(times)
+        with OneCore() as core:
+            for _ in range(runs):
+                run()
+                times.append(time.perf_counter())
+        return np.diff(times), core.others
 
-    times, doubts = measure_until_steady(measure, lambda t: doubt_spread(name, spread_of(t)))
+    (times, _), doubts = measure_until_steady(
+        measure, lambda of: [*doubt_spread(name, spread_of(of[0])), *doubt_others(name, of[1])]
+    )
     return float(np.median(times)), doubts
 
 

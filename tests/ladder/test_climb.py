@@ -24,6 +24,7 @@ from minires.ladder.climb import (
     vector_isa,
 )
 from minires.layers import OPERATORS, Layer
+from minires.measure.trust import OneCore
 
 Array = npt.NDArray[Any]
 PRECISIONS = ["fp32", "int8", "bf16"]
@@ -148,23 +149,31 @@ def test_figures_in_doubt_are_marked() -> None:
 
 
 def test_a_busy_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With times made up: one rung that is disturbed, one that is too fast, one as it should be."""
-    names = ["steady", "disturbed", "too fast"]
+    """With times made up: rungs disturbed, too fast, slowed evenly, and one as it should be."""
+    names = ["steady", "disturbed", "too fast", "shared"]
     found = [(rungs("fp32")[0]._replace(name=name, threads=1), lambda x: x) for name in names]
-    seconds = {"steady": [1.0, 1.0, 1.0], "disturbed": [1.0, 2.0, 3.0], "too fast": [0.1] * 3}
+    seconds = {"steady": [1.0, 1.0, 1.0], "disturbed": [1.0, 2.0, 3.0], "too fast": [0.1] * 3,
+               "shared": [1.0] * 3}  # fmt: skip
     turns = iter(names * 3)
-    monkeypatch.setattr(climb_module, "_times_in_turn", lambda run, x: seconds[next(turns)])
+
+    def times_in_turn(_run: Any, _x: Array, core: OneCore) -> list[float]:
+        name = next(turns)
+        core._wanted, core._got = 1.0, 0.4 if name == "shared" else 1.0
+        return seconds[name]
+
+    monkeypatch.setattr(climb_module, "_times_in_turn", times_in_turn)
     others = ["others had 80% of the cores' time during fma"]
     peaks = [(100.0, []), (100.0, []), (100.0, []), (50.0, []), (100.0, []), (100.0, others)]
     measured = iter(SimpleNamespace(gops=gops, doubts=doubts) for gops, doubts in peaks)
     monkeypatch.setattr(climb_module, "measure_peak", lambda *_, **__: next(measured))
     x = np.zeros(1)
     results = climb_module._time_all("fp32", found, x, operations=50 * 10**9, rounds=1)
-    assert [result.share for result in results] == pytest.approx([0.5, 0.25, 5.0])
+    assert [result.share for result in results] == pytest.approx([0.5, 0.25, 5.0, 0.5])
     assert [result.doubts for result in results] == [
         (),
         ("runs of disturbed differ by 50%",),
         ("too fast seems faster than its limit",),
+        ("others had 60% of the cores' time during shared",),
     ]
     results = climb_module._time_all("fp32", found, x, operations=50 * 10**9, rounds=1)
     assert all("two measures of the peak disagree" in result.doubts[0] for result in results)

@@ -105,8 +105,14 @@ def test_a_function_is_timed_until_its_runs_agree(monkeypatch: pytest.MonkeyPatc
         now[0] += next(passed)
 
     monkeypatch.setattr(trust.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(trust.time, "thread_time", lambda: now[0])
     assert time_steadily("a layer", run, runs=10) == (2.0, [])
     assert next(passed, None) is None
+    # Runs that agree because all of them had half of the core.
+    passed = iter([2.0] * 10 * TRIES)
+    monkeypatch.setattr(trust.time, "thread_time", lambda: now[0] / 2)
+    others = ["others had 50% of the cores' time during a layer"]
+    assert time_steadily("a layer", run, runs=10) == (2.0, others)
 
 
 def test_a_figure_in_doubt_is_marked() -> None:
