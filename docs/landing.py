@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from recorded import runs
 
-from minires.measure.plots import COLORS, GREY, ORANGE
+from minires.measure.plots import BLUE, ORANGE
 from minires.measure.trust import mark
 
 LEAST = 0.02  # of INT8's time: smaller parts are one bar together
@@ -66,12 +66,12 @@ def draw(fall: Any) -> Figure:
     large = [part for part in fall.parts if abs(part.excess) >= LEAST * whole.int8]
     rest = whole.int8 - quarter - sum(part.excess for part in large)
     steps = [(part.name, part.excess) for part in large] + [("all else", rest)]
-    bars = [("FP32", 0.0, whole.fp32, COLORS["fp32"]), ("a quarter", 0.0, quarter, GREY)]
+    bars = [("FP32", 0.0, whole.fp32, BLUE), ("a quarter", 0.0, quarter, BLUE)]
     at = quarter
     for name, seconds in steps:
-        bars.append((name, at, seconds, ORANGE if seconds > 0 else GREY))
+        bars.append((name, at, seconds, ORANGE))
         at += seconds
-    bars.append(("INT8", 0.0, whole.int8, COLORS["int8"]))
+    bars.append(("INT8", 0.0, whole.int8, BLUE))
     figure = Figure(layout="constrained")
     axes = figure.add_subplot()
     for i, (name, start, seconds, color) in enumerate(bars):

@@ -87,7 +87,7 @@ axes.semilogy(np.sort(raw), color=BLUE, label="before folding")
 axes.semilogy(largest, color=ORANGE, label="after")
 axes.axhline(largest[-1] / 127 / 2, color=ORANGE, linestyle="--", label="half a step of one scale")
 axes.set(xlabel="output channels, sorted", ylabel="largest weight")
-axes.legend()
+axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), columnspacing=1)
 plt.show()
 
 # %% [markdown]

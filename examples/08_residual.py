@@ -41,7 +41,8 @@ from minires.reference import QParams, dequantize_ref, quantize_ref, requantize_
 #
 # Then clip and round as in equation 7.3. There is one rounding, at the end.
 #
-# Three values by hand. Let $m = 0.01$, $s_r = 0.02$, $z_r = 0$, $s_y = 0.03$ and $z_y = 0$:
+# Three values by hand. The multiplier is $m = 0.01$. The scales are $s_r = 0.02$ and $s_y = 0.03$,
+# and both zero points are 0.
 
 # %%
 m, r_q, s_y = np.float32(0.01), QParams(np.float32(0.02), 0), np.float32(0.03)

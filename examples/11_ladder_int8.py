@@ -148,6 +148,7 @@ print(new_lines("requantize"))
 for name in "fused", "blocks", "threads", "implicit", "engine":
     print(name)
     gains(name, "int8", yours["int8"])
+    print()
 
 # %% [markdown]
 # ## What a share of the peak means

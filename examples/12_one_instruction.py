@@ -14,6 +14,7 @@ from lanes import draw_lane
 
 from minires.kernels.isa import ISAS
 from minires.kernels.microkernel import Microkernel, assembly
+from minires.measure.plots import COLORS
 
 # %% [markdown]
 # ## FMA: a lane holds one float
@@ -155,7 +156,8 @@ assert total + back == vpdpbusd(1000, a, b) == 531
 #| code: folded
 per_cycle = {"FMA": 2 * 16, "before VNNI": 2 * 64 / 3, "vpdpbusd": 2 * 64}
 plt.figure(figsize=(5.6, 1.8), layout="constrained")
-bars = plt.barh(list(per_cycle), list(per_cycle.values()))
+colors = [COLORS["fp32"], COLORS["int8"], COLORS["int8"]]
+bars = plt.barh(list(per_cycle), list(per_cycle.values()), color=colors)
 plt.bar_label(bars, [f"{count / 32:.2f}x" for count in per_cycle.values()], padding=3)
 plt.gca().set(xlabel="multiply-adds a cycle", xlim=(0, 150))
 plt.gca().invert_yaxis()

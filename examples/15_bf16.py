@@ -76,9 +76,9 @@ for name, kept, color in [
 ]:
     error = np.abs(kept - reals) / reals
     axes.loglog(reals, np.maximum(error, 1e-5), label=name, color=color, linewidth=1)
-axes.axvline(128 * scale, color=GREY, linestyle="--")
+axes.axvline(128 * scale, color=GREY, linestyle="--", label="where the bounds meet")
 axes.set(xlabel="real number", ylabel="relative error")
-axes.legend()
+axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 plt.show()
 
 # %%

@@ -71,7 +71,7 @@ axes.grid(alpha=0.3)
 axes.plot(weights, right, color=plots.SKY, label="the right sum")
 axes.plot(weights, got, color=plots.RED, label="vpmaddubsw")
 axes.set(xlabel="both weights", ylabel="255 w + 255 w", xticks=[-128, -64, 0, 64, 127])
-axes.legend()
+axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 plt.show()
 
 # %% [markdown]
@@ -135,7 +135,7 @@ for (name, (columns, w_s8)), color in zip(seen.items(), (plots.RED, plots.SKY), 
 for end in (SMALLEST, LARGEST):
     axes.axvline(end, linestyle="--", color=plots.GREY)
 axes.set(xlabel="a sum of two products", ylabel="how often", yscale="log")
-axes.legend()
+axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 plt.show()
 
 # %% [markdown]
@@ -176,7 +176,7 @@ assert np.array_equal(split, exact), "the split cannot saturate"
 # %%
 #| alt: Four bars for the recorded Zen 3. FP32's fma 1, vpmaddubsw 1.9, vpmaddwd 1.3, and the split
 #|   0.95 times FP32's peak.
-#| caption: Peaks of one core, as multiples of FP32's. Only the red way is wrong.
+#| caption: Peaks of one core, as multiples of FP32's. Only the dark orange way is wrong.
 #| code: folded
 figure, axes = plt.subplots(layout="constrained")
 for recorded in runs("peaks"):
@@ -184,7 +184,8 @@ for recorded in runs("peaks"):
     if not {"vpmaddubsw", "vpmaddwd"} <= set(gops):  # it has VNNI
         continue
     saturating, widened = (gops[name] / gops["fma"] for name in ("vpmaddubsw", "vpmaddwd"))
-    names = [f"{way}, {recorded.machine}" for way in ("FP32", "saturating", "widened", "split")]
+    names = ["FP32", "saturating", "widened", "split"]
+    axes.set_title(recorded.machine, loc="left", fontsize=10)
     colors = [plots.SKY, plots.RED, plots.GREEN, plots.GREEN]
     bars = axes.barh(names, [1, saturating, widened, saturating / 2], color=colors)
     axes.bar_label(bars, fmt="%.2f", padding=3)

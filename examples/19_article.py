@@ -91,13 +91,12 @@ except MiniresError as error:
 figure, axes = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
 kinds = {"measurement under": plots.GREEN, "vendor": plots.GREY, "measurement": plots.ORANGE}
 for machine, claim in [(m, c) for m in judged for c in m.claims if not c.upper_limit]:
-    label = f"{claim.parts} x {machine.name}, {claim.precision}: {claim.images_per_second:.0f}"
+    label = f"{claim.parts} x {machine.name}, {claim.precision}"
     by_watt = claim.images_per_second / claim.parts / machine.watts
     named = [color for kind, color in kinds.items() if claim.kind.startswith(kind)]
     bar = axes.barh(label, by_watt, color=[*named, plots.SKY][0])
-    axes.bar_label(bar, fmt="%.3g", padding=2, fontsize=8)
+    axes.bar_label(bar, fmt="%.3g", padding=2)
 axes.set_xlabel("images a second and watt")
-axes.tick_params(axis="y", labelsize=8)
 axes.invert_yaxis()
 plt.show()
 

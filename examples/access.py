@@ -19,6 +19,7 @@ WHAT = {
     "the first core's": BLUE,
     "the second core's": ORANGE,
 }
+OPAQUE = {"in the second cache": 0.35}  # 1 for all others
 Area = tuple[str, slice, slice, str]
 ALL = slice(0, 16)
 STEP = [  # of the microkernel: a tile of 6 rows and 2 vectors
@@ -98,14 +99,13 @@ def draw(rung: str) -> None:
         down, right = of_rows.indices(rows), of_columns.indices(columns)
         size = right[1] - right[0] - 0.16, down[1] - down[0] - 0.16  # so neighbours stand apart
         where = left + right[0] + 0.08, top + down[0] + 0.08
-        alpha = 0.35 if what == "in the second cache" else 1
-        axes.add_patch(Rectangle(where, *size, color=WHAT[what], alpha=alpha, lw=0))
+        axes.add_patch(Rectangle(where, *size, color=WHAT[what], alpha=OPAQUE.get(what), lw=0))
     for name, row, column, to_row, to_column in WAYS.get(rung, []):
         top, left = CORNERS[name]
         ends = (left + to_column, top + to_row), (left + column, top + row)
         axes.annotate("", *ends, arrowprops={"arrowstyle": "->", "color": GREY, "lw": 2})
     there = dict.fromkeys(area[3] for area in areas)
-    patches = [Patch(color=WHAT[what], label=what) for what in there]
+    patches = [Patch(color=WHAT[what], alpha=OPAQUE.get(what), label=what) for what in there]
     figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False)
     axes.set(xlim=(-0.2, 23.2), ylim=(15.2, -1.4), aspect="equal")
     axes.axis("off")
