@@ -90,12 +90,15 @@ except MiniresError as error:
     sys.exit(f"19_article.py: {error}")
 figure, axes = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
 kinds = {"measurement under": plots.GREEN, "vendor": plots.GREY, "measurement": plots.ORANGE}
-for machine, claim in [(m, c) for m in judged for c in m.claims if not c.upper_limit]:
-    label = f"{claim.parts} x {machine.name}, {claim.precision}"
+shown = [(m, c) for m in judged for c in m.claims if not c.upper_limit]
+for row, (machine, claim) in enumerate(shown):
     by_watt = claim.images_per_second / claim.parts / machine.watts
     named = [color for kind, color in kinds.items() if claim.kind.startswith(kind)]
-    bar = axes.barh(label, by_watt, color=[*named, plots.SKY][0])
+    bar = axes.barh(row, by_watt, color=[*named, plots.SKY][0])
     axes.bar_label(bar, fmt="%.3g", padding=2)
+names = [f"{claim.parts} x {machine.name}, {claim.precision}" for machine, claim in shown]
+axes.set_yticks(range(len(names)), names)
+axes.margins(x=0.14)
 axes.set_xlabel("images a second and watt")
 axes.invert_yaxis()
 plt.show()
