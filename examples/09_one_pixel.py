@@ -70,10 +70,9 @@ plt.show()
 # ## Step 1: multiply
 #
 # From here on, k counts channels, and s is a scale. A pixel of the max-pool has 64 channels. So 64
-# bytes come in, one from each channel. Each byte
-# $x_k$ stands for the real number $s_x x_k$. The zero point is 0, because a ReLU came before, and
-# nothing is negative. Our channel has 64 weights, which are signed bytes. Each $w_k$ stands for
-# $s_w w_k$.
+# bytes come in, one from each channel. Each byte $x_k$ stands for the real number $s_x x_k$. The
+# zero point is 0, because a ReLU came before, and nothing is negative. Our channel has 64 weights,
+# which are signed bytes. Each $w_k$ stands for $s_w w_k$.
 
 # %%
 p = int8.params[NAME]

@@ -72,11 +72,14 @@ class Run:
             ]
             for precision, climbed in self.told["ladders"].items()
         }
-        for precision, (*_, engine) in ladders.items() if self.has("layers") else ():
+        if not self.has("layers"):
+            return ladders
+        for precision, results in ladders.items():
+            engine = results[-1]
             (inside,) = (row for row in self.layers[precision] if row.name == LAYER.name)
             what = f"{LAYER.name} in {precision}, by itself and in the network, in seconds,"
             doubts = *engine.doubts, *doubt_pair(what, engine.seconds, inside.seconds)
-            ladders[precision][-1] = engine._replace(doubts=doubts)
+            results[-1] = engine._replace(doubts=doubts)
         return ladders
 
     @property

@@ -39,7 +39,7 @@ OPTIONAL = ("pooch", "requests", "tqdm", "matplotlib", "numba-cuda")
 # Variables whose names begin so change what minires does.
 VARIABLES = ("MINIRES_", "NUMBA_", "OMP_", "TORCH_HOME", "XDG_CACHE_HOME", "PYTHONIOENCODING")
 OK, FAILED, UNSURE = "ok", "FAILED", "not sure"
-# Seconds that a child may take. Compiling takes ten, a minute on a busy machine, and half an hour
+# Seconds that a child may take. Compiling takes ten, a minute on a busy machine, and many minutes
 # on an emulated one.
 LONGEST = 2400
 # How far logits may lie from the definition's, as a share of the largest. Sums in float32 are taken

@@ -77,7 +77,6 @@ def quantize_weights(
     return w_s8, w_scale, (bias - fold).astype(np.int32)
 
 
-@np.errstate(all="ignore")  # what matrix products report: see `gemm_f32_ref`
 def quantize_model(
     model: ResNet50,
     calibration: Calibration,

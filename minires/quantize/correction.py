@@ -18,12 +18,14 @@ def correct_nothing(errors: Array, moments: Moments | None = None) -> Array:
     return np.zeros(len(errors), np.float32)
 
 
+@np.errstate(all="ignore")  # what a matrix product reports: see `gemm_f32_ref`
 def correct_mean(errors: Array, moments: Moments | None = None) -> Array:
     """Return what the outputs lack on average, (N,): equation 6.3."""
     assert moments is not None
     return (errors @ moments.mean()).astype(np.float32)
 
 
+@np.errstate(all="ignore")
 def correct_shrunk(errors: Array, moments: Moments | None = None) -> Array:
     """Return less of it where few images leave the mean unsure: equation 6.4.
 

@@ -18,7 +18,7 @@ SAMPLE = 128  # rows that are kept whole; a hundred tell a channel's error to a 
 
 def squared(errors: Array, products: Array) -> Array:
     """Return the squared error of each output, (N,) float64, for errors in its weights, (N, K)."""
-    result: Array = np.einsum("nk,nk->n", errors @ products, errors, dtype=np.float64)
+    result: Array = np.einsum("nk,nk->n", gemm_f32_ref(errors, products), errors, dtype=np.float64)
     return result
 
 
@@ -81,7 +81,7 @@ class Moments:
 
     def sampled_error(self, errors: Array) -> Array:
         """Return each output's mean squared error over the sample, (N,), all groups together."""
-        outputs = errors @ np.array(self.sample).T
+        outputs = gemm_f32_ref(errors, np.array(self.sample).T)
         result: Array = np.square(outputs, dtype=np.float64).mean(axis=1)
         return result
 

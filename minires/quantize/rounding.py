@@ -13,6 +13,7 @@ import numpy as np
 
 from minires.layers import Array
 from minires.quantize.moments import Moments, squared
+from minires.reference import gemm_f32_ref
 
 DAMPING = 0.01  # of the mean of the Hessian's diagonal, as in the paper
 BLOCK = 64  # weights that are rounded before all others are told; the paper has 128, for GPUs
@@ -65,7 +66,7 @@ def _round_group(steps: Array, hessian: Array) -> Array:
     rounded, errors = np.empty_like(wanted), np.zeros_like(wanted)
     for end in range(len(wanted), 0, -BLOCK):
         start = max(0, end - BLOCK)
-        aims = wanted[start:end] + share[end:, start:end].T @ errors[end:]
+        aims = wanted[start:end] + gemm_f32_ref(share[end:, start:end].T, errors[end:])
         for i in reversed(range(start, end)):
             rounded[i] = np.clip(np.rint(aims[i - start]), -127, 127)
             errors[i] = wanted[i] - rounded[i]
