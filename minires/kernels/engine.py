@@ -209,18 +209,17 @@ class Engine:
             y = self._widen(program.output(layer))
             return y[:, 0, 0] if layer.op == "avgpool" else y
 
-    def time_step(self, steps: Array, at: int, execute: Callable[..., None] | None = None) -> float:
-        """Run one step on the data in the buffers, and return the seconds that it took.
+    def time_step(self, steps: Array, at: int, execute: Callable[..., None] | None = None) -> int:
+        """Run one step on the data in the buffers, and return the ticks that it took.
 
-        `steps` belong to one of this engine's programs, or are a changed copy. You may give another
-        `execute`, from `compile_network`, in place of the engine's own.
+        The step before it runs first, uncounted. It wakes the threads, which takes long where they
+        are many. `steps` belong to one of this engine's programs, or are a changed copy. You may
+        give another `execute`, from `compile_network`, in place of the engine's own.
         """
         threads = self.threads or get_num_threads()
-        execute = execute or self.execute
         with ONE_AT_A_TIME:
-            started = perf_counter()
-            execute(steps, self.ticks, at, at + 1, threads)
-            return perf_counter() - started
+            (execute or self.execute)(steps, self.ticks, at - 1, at + 1, threads)
+            return int(self.ticks[at + 1] - self.ticks[at])
 
     def _narrow(self, x: Array) -> Array:
         """Convert an activation or a weight from the type in layers.py to the type in memory."""

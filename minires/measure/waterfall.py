@@ -238,16 +238,19 @@ def ablate(
         tiles = np.maximum(1, M // MR)  # full tiles only; a layer with less than one is left alone
         plain = compile_network(f"{precision}, plain store", engine.isa.name)
         times = np.empty((3, len(steps), rounds))
+        clocks = []  # both clocks at the same moments: a tick's seconds are not known
         for r in range(rounds):
             for way in range(3):
                 engine(x)  # puts true activations into the buffers, and the same data into caches
+                clocks.append((time.perf_counter(), engine.ticks[-1]))
                 program = engine.program(x.shape).steps.copy()
                 if way == 2:
                     program["rows"][steps] = tiles
                     program["block"] = np.minimum(program["block"], program["rows"])
                 for j, i in enumerate(steps):
                     times[way, j, r] = engine.time_step(program, i, plain if way == 1 else None)
-        normal, stored, inner = np.median(times, axis=2)
+        seconds, ticks = np.subtract(clocks[-1], clocks[0])
+        normal, stored, inner = seconds / ticks * np.median(times, axis=2)
         convs[precision] = normal.sum()
         epilogue[precision] = (normal - stored).sum()
         edges[precision] = (normal - inner * M / (tiles * MR))[MR <= M].sum()

@@ -281,6 +281,22 @@ def test_the_record_has_each_step_in_the_time_of_the_call() -> None:
     assert np.diff(times)[::2].sum() > np.diff(times)[1::2].sum(), "more in between than in steps"
 
 
+def test_a_steps_time_leaves_out_what_wakes_the_threads() -> None:
+    """The step before it runs in the same call, and its ticks do not count."""
+    model = model_of("fp32")
+    engine = Engine(model.layers, model.params, "fp32")
+
+    def execute(_steps: Array, ticks: Array, first: int, last: int, _threads: int) -> None:
+        assert (first, last) == (3, 5)
+        ticks[3:6] = 100, 1100, 1107
+
+    x = seeded_input((1, 3, 32, 32))
+    engine(x)
+    steps = engine.program(x.shape).steps
+    assert engine.time_step(steps, 4, execute) == 7
+    assert engine.time_step(steps, 4) > 0
+
+
 def test_several_threads_may_call_one_network() -> None:
     model = model_of("int8")
     model.backend = "numba"

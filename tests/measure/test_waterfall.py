@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minires.kernels.engine import Engine
+from minires.layers import Array
 from minires.measure import waterfall
 from minires.measure.waterfall import (
     REST,
@@ -66,6 +67,16 @@ def test_the_causes_are_told_apart(
         return row * float(program[at]["rows"]) + (10.0 if execute is None else 0.0)
 
     monkeypatch.setattr(Engine, "time_step", time_step)
+    ran, run = [0], Engine.__call__
+
+    def ticking(engine: Engine, x: Array) -> Array:
+        y = run(engine, x)
+        ran[0] += 1
+        engine.ticks[-1] = ran[0]
+        return y
+
+    monkeypatch.setattr(Engine, "__call__", ticking)  # each run ends a tick, and a second, later
+    monkeypatch.setattr(waterfall.time, "perf_counter", lambda: float(ran[0]))
     x = seeded_input((1, 3, 64, 64))
     convolutions, causes = ablate(models, x, 2)
     expected = {"fp32": 0.0, "int8": 0.0}
