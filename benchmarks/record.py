@@ -9,7 +9,7 @@ docs/cpu.json, under the name that you give, as soon as it is measured. Each out
 with the definition's before it is timed. Take a quiet machine: what speaks against a measurement
 is kept in the run as the doubts of that part. With `--tries 5` it measures a part up to five times
 while it is in doubt, and keeps the measurement with the fewest doubts. The second command measures
-nothing: it writes a run into the README, and draws its pictures.
+nothing: it writes a run into the README, and draws its waterfall.
 """
 
 import argparse
@@ -37,7 +37,7 @@ sys.path.append(str(ROOT / "examples"))
 import recorded  # noqa: E402
 
 PRECISIONS = ("fp32", "bf16", "int8")
-SHOWN = ("fp32", "int8")  # in the README, and in its plot
+SHOWN = ("fp32", "int8")  # in the README, and how long you wait
 
 
 def commit():
@@ -140,13 +140,10 @@ def tell(run):
 
 
 def show(name):
-    """Put a run's ladder into the README between its marks, and draw the pictures."""
+    """Put a run's ladder into the README between its marks, and draw its waterfall."""
     run, readme = recorded.run(name), ROOT / "README.md"
     before, after = around(readme, "ladder")
     readme.write_text(f"{before}\n{tell(run)}\n\n{after}", encoding="utf-8")
-    ladders = {precision: run.ladders[precision] for precision in SHOWN}
-    title = f"{climb.describe_problem()}, on {run}"
-    climb.plot(ladders, ROOT / "docs" / "ladder.png", title)
     if run.has("waterfall"):
         run.waterfall.plot(ROOT / "docs" / "waterfall.png")
 
@@ -159,7 +156,7 @@ def main():
     parser.add_argument("image", nargs="?", help="a photograph")
     text = "how often a part that is in doubt is measured, at most (1)"
     parser.add_argument("--tries", type=int, default=1, metavar="N", help=text)
-    text = "put a run into the README, and draw docs/ladder.png and docs/waterfall.png"
+    text = "put a run into the README, and draw docs/waterfall.png"
     parser.add_argument("--show", metavar="NAME", help=text)
     arguments = parser.parse_args()
     if arguments.show:

@@ -27,24 +27,26 @@ def gain(run: Any) -> float:
 def page(run: Any) -> str:
     """Lay out a run's figures: a sentence, the picture, and where it comes from."""
     fall = run.waterfall
+    # The bars are the whole network's. What is in doubt of its causes is chapter 14's to tell.
+    doubts = [doubt for doubt in fall.doubts if "network" in doubt]
     fp32_ms, int8_ms = 1e3 * fall.whole.fp32, 1e3 * fall.whole.int8
     fp32, quarter, int8, ratio = (
-        mark(f"{figure:.1f}", fall.doubts) for figure in (fp32_ms, fp32_ms / 4, int8_ms, gain(run))
+        mark(f"{figure:.1f}", doubts) for figure in (fp32_ms, fp32_ms / 4, int8_ms, gain(run))
     )
     sentence = (
         f"**INT8 is {ratio} times as fast as FP32** on the machine below: a photograph of 224 x "
         f"224 pixels takes {int8} ms in place of {fp32}. A quarter would be {quarter} ms. "
         f"{instruction(run)}"
     )
-    if fall.doubts:
+    if doubts:
         sentence += " (A ? marks a figure in doubt.)"
     alt = (
         f"A waterfall of times: FP32 takes {fp32} ms, a quarter of that is {quarter} ms. What the "
         f"parts of the network take beyond their quarter leads from there to INT8's {int8} ms."
     )
-    doubts = f" These figures are in doubt: {fall.doubts[0]}." if fall.doubts else ""
-    apart = "[Chapter 14](chapters/14_waterfall) goes through the run part by part."
-    caption = f"Recorded on {run}.{doubts} {apart}"
+    why = f" These figures are in doubt: {doubts[0]}." if doubts else ""
+    apart = "[Chapter 14](chapters/14_waterfall) goes through such a run part by part."
+    caption = f"Recorded on {run}.{why} {apart}"
     with matplotlib.rc_context(book.STYLE):
         drawn = book.to_svg(draw(fall))
     return f"{sentence}\n\n{book.picture(drawn, {'alt': alt, 'caption': caption})}"

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10. Climbing the ladder in FP32
 #
-# A matrix product is three loops. Compiled as they are, they reach some 2% of what a core can do.
+# A matrix product is three loops. Compiled as they are, they reach 1% or 2% of what a core can do.
 # This chapter climbs from there to the engine, one idea at a time. You will see that most of the
 # climb is not about multiplying at all. It is about what a multiply-add has to wait for.
 #
@@ -60,11 +60,11 @@ for run in runs("ladders", "peaks"):
 
 # %% [markdown]
 # "Before" is NumPy here, which calls a library that people have tuned for decades. Why are our
-# loops so slow? Compare the cycles above with those of one addition: three on Zen 3
-# ([uops.info](https://uops.info), VADDSS). Each addition waits for the sum that the one before
-# makes. The compiler may not change this, because float additions in another order give other
-# bits. In those three cycles two FMA units could have done 2 x 8 x 3 = 48 multiply-adds. The loops
-# did one. One of 48 is 2%.
+# loops so slow? Compare the cycles above with those of one addition: three on Zen 3, and two or
+# three on the Xeons ([uops.info](https://uops.info), VADDSS). Each addition waits for the sum that
+# the one before makes. The compiler may not change this, because float additions in another order
+# give other bits. In Zen 3's three cycles its two FMA units could have done 2 x 8 x 3 = 48
+# multiply-adds. The loops did one. One of 48 is 2%.
 #
 # ## ordered: many sums side by side
 #
@@ -190,14 +190,14 @@ for run in runs("ladders", "memory"):
     third = next(level.one for level in run.memory if level.level == "L3")
     reads = mark(f"{third:.0f}", run.doubts_about("memory"))
     print(f"{run.name}: needs {before:.0f} GB/s, a core reads {reads} GB/s from L3")
-    assert before < third / 2
+    assert before < third
 assert all(0.6 < gain(run.ladders["fp32"], "blocks") < 1.5 for run in runs("ladders"))
 
 # %% [markdown]
 # Half of the traffic is gone, but the time is much the same. Could you have known? Yes: the last
-# line says that `fused` asked the third cache for a fraction of what it can give. `blocks` pays
-# where many cores share one cache, or where A comes from memory. An idea that removes a limit helps
-# only if that *was* the limit.
+# lines say that `fused` asked the third cache for less than it can give. `blocks` pays where many
+# cores share one cache, or where A comes from memory. An idea that removes a limit helps only if
+# that *was* the limit.
 #
 # ## threads: a share for each core
 #
@@ -215,9 +215,9 @@ gains("threads", "fp32", yours)
 assert all(gain(run.ladders["fp32"], "threads") < run.threads for run in runs("ladders"))
 
 # %% [markdown]
-# Two cores, but not twice as fast. One reason is a part that is not shared out: NumPy still writes
-# the im2col matrix on one core, while the other one waits. Exercise 3 works out how long that
-# takes.
+# Two cores, but not twice as fast, and 16 cores are far from 16 times. One reason is a part that is
+# not shared out: NumPy still writes the im2col matrix on one core, while the others wait. Exercise
+# 3 works out how long that takes. And with 16 threads it takes time to hand out so little work.
 #
 # ## implicit: no matrix A
 #
@@ -289,14 +289,14 @@ plt.show()
 #
 # </details>
 #
-# **3.** In the run xeon-vnni `blocks` takes 1.87 ms and `threads` 1.33 ms, on two cores. How long
-# is the part that is not shared out? How long would `implicit` take if it removed all of that?
+# **3.** Say that `blocks` takes 1.9 ms and `threads` 1.3 ms, on two cores. How long is the part
+# that is not shared out? How long would `implicit` take if it removed all of that?
 #
 # <details>
 # <summary>Answer</summary>
 #
-# Call the parts s and p: s + p = 1.87 and s + p/2 = 1.33, so p = 1.08 ms and s = 0.79 ms. Without
-# s, 0.54 ms would remain. It took 0.69: copying the padded input is still not shared out.
+# Call the parts s and p: s + p = 1.9 and s + p/2 = 1.3, so p = 1.2 ms and s = 0.7 ms. Without s,
+# 0.6 ms would remain. (A real `implicit` still copies the padded input on one core.)
 #
 # </details>
 #
@@ -314,10 +314,7 @@ plt.show()
 #| cell: The answers, computed
 assert round((8 + 3 * 8) * 4 / (8 * 3 * 8), 2) == 0.67
 assert next(side for side in range(1, 9) if side * side > 2 * side) == 3
-xeon = next(run.ladders["fp32"] for run in runs("ladders") if run.name == "xeon-vnni")
-together, shared = (1e3 * find(xeon, name).seconds for name in ("blocks", "threads"))
-serial = 2 * shared - together
-assert (round(together, 2), round(shared, 2)) == (1.87, 1.33)
-assert abs(serial - 0.79) < 0.02
-assert (together - serial) / 2 < 1e3 * find(xeon, "implicit").seconds < 0.7
+serial = 2 * 1.3 - 1.9
+assert round(serial, 1) == 0.7
+assert round((1.9 - serial) / 2, 1) == 0.6
 assert round(16 / ((6 + 16) * 4 / (6 * 16))) == 17

@@ -108,14 +108,14 @@ plt.show()
 # the GPUs were far ahead, though the article's own figures do not show it.
 #
 # The fairest comparison takes one card and one program, with two precisions. [On an H100](../gpu),
-# at batch 128, minires makes 1.58 times as many images in INT8 as in FP16. The ratio of the peaks
+# at batch 128, minires makes 1.57 times as many images in INT8 as in FP16. The ratio of the peaks
 # is 2. At batch 256, its best, INT8 makes 46% of what TensorRT reached under MLPerf's rules.
 
 # %%
 pair_by_watt = 5966 / 800
 assert round(5622 / 70 / pair_by_watt) == 11
 assert round(16563 / 280 / pair_by_watt) == 8
-assert round(41075 / 88714, 2) == 0.46
+assert round(41127 / 88714, 2) == 0.46
 
 # %% [markdown]
 # ## Judge your own

@@ -150,12 +150,11 @@ def traffic(rung: str, precision: str) -> str:
 def pair(results: Sequence[Result], rung: str) -> tuple[Result, Result] | None:
     """Find a rung's result, and that of the rung before it; None where there is no such rung.
 
-    `vector` is the rung of the best vector instruction, the last one before `fused` or `blocks`.
+    `vector` is the rung of the best vector instruction, the last one before `fused`.
     """
     names = [result.rung.name for result in results]
     if rung == "vector":
-        after = "fused" if "fused" in names else "blocks"
-        rung = names[names.index(after) - 1]
+        rung = names[names.index("fused") - 1]
         if rung == "panels":  # a CPU without such an instruction
             return None
     if rung not in names[1:]:
@@ -205,7 +204,7 @@ def gains(rung: str, precision: str, yours: Sequence[Result]) -> None:
     for name, results in [*recorded, ("yours", yours)]:
         found = pair(results, rung)
         if not found:
-            print(f"{name:<11}{'this rung was not there':>27}")
+            print(f"{name:<11}{'this rung is not there':>27}")
             continue
         doubts = [doubt for result in found for doubt in result.doubts]
         # A ratio of doubtful figures is marked in a recorded run, and not told of this machine.
