@@ -91,14 +91,14 @@ class Waterfall(NamedTuple):
         # One above the other, and no wider than a phone shows legibly.
         rows = len(steps), len(convs)
         height = 2.6 + 0.25 * sum(rows)
-        size = 5.4, height, 1, dark, rows, self.doubts
+        size = 4.6, height, 1, dark, rows, self.doubts
         with plots.drawing(path, title, *size) as (drawn, (upper, lower)):
             _draw(upper, steps, self.doubts, totals=("fp32 / 4", "int8"))
             upper.set_xlabel("milliseconds of an image:\nexcess over a quarter of FP32's time")
             # A second scale of the same axis shows ratios: FP32's time over the time at that place.
             # It ends at INT8's, because preprocessing, further right, is not part of that ratio.
             last = whole.fp32 / whole.int8
-            apart = 0.14 * 1e3 * whole.int8  # so that the numbers do not overlap
+            apart = 0.12 * upper.get_xlim()[1]  # so that the numbers do not overlap
             ticks = [round(last, 2)]
             for ratio in (1.5, 2, 3, 4):
                 if 1e3 * whole.fp32 * (1 / ticks[-1] - 1 / ratio) > apart:
@@ -324,7 +324,7 @@ def _draw(
     totals: tuple[str, ...] = (),
 ) -> None:
     """Draw bars that each begin at the end of the bar before; totals begin at zero."""
-    beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+    beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
     at = 0.0
     for i, (name, seconds, meaning) in enumerate(steps):
         start = 0.0 if name in totals else at
