@@ -34,7 +34,7 @@ from minires.reference import QParams, dequantize_ref, quantize_ref, requantize_
 #
 # $$
 # \begin{aligned}
-# t = {} & \mathrm{float32}(\mathrm{acc} + \mathrm{bias}_c)\, m_c \cr
+# t = {} & \mathrm{float32}(\mathrm{acc} + \mathrm{bias}_c)\, m_c \\[0.4em]
 # & + \mathrm{float32}(r - z_r)\, \frac{s_r}{s_y}
 # \end{aligned} \tag{8.1}
 # $$
@@ -52,7 +52,7 @@ r_steps = r_u8.astype(np.int32) - r_q.zero_point
 shortcut = r_steps.astype(np.float32) * (r_q.scale / s_y)  # in steps of the output
 y = requantize_ref(acc, m, 0, shortcut)
 for a, r, value, result in zip(acc[0], r_steps[0], (acc * m + shortcut)[0], y[0], strict=True):
-    print(f"{a} x 0.01 + {r} x 0.02 / 0.03 = {value:.2f}, y = {result}")
+    print(f"{a} x 0.01 + {r} x 0.02/0.03 = {value:.2f} -> {result}")
 
 # %% [markdown]
 # ## Where Q and DQ go around an Add

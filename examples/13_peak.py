@@ -90,7 +90,7 @@ print("\n".join(peaks[0].assembly.splitlines()[:6]))
 # Divide the operations by both sides. On the left stands the speed. On the right a new number
 # appears, the operations for each byte. It is called the *intensity*:
 #
-# $$ \begin{aligned} \text{intensity} &= \frac{\text{operations}}{\text{bytes}} \\
+# $$ \begin{aligned} \text{intensity} &= \frac{\text{operations}}{\text{bytes}} \\[0.4em]
 # \text{speed} &\le \min(\text{peak}, \\ &\quad \text{intensity} \times \text{bandwidth})
 # \end{aligned} \tag{13.3} $$
 #

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 from access import draw
-from recorded import banner, runs, worked_out
+from recorded import WIDTH, banner, runs, worked_out
 
 import minires
 from minires.kernels.isa import ISA, ISAS
@@ -27,7 +27,6 @@ PRODUCTS = M * N * K
 PIXELS = (28 + 2) ** 2 * LAYER.in_c  # values of the padded input
 SECOND_CACHE = 512 * 1024  # bytes: Zen 3's
 AVX2 = ISAS["avx2"]
-WIDTH = 48  # letters in a line: as many as a phone shows
 
 # The lines that are new in a rung: a file of minires/, a text in the first line, and one in the
 # last. They are read when the page is built, so they are the code that runs.
@@ -199,19 +198,19 @@ def introduce(precision: str, yours: Sequence[Result]) -> None:
 def gains(rung: str, precision: str, yours: Sequence[Result]) -> None:
     """Print what a rung gains: in the recorded runs, and on this machine."""
     print(traffic(rung, precision))
-    print(f"{'':11}{'before':>8}{'after':>8} ms{'gain':>9}")
+    print(f"{'':10}{'before':>7}{'after':>8} ms{'gain':>8}")
     recorded = [(run.name, run.ladders[precision]) for run in runs("ladders")]
     for name, results in [*recorded, ("yours", yours)]:
         found = pair(results, rung)
         if not found:
-            print(f"{name:<11}{'this rung is not there':>27}")
+            print(f"{name:<10}{'this rung is not there':>26}")
             continue
         doubts = [doubt for result in found for doubt in result.doubts]
         # A ratio of doubtful figures is marked in a recorded run, and not told of this machine.
         told = (worked_out if name == "yours" else mark)(f"{gain(results, rung):.2f}x", doubts)
         before, after = (mark(f"{1e3 * of.seconds:.2f}", of.doubts) for of in found)
         which = f"  {found[1].rung.name}" if rung == "vector" else ""
-        print(f"{name:<11}{before:>8}{after:>8}{'':3}{told:>9}{which}")
+        print(f"{name:<10}{before:>7}{after:>8}{'':3}{told:>8}{which}")
 
 
 def plot_shares(precision: str, yours: Sequence[Result]) -> None:

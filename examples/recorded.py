@@ -24,7 +24,7 @@ from minires.measure.waterfall import Part, Waterfall, doubt_convolutions
 
 Found = TypeVar("Found")
 PARTS = ("peaks", "memory", "ladders", "layers", "waterfall", "latency")
-WIDTH = 48  # letters of a printed line, as a phone shows
+WIDTH = 46  # letters of a printed line, as a phone shows
 FILE = Path(__file__).parents[1] / "docs" / "cpu.json"
 
 
@@ -192,7 +192,7 @@ def tell(run: Run, *parts: str) -> str:
 def banner(doubts: Sequence[str]) -> str:
     """Say in a sentence or two whether to believe what was measured on this machine."""
     if not doubts:
-        return "Yours are steady: runs of the same thing agree."
+        return "Yours are steady: their runs agree."
     return (
         f"YOURS ARE IN DOUBT: {_first(doubts)}. Something else uses this machine. Rely on no "
         f"figure with {MARK}. A {MARK} alone is a ratio that is not worth telling."

@@ -162,7 +162,7 @@ def test_figures_in_doubt_come_under_a_banner(recorded: Any) -> None:
     rows = [["fma", *("99.5" for _ in runs), "31"]]
     steady = recorded.side_by_side("GOP/s", rows, runs, ["ladders"])
     assert steady.splitlines()[0].split() == ["GOP/s", *(run.name for run in runs), "yours"]
-    assert steady.endswith("Yours are steady: runs of the same thing agree.")
+    assert steady.endswith("Yours are steady: their runs agree.")
     doubts = ["runs differ", "and more"]
     busy = recorded.side_by_side("GOP/s", rows, runs, ["ladders"], doubts)
     wanted = "YOURS ARE IN DOUBT: runs differ (other doubts: 1)."
