@@ -37,10 +37,7 @@ from minires.quantize.report import logit_noise
 Batches = Callable[[], Iterable[Any]]  # each batch (N, 3, H, W) float32
 Network = Callable[[Any], Any]  # of a batch: its logits, (N, classes)
 Recipe = tuple[str, Callable[[], Network]]
-HEADER = (
-    "| recipe | SQNR (dB) | KL | agreement (95% interval) "
-    "| top-1 minus FP32's, points (95% interval) | CPU seconds |"
-)
+HEADER = "| recipe | SQNR (dB) | KL | agreement | top-1 minus FP32's, points | CPU seconds |"
 
 
 def own_recipes(fp32: ResNet50, photographs: dict[str, Batches]) -> Iterator[Recipe]:
@@ -190,7 +187,7 @@ def format_row(name: str, logits: Any, fp32: Any, labels: Any, seconds: float) -
     )
     return (
         f"| {name} | {noise.sqnr_db:.2f} | {noise.kl:.4f} "
-        f"| {c.agreement:.1%} ({low:.1%} to {high:.1%}) | {points} | {seconds:.0f} |"
+        f"| {c.agreement:.1%} ({100 * low:.1f} to {100 * high:.1f}) | {points} | {seconds:.0f} |"
     )
 
 
@@ -218,7 +215,7 @@ def main() -> None:
         bar = tqdm(range(0, len(images), 8), name, leave=False, disable=None)
         return np.concatenate([network(images[start : start + 8]) for start in bar])
 
-    photographs: dict[str, Batches] = {"8 of the package": lambda: default_batches(preset)}
+    photographs: dict[str, Batches] = {"package": lambda: default_batches(preset)}
     photographs |= {str(count): partial(read, count) for count in arguments.images}
     most = partial(read, max(arguments.images))
     recipes = [*own_recipes(fp32, photographs), *lessons(fp32, most)]

@@ -40,8 +40,8 @@ for line in Path("docs/accuracy.md").read_text(encoding="utf-8").splitlines():
         figures = re.findall(r"[\d.]+", line[recipe.end() :])
         table[recipe[1], recipe[2]] = [float(figure) for figure in figures[:5]]
 sqnr = {recipe: figures[0] for recipe, figures in table.items()}
-gains = [sqnr["gptq", n] - sqnr["nearest", n] for n in ("8 of the package", "128")]
-gains.append(sqnr["gptq", "128"] - sqnr["gptq", "8 of the package"])
+gains = [sqnr["gptq", n] - sqnr["nearest", n] for n in ("package", "128")]
+gains.append(sqnr["gptq", "128"] - sqnr["gptq", "package"])
 assert [round(gain, 1) for gain in gains] == [2.2, 3.3, 2.3], "as the text says"
 
 # %% [markdown]
@@ -204,7 +204,7 @@ assert costs["gptq"] < costs["nearest"] / 2
 #| caption: The same recipes. Above, how clean the logits are. Below, labels, with 95% intervals.
 assert 1800 < 1.96**2 * (0.97 * 0.03 + 0.98 * 0.02) / 0.01**2 < 2000
 rows = sorted(table, key=sqnr.get)
-names = [f"{rounding}, {images.replace('8 of the', 'the')}" for rounding, images in rows]
+names = [f"{rounding}, {images.replace('package', 'the package')}" for rounding, images in rows]
 noise, _, agreement, low, high = np.array([table[row] for row in rows]).T
 figure, (upper, lower) = plt.subplots(2, 1, figsize=(5.6, 3.8), layout="constrained")
 upper.plot(noise, names, "o", color=ORANGE)

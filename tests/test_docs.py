@@ -114,7 +114,7 @@ def test_as_many_chapters_are_promised_as_there_are() -> None:
 
 def test_what_int8_costs_is_told_with_its_intervals() -> None:
     rows = re.findall(
-        r"([\d.]+)% \(([\d.]+)% to ([\d.]+)%\) \| ([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)",
+        r"([\d.]+)% \(([\d.]+) to ([\d.]+)\) \| ([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)",
         TEXTS["accuracy.md"],
     )
     assert len(rows) >= 3
