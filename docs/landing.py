@@ -35,8 +35,8 @@ def page(run: Any) -> str:
     )
     sentence = (
         f"**INT8 is {ratio} times as fast as FP32** on the machine below: a photograph of 224 x "
-        f"224 pixels takes {int8} ms in place of {fp32}. A quarter would be {quarter} ms. "
-        f"{instruction(run)}"
+        f"224 pixels takes {int8} ms in place of {fp32}. At best it would be a quarter, {quarter} "
+        f"ms. {instruction(run)}"
     )
     if doubts:
         sentence += " (A ? marks a figure in doubt.)"
@@ -57,8 +57,8 @@ def instruction(run: Any) -> str:
     names = {peak.name for peak in run.peaks}
     has = "one" if names & {"vpdpbusd", "tdpbusd", "sdot", "usdot", "usmmla"} else "none"
     return (
-        "INT8 comes near a quarter where the CPU has an instruction that multiplies bytes and adds "
-        f"them up: `vpdpbusd` (VNNI) on x86, or `sdot` on ARM. This CPU has {has}."
+        "To come near that, a CPU needs an instruction that multiplies bytes and adds them up: "
+        f"`vpdpbusd` (VNNI) on x86, or `sdot` on ARM. This CPU has {has}."
     )
 
 

@@ -2,8 +2,9 @@
 # # 11. Climbing it again in INT8
 #
 # Four bytes fit where one float was, so this ladder could end four times as high as the last one.
-# It does, but only on a CPU that has an instruction for bytes. The loops, the panels, the blocks
-# and the threads stay as they were in [chapter 10](10_ladder_fp32). One instruction decides.
+# On one core it nearly does, but only on a CPU that has an instruction for bytes. The loops, the
+# panels, the blocks and the threads stay as they were in [chapter 10](10_ladder_fp32). One
+# instruction decides.
 #
 # ## What a byte changes
 #
@@ -70,7 +71,8 @@ for run in runs("ladders"):
 
 # %% [markdown]
 # `ordered` was the great leap of FP32, because it removed the waiting. Here no waiting is left to
-# remove, and 2 bytes become 9. `tiled` brings them back to 2.25. So expect little of these two:
+# remove, and 2 bytes become 9. `tiled` brings them back to 2.25. So expect `ordered` to lose, and
+# `tiled` to win back little more than that:
 
 # %%
 gains("ordered", "int8", yours["int8"])
@@ -96,8 +98,8 @@ gains("panels", "int8", yours["int8"])
 # ## The instruction
 #
 # This is where the ladders part. Before VNNI, x86 had `vpmaddubsw`, which makes products of bytes
-# and saturates ([chapter 12](12_one_instruction)). To be exact, minires has to split each
-# activation in two and multiply twice:
+# and saturates ([chapter 12](12_one_instruction)). So that nothing is cut off, minires has to split
+# each activation in two and multiply twice:
 
 # %%
 #| output: python
@@ -137,20 +139,28 @@ for run in runs("ladders"):
 #| output: python
 print(new_lines("requantize"))
 
+# %%
+gains("fused", "int8", yours["int8"])
+
 # %% [markdown]
+# With VNNI it gains more than in FP32, because the multiplying has become so short.
+#
 # ## blocks, threads, implicit, engine: four times the room
 #
-# A has 0.9 MB instead of 3.6, and four times as many rows fit in the second cache. The im2col
-# matrix that NumPy writes has a quarter of the bytes, too. One thing is new: the padding around the
-# image is not 0 but the zero point ([chapter 5](05_eight_bits)).
+# A, the im2col matrix, has 0.9 MB instead of 3.6. So NumPy writes a quarter of the bytes, and four
+# times as many rows fit in the second cache. One thing is new: the padding around the image is not
+# 0 but the zero point ([chapter 5](05_eight_bits)).
 
 # %%
-for name in "fused", "blocks", "threads", "implicit", "engine":
+for name in "blocks", "threads", "implicit", "engine":
     print(name)
     gains(name, "int8", yours["int8"])
     print()
 
 # %% [markdown]
+# On xeon-vnni 16 threads are slower than one: the layer takes less than a millisecond, and starting
+# them takes longer than they save. On xeon-amx the last gain is another instruction's, `tdpbusd`.
+#
 # ## What a share of the peak means
 #
 # A share compares a rung with what the multiplying instruction can do when it has nothing to wait
@@ -158,17 +168,18 @@ for name in "fused", "blocks", "threads", "implicit", "engine":
 # is far from four times FMA's, so a high share of it need not be fast. (`vpmaddubsw` would be
 # faster, but it saturates.) With AMX it is `tdpbusd`. Only the last rung uses it, so all others
 # have a small share. The last line has that peak as measured a second time, with the ladder. A
-# question mark there means that the two measurements disagree by more than 15%.
+# question mark means that the two measurements disagree by more than 15%: then believe neither.
 
 # %%
 for run in runs("ladders", "peaks"):
     fma, *others = [peak for peak in run.peaks if peak.operands in ("f32", "u8s8")]
     fused = find(run.ladders["int8"], "fused")
     print(f"{run.name}, on one core:\n  {fma.name:<12}{fma.gops:>5.0f} GFLOP/s")
-    for peak in others:
-        print(f"  {peak.name:<12}{peak.gops:>5.0f} GOP/s, {peak.gops / fma.gops:.1f}x")
     again = fused.gops / fused.share
     doubts = doubt_pair("the peak", others[-1].gops, again)
+    for peak in others:
+        ratio = mark(f"{peak.gops / fma.gops:.1f}x", doubts if peak is others[-1] else [])
+        print(f"  {peak.name:<12}{peak.gops:>5.0f} GOP/s, {ratio}")
     print(f"  {others[-1].name}, with the ladder: {mark(f'{again:.0f}', doubts)}")
 
 # %%
@@ -203,12 +214,13 @@ assert ratios["xeon-vnni", "engine"] < 2
 # %% [markdown]
 # One core of a CPU with VNNI comes near four times: 3.4 in one run, and about 4 in the other. All
 # 16 cores of xeon-vnni end much lower. INT8's layer takes 0.4 ms there, though its multiply-adds
-# need only 0.03 ms at the peak. The rest is waiting: for 16 threads to start, and for cores that
-# the host has lent to others. With AMX the last rung multiplies whole tiles by one instruction, and
-# FP32 has nothing like it. So INT8 ends more than six times as high.
+# need only 0.03 ms at the peak of all 16 together. The rest is waiting: for 16 threads to start,
+# and for cores that the host has lent to others. With AMX the last rung multiplies whole tiles by
+# one instruction, and FP32 has nothing like it. So INT8 ends more than six times as high.
 #
 # On a CPU with AVX2 alone, INT8 cannot do this. There two instructions, `vpmaddwd` and an addition,
-# make two multiply-adds a lane. Two FMAs make as many. But INT8 still saves memory there:
+# make two multiply-adds a lane. Two FMAs make as many. (Zen 3 also adds on another unit, so
+# `vpmaddwd` peaks at 1.3 times FMA there.) But INT8 still saves memory:
 # [chapter 14](14_waterfall) follows that through a whole network.
 #
 # NumPy's definition does not gain either. NumPy has no library for integer matrices, and its own

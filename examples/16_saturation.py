@@ -139,9 +139,10 @@ axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 plt.show()
 
 # %% [markdown]
-# This network still says *cat*. That makes the bug hard to find: nothing crashes. In 2024 a user of
-# OpenVINO reported that one network gave a certain label to 693 images on a new CPU, and to 702 on
-# an [older one](https://github.com/openvinotoolkit/openvino/issues/25342).
+# Nothing crashes when a sum is cut off, and what comes out still looks like an answer. That makes
+# the bug hard to find. In 2024 a user of OpenVINO reported that one network gave a certain label to
+# 693 images on a new CPU, and to 702 on an [older
+# one](https://github.com/openvinotoolkit/openvino/issues/25342).
 #
 # ## Three ways around it
 #
@@ -167,11 +168,11 @@ assert np.array_equal(split, exact), "the split cannot saturate"
 # %% [markdown]
 # ## What being exact costs
 #
-# These are peaks of one core, from each [recorded run](13_peak) on a CPU without VNNI. The split
-# uses `vpmaddubsw` twice. So its peak is half of that instruction's. On the Zen 3 the wrong way
-# peaked at 2.0 times FP32 in this run, and widening at 1.3 times. (In other runs widening had 1.0
-# to 1.4.) The split would be slower than FP32. So minires widens there. You can still ask for the
-# split: `MINIRES_ISA=avx2-vpmaddubsw`.
+# These are peaks of one core, from zen3-avx2, the [recorded run](13_peak) of a CPU without VNNI.
+# The split uses `vpmaddubsw` twice. So its peak is half of that instruction's. The wrong way peaked
+# at 2.0 times FP32 in this run, and widening at 1.3 times. (In runs that are not shown here,
+# widening had 1.0 to 1.4.) The split would be no faster than FP32. So minires widens there. You can
+# still ask for the split: `MINIRES_ISA=avx2-vpmaddubsw`.
 
 # %%
 #| alt: Four bars for the recorded Zen 3. FP32's fma 1, vpmaddubsw 2.0, vpmaddwd 1.3, and the split

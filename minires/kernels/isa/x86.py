@@ -115,7 +115,7 @@ VPMADDUBSW_SPLIT = replace(
     VPMADDUBSW,
     name="vpmaddubsw, split",
     emit=vpmaddubsw_split,
-    explained="three instructions for four products, as before VNNI, twice to be exact",
+    explained="three instructions for four products, as before VNNI; twice, so none saturates",
     composed=True,
 )
 
