@@ -167,11 +167,11 @@ plt.show()
 
 # %%
 apart = measured / predicted
-why = recorded.doubts_about("peaks", "layers")
+why, timed = recorded.doubts_about("peaks", "layers"), recorded.doubts_about("layers")
 told = mark(f"{np.median(apart):.2f}", why)
 print(f"measured over predicted, the median of {len(pairs)} layers: {told}")
 for i in np.argsort(apart)[[0, 1, -2, -1]]:
-    both = [mark(f"{gain[i]:.2f}", why) for gain in (predicted, measured)]
+    both = mark(f"{predicted[i]:.2f}", why), mark(f"{measured[i]:.2f}", timed)
     print(f"  {pairs[i][0].name:<22}{both[0]} predicted, {both[1]} measured")
 print(tell(recorded, "peaks", "layers"))
 
@@ -197,7 +197,8 @@ operations, allowed, taken, doubts = 2 * 784 * 128 * 1152, {}, {}, doubts_about(
 for precision, size in [("fp32", 4), ("int8", 1)]:
     layer, params, x = problem(precision)
     compute = partial(rungs(precision)[-1].prepare(layer, params), x)
-    roof, moved = peak(precision).all_gops, size * (2 * 784 * 128 + 128 * 1152)
+    roof = peak(precision).threads * peak(precision).gops
+    moved = size * (2 * 784 * 128 + 128 * 1152)
     allowed[precision] = max(operations / roof, moved / memory[-1].all) / 1e9
     (taken[precision], _), more = measure_yours(
         f"the layer in {precision}",
@@ -208,14 +209,15 @@ for precision, size in [("fp32", 4), ("int8", 1)]:
     doubts += [*more, *peak(precision).doubts, *doubt_share(f"the layer in {precision}", share)]
 (i,) = [i for i, (a, _) in enumerate(pairs) if a.name == layer.name]
 rows = [
-    [f"{precision}, {what}", mark(f"{1e3 * that:.2f}", why), mark(f"{1e3 * this:.2f}", doubts)]
+    [f"{precision}, {what}", mark(f"{1e3 * that:.2f}", of), mark(f"{1e3 * this:.2f}", doubts)]
     for precision, row in zip(taken, pairs[i], strict=True)
-    for what, that, this in [("allowed", least(row, precision), allowed[precision]),
-                             ("taken", row.seconds, taken[precision])]
+    for what, that, of, this in [("allowed", least(row, precision), why, allowed[precision]),
+                                 ("taken", row.seconds, timed, taken[precision])]
 ]  # fmt: skip
-for what, that, of in [("predicted", predicted[i], allowed), ("measured", measured[i], taken)]:
-    gain = worked_out(f"{of['fp32'] / of['int8']:.2f}x", doubts)
-    rows.append([f"gain, {what}", mark(f"{that:.2f}x", why), gain])
+for what, that, of, yours in [("predicted", predicted[i], why, allowed),
+                              ("measured", measured[i], timed, taken)]:  # fmt: skip
+    gain = worked_out(f"{yours['fp32'] / yours['int8']:.2f}x", doubts)
+    rows.append([f"gain, {what}", mark(f"{that:.2f}x", of), gain])
 print(side_by_side("milliseconds", rows, [recorded], ["peaks", "layers"], doubts))
 
 # %% [markdown]

@@ -57,14 +57,15 @@ for real, rounded in zip(x, round_bf16_ref(x), strict=True):
 #
 # $$ \frac{|\text{error}|}{|x|} \le \frac{s}{2 |x|} \tag{15.2} $$
 #
-# The two bounds meet at $|x| = 128 s$, the middle of the 255 steps. Above it INT8 has the smaller
-# bound. Below it bfloat16 has, and the smaller the number, the larger the difference.
+# The two bounds meet at $|x| = 128 s$. For a tensor that is never negative this is the middle of
+# the 255 steps. Above it INT8 has the smaller bound. Below it bfloat16 has, and the smaller the
+# number, the larger the difference.
 
 # %%
 #| alt: Relative error over the real number, both on logarithmic scales. The curve of bfloat16 is a
 #|   row of teeth of the same height, 1/256, at every size. The teeth of INT8 grow towards small
 #|   numbers until the error is all of the number. They cross at half of the range.
-#| caption: bfloat16 is equally precise everywhere. INT8 is better only in the upper half of its
+#| caption: bfloat16's bound is the same everywhere. INT8's is smaller only in the upper half of its
 #|   range.
 #| code: folded
 reals, scale = np.geomspace(1e-3, 1, 4000, dtype=np.float32), np.float32(1 / 255)
@@ -139,10 +140,10 @@ print(side_by_side("the network", rows, [recorded], ["layers"], doubts))
 print("This CPU multiplies bfloat16 by", choose_isa().instructions["bf16"].name)
 
 # %% [markdown]
-# A prediction can be wrong here, too. With `vdpbf16ps` at full rate expect up to 2x, and without
-# it expect no more than 1x. If your gain is smaller, the conversion costs more than the products
-# save. If it is larger, the weights came sooner from memory, because they have half as many bytes,
-# or other programs disturbed one of the two measurements.
+# A prediction can be wrong here, too. With `vdpbf16ps` at full rate expect up to 2x, and with AMX
+# far more. Without them expect no more than 1x. If your gain is smaller, the conversion costs more
+# than the products save. If it is larger, the weights came sooner from memory, because they have
+# half as many bytes, or other programs disturbed one of the two measurements.
 #
 # ## What it does to the answer
 #
@@ -172,13 +173,14 @@ for precision in ("bf16", "int8"):
 # </details>
 #
 # **2.** A tensor's values lie between 0 and 4, so INT8's scale is 4/255. Which of the two keeps
-# 0.1 better? And 3?
+# 0.1 better? And 3.01?
 #
 # <details>
 # <summary>Answer</summary>
 #
-# The bounds meet at $128 \times 4/255 = 2.01$. So bfloat16 keeps 0.1 better. For 3, INT8's bound
-# is $2/255/3 = 0.26\%$ and bfloat16's is $0.39\%$: INT8 may err less.
+# The bounds meet at $128 \times 4/255 = 2.01$. So bfloat16 keeps 0.1 better. For 3.01, INT8's bound
+# is $2/255/3.01 = 0.26\%$ and bfloat16's is $0.39\%$: INT8 keeps it better. (But 3 itself is exact
+# in bfloat16.)
 #
 # </details>
 #
@@ -199,7 +201,10 @@ for precision in ("bf16", "int8"):
 one = np.array([1 + 2**-7, 1 + 2**-8, 1 + 2**-8 + 2**-12], np.float32)
 assert round_bf16_ref(one).tolist() == [1 + 2**-7, 1.0, 1 + 2**-7]
 assert round(128 * 4 / 255, 2) == 2.01
-assert (round(100 * 2 / 255 / 3, 2), round(100 / 256, 2)) == (0.26, 0.39)
+assert (round(100 * 2 / 255 / 3.01, 2), round(100 / 256, 2)) == (0.26, 0.39)
+x = np.float32([0.1, 3.01])
+as_bf16, as_int8 = abs(round_bf16_ref(x) - x), abs(fake_quantize_ref(x, 4 / 255, 0) - x)
+assert (as_bf16 < as_int8).tolist() == [True, False]
 with np.errstate(over="ignore"):
     assert np.isinf(np.float16(1e5))
 assert abs(round_bf16_ref(np.float32([1e5]))[0] / 1e5 - 1) <= 1 / 256
