@@ -91,7 +91,7 @@ class Waterfall(NamedTuple):
         # One above the other, and no wider than a phone shows legibly.
         rows = len(steps), len(convs)
         height = 2.6 + 0.25 * sum(rows)
-        size = 4.6, height, 1, dark, rows, self.doubts
+        size = 4.7, height, 1, dark, rows, self.doubts
         with plots.drawing(path, title, *size) as (drawn, (upper, lower)):
             _draw(upper, steps, self.doubts, totals=("fp32 / 4", "int8"))
             upper.set_xlabel("milliseconds of an image:\nexcess over a quarter of FP32's time")
