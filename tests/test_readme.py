@@ -51,7 +51,7 @@ def test_every_file_that_is_named_exists(name: str) -> None:
 
 
 def test_the_texts_figures_are_the_tables() -> None:
-    fp32, int8, times = found(r"takes (.+?) ms in FP32 and (.+?) ms in INT8:\n(.+?) times as fast")
+    fp32, int8, times = found(r"takes (.+?) ms in FP32 and (.+?) ms in INT8:\s(.+?)\stimes as fast")
     assert times == pytest.approx(fp32 / int8, abs=0.06)
     rungs = re.findall(r"^\| (\w+) \| (\w+) \| .* \| ([\d.]+) \| [\d.]+ \| \d+% \|$", README, re.M)
     ms = {(precision, rung): float(time) for precision, rung, time in rungs}
