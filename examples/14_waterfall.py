@@ -51,8 +51,8 @@ assert abs(recorded.waterfall.whole.fp32 / 4 + bars - recorded.waterfall.whole.i
 #|   longest. A second blue bar is INT8's time. Three short green bars follow for decode, resize
 #|   and
 #|   normalize. A lower panel has four bars for the causes.
-#| caption: The waterfall of the recorded run. A question mark stands at each value where two
-#|   measurements of the run contradict each other.
+#| caption: The waterfall of the recorded run. Question marks say that its measurements do not agree
+#|   with each other.
 print(tell(recorded, "waterfall"))
 recorded.waterfall.plot()
 
