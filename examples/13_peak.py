@@ -209,15 +209,15 @@ for precision, size in [("fp32", 4), ("int8", 1)]:
     doubts += [*more, *peak(precision).doubts, *doubt_share(f"the layer in {precision}", share)]
 (i,) = [i for i, (a, _) in enumerate(pairs) if a.name == layer.name]
 rows = [
-    [f"{precision}, {what}", mark(f"{1e3 * that:.2f}", of), mark(f"{1e3 * this:.2f}", doubts)]
+    [f"{precision}, {what}", mark(f"{1e3 * that:.2f}", its), mark(f"{1e3 * this:.2f}", doubts)]
     for precision, row in zip(taken, pairs[i], strict=True)
-    for what, that, of, this in [("allowed", least(row, precision), why, allowed[precision]),
-                                 ("taken", row.seconds, timed, taken[precision])]
+    for what, that, its, this in [("allowed", least(row, precision), why, allowed[precision]),
+                                  ("taken", row.seconds, timed, taken[precision])]
 ]  # fmt: skip
-for what, that, of, yours in [("predicted", predicted[i], why, allowed),
-                              ("measured", measured[i], timed, taken)]:  # fmt: skip
+for what, that, its, yours in [("predicted", predicted[i], why, allowed),
+                               ("measured", measured[i], timed, taken)]:  # fmt: skip
     gain = worked_out(f"{yours['fp32'] / yours['int8']:.2f}x", doubts)
-    rows.append([f"gain, {what}", mark(f"{that:.2f}x", of), gain])
+    rows.append([f"gain, {what}", mark(f"{that:.2f}x", its), gain])
 print(side_by_side("milliseconds", rows, [recorded], ["peaks", "layers"], doubts))
 
 # %% [markdown]

@@ -140,9 +140,9 @@ plt.show()
 
 # %% [markdown]
 # Nothing crashes when a sum is cut off, and what comes out still looks like an answer. That makes
-# the bug hard to find. In 2024 a user of OpenVINO reported that one network gave a certain label to
-# 693 images on a new CPU, and to 702 on an [older
-# one](https://github.com/openvinotoolkit/openvino/issues/25342).
+# the bug hard to find. In 2024
+# [a user of OpenVINO reported](https://github.com/openvinotoolkit/openvino/issues/25342) that one
+# network gave a certain label to 693 images on a new CPU, and to 702 on an older one.
 #
 # ## Three ways around it
 #

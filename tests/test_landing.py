@@ -57,6 +57,8 @@ def test_a_figure_in_doubt_is_marked(landing: Any, run: Any) -> None:
     doubted = landing.page(run)
     assert "INT8 is 4.0? times as fast" in doubted
     assert "in doubt: runs of the network in fp32 differ by 23%." in doubted
+    run.waterfall.doubts = ["others had 36% of the cores' time during fma"]
+    assert "?" not in landing.page(run).split("```")[0], "the causes' doubts are not the network's"
     run.peaks = run.peaks[:1]
     assert "This CPU has none." in landing.page(run)
 
