@@ -5,11 +5,19 @@ not fork, because its children die or wait forever. Compiled code releases Pytho
 Python's own threads can run it side by side, and forking works.
 """
 
+import functools
 import os
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from numba import types
+
+from minires.kernels.compile import compile_for
+from minires.kernels.isa.generic import GENERIC
+from minires.kernels.sync import wait_for
 
 
 class Workers:
@@ -30,16 +38,15 @@ class Workers:
         function(*arguments, 0)
 
     def all(self, function: Callable[..., None], threads: int, *arguments: Any) -> None:
-        """Do as `share`, but return when every call has."""
-        left = threading.Semaphore(0)
+        """Do as `share`, but return when every call has. The caller waits as in `wait_for`."""
+        done = np.zeros(threads, np.int64)
 
         def run(*arguments: Any) -> None:
             function(*arguments)
-            left.release()
+            done[arguments[-1]] = 1
 
         self.share(run, threads, *arguments)
-        for _ in range(threads):
-            left.acquire()
+        _waiter()(done)
 
     def _queue(self, thread: int) -> "queue.SimpleQueue[Any]":
         while len(self._queues) < thread:
@@ -57,6 +64,15 @@ def _work(jobs: "queue.SimpleQueue[Any]") -> None:
         function(*arguments, thread)
         # Otherwise a waiting thread would keep the memory of a network that is deleted meanwhile.
         del function, arguments
+
+
+@functools.cache
+def _waiter() -> Callable[..., None]:
+    def wait(done: Any) -> None:
+        for thread in range(len(done)):
+            wait_for(done[thread:].ctypes.data, 1)
+
+    return compile_for(GENERIC, wait, types.void(types.int64[::1]), keep=False)
 
 
 WORKERS = Workers()

@@ -27,7 +27,7 @@ from minires.measure import plots, session
 from minires.measure.machine import describe_measurement
 from minires.measure.peak import OPERANDS, best_instruction, measure_peak
 from minires.measure.trust import (
-    OneCore,
+    Cores,
     doubt_others,
     doubt_pair,
     doubt_share,
@@ -48,7 +48,7 @@ Prepare = Callable[[Product], Callable[[Array], Array]]
 LAYER = Layer("layer2.1.conv2", "conv", ("input",), 128, 128, 3, 1, 1, relu=True)
 SHAPE = (1, 28, 28, 128)  # of the input; 231 million operations
 PAUSE = 0.1  # seconds until the threads of the last rung sleep; NumPy's BLAS keeps some awake
-WARM_UP = 0.03  # seconds until threads that have just woken are on cores of their own
+WARM_UP = 0.03  # seconds after which threads that have just woken may have a core each
 EPS = float(np.finfo(np.float32).eps)
 
 
@@ -244,12 +244,16 @@ def check(y: Array, expected: Array, layer: Layer, precision: str) -> None:
         raise MiniresError(f"a rung of the {precision} ladder is wrong by {error:g}; report this")
 
 
-def _times_in_turn(run: Conv, x: Array, core: OneCore) -> list[float]:
+def _times_in_turn(run: Conv, x: Array, core: Cores) -> list[float]:
     """Time a rung three times, after a pause for other threads and a warm-up of its own."""
     time.sleep(PAUSE)
-    start = time.perf_counter()
-    while time.perf_counter() < start + WARM_UP:
-        run(x)
+    for _ in range(10):
+        with Cores() as warming:
+            start = time.perf_counter()
+            while time.perf_counter() < start + WARM_UP:
+                run(x)
+        if not doubt_others("", warming.others):
+            break  # a thread that has just woken may share its waker's core for a while
     times = []
     with core:
         for _ in range(3):
@@ -286,7 +290,7 @@ def _time_all(
     """Time all rungs in turns, and the peak before and after."""
     before = measure_peak(best_instruction(precision), choose_isa(), threads=1)
     times: list[list[float]] = [[] for _ in found]
-    cores = [OneCore() for _ in found]
+    cores = [Cores() for _ in found]
     session.say(f"{precision}: {rounds} rounds of all rungs")
     for i in range(rounds):
         for of_rung, core, (rung, run) in zip(times, cores, found, strict=True):

@@ -19,11 +19,13 @@ from numba import types
 from minires.kernels.compile import compile_for
 from minires.kernels.cpu import caches, get_num_threads
 from minires.kernels.isa import ISA, ISAS, Instruction, available_isas, choose_isa
+from minires.kernels.pack import aligned
 from minires.kernels.threads import WORKERS
 from minires.measure import session
 from minires.measure.spin import CHAIN, CLOCK, spin
 from minires.measure.trust import (
     HIGHEST,
+    Cores,
     doubt_others,
     doubt_pair,
     doubt_spread,
@@ -154,28 +156,6 @@ def _rounds(one_round: Callable[[], tuple[float, ...]]) -> list[Any]:
     return found
 
 
-class _Cores:
-    """Runs functions on several threads, and adds up how much of the cores' time they got."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.wanted = 0.0  # seconds that passed, times the threads
-        self.got = 0.0  # seconds of cores that this process had
-
-    def time(self, function: Callable[..., None], *arguments: Any) -> float:
-        """Time ``function(*arguments, thread)`` on all threads together."""
-        before = time.process_time()
-        seconds = _time(WORKERS.all, function, self.threads, *arguments)
-        self.got += time.process_time() - before
-        self.wanted += self.threads * seconds
-        return seconds
-
-    @property
-    def others(self) -> float:
-        """The share of the time that went to other programs."""
-        return 1 - self.got / self.wanted
-
-
 def _best(runs: list[Any]) -> tuple[Any, float]:
     """Find the shortest times, and how far apart those of the even and of the odd rounds lie.
 
@@ -195,8 +175,7 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
     say how many. Doubts that remain after a few tries are in the answer's `doubts`.
     """
     threads = threads or get_num_threads()
-    lanes = isa.lanes
-    sums = instruction.sums
+    lanes, sums = isa.lanes, instruction.sums
     one = spinner(isa.name, instruction.name)
     clock = spinner(isa.name, CLOCK)
     operands = np.zeros(4 * lanes * threads, np.float32)
@@ -213,23 +192,21 @@ def measure_peak(instruction: Instruction, isa: ISA, threads: int | None = None)
     runs: list[Any] = []
 
     def measure() -> Peak:
-        cores = _Cores(threads)
+        cores = Cores(threads)
 
         def one_round() -> tuple[float, ...]:
             alone = _time(one, at, count, 0)
             chained = _time(clock, at, chain, 0)
-            return alone, chained, cores.time(one, at, LONGER * count) / LONGER
+            with cores:
+                together = _time(WORKERS.all, one, threads, at, LONGER * count)
+            return alone, chained, together / LONGER
 
         # Threads that have just woken may share a core for a while, so a long run comes first.
         WORKERS.all(one, threads, at, 16 * count)
         runs.extend(_rounds(one_round))
-        (alone, chained, together), spread = _best(runs)
-        gops = float(work / alone)
-        all_gops = float(work * threads / together)
-        clock_ghz = float(cycles / chained)
-        return Peak(
-            instruction, lanes, gops, all_gops, threads, spread, clock_ghz, loop, cores.others
-        )
+        seconds, spread = _best(runs)
+        gops, ghz, every = (np.array([work, cycles, work * threads]) / seconds).tolist()
+        return Peak(instruction, lanes, gops, every, threads, spread, ghz, loop, cores.others)
 
     found, _ = measure_until_steady(measure, lambda peak: peak.doubts)
     together = f", {found.all_gops:.1f} on {threads}" if threads > 1 else ""
@@ -318,13 +295,17 @@ def inner_loop(assembly: str, mnemonic: str) -> str:
 def _reader() -> Callable[..., None]:
     def read(x: Any, times: int, sums: Any, thread: int) -> None:
         part = x[thread]
+        total = 0  # here, since the threads' places in `sums` share a cache line
         for again in range(times):
-            part[0] = again  # so that LLVM cannot compute one sum and use it each time
-            sums[thread] += part.sum()
+            # So that LLVM cannot compute one sum and use it each time. In the middle, because the
+            # CPU fetches ahead, beyond the end of the part of the thread before.
+            part[len(part) // 2] = again
+            total += part.sum()
+        sums[thread] = total
 
     integer = types.int64
     signature = types.void(integer[:, ::1], integer, integer[::1], integer)
-    # With the widest vectors of this CPU, whichever set was chosen: this measures the memory.
+    # With all that this CPU has, whichever set was chosen: this measures the memory.
     return compile_for(available_isas()[0], read, signature, keep=False)
 
 
@@ -360,24 +341,23 @@ def _read_level(level: str, size: int, threads: int, runs: dict[str, list[Any]])
     sums = np.zeros(threads, np.int64)
     each = size // threads if level == "memory" else size
     # Ones, because pages of zeros that nobody wrote to are all one page, which stays in the cache.
-    x = np.ones((threads, each // 8), np.int64)
-    alone = np.ones((1, size // 8), np.int64)
+    x = aligned((threads, each // 8), np.int64, 1)
+    alone = aligned((1, size // 8), np.int64, 1)
     times = 1
     while _shortest(3, read, alone, times, sums, 0) < SECONDS:
         times *= 2
 
-    cores = _Cores(threads)
+    cores = Cores(threads)
 
     def one_round() -> tuple[float, ...]:
         alone_seconds = _time(read, alone, times, sums, 0)
-        all_seconds = cores.time(read, x, LONGER * times, sums)
+        with cores:
+            all_seconds = _time(WORKERS.all, read, threads, x, LONGER * times, sums)
         return alone_seconds / (alone.nbytes * times), all_seconds / (x.nbytes * LONGER * times)
 
     seconds = runs.setdefault(level, [])  # for each byte
     seconds += _rounds(one_round)
     best, spread = _best(seconds)
-    rates = 1 / best / 1e9
-    one = float(rates[0])
-    every = float(rates[1])
+    one, every = (1 / best / 1e9).tolist()
     session.say(f"reading {level}: {one:.1f} GB/s by one core, {every:.1f} by {threads}")
     return Bandwidth(level, size, one, every, threads, spread, cores.others)

@@ -16,7 +16,7 @@ from minires.measure.rows import FUSED, Event, Row, Work, events_of, shares, wor
 from minires.measure.text import format_columns, to_json
 from minires.measure.trace import write_chrome_trace
 from minires.measure.trust import (
-    OneCore,
+    Cores,
     doubt_others,
     doubt_share,
     doubt_spread,
@@ -52,7 +52,7 @@ class Profile:
         self._counted: dict[tuple[Layer, Shape], Work] = {}
         self._before: Record | None = None
         self._on = False
-        self._core = OneCore()  # watched in some runs: see `profile_in_turns`
+        self._core = Cores()  # watched in some runs: see `profile_in_turns`
 
     def __enter__(self) -> "Profile":
         if self._on:

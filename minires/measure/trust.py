@@ -57,20 +57,25 @@ def doubt_others(name: str, share: float) -> list[str]:
     return [] if share <= WIDE else [f"others had {share:.0%} of the cores' time during {name}"]
 
 
-class OneCore:
-    """Watches how much of its time a thread that never rests has a core, in a with statement."""
+class Cores:
+    """Watches how much of its time a thread that never rests has a core, in a with statement.
 
-    def __init__(self) -> None:
+    Of several threads it watches all together; then the process must have no others.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._clock = time.thread_time if threads == 1 else time.process_time
         self._wanted = self._got = 0.0  # seconds
 
-    def __enter__(self) -> "OneCore":
-        self._wanted -= time.perf_counter()
-        self._got -= time.thread_time()
+    def __enter__(self) -> "Cores":
+        self._wanted -= self._threads * time.perf_counter()
+        self._got -= self._clock()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._got += time.thread_time()
-        self._wanted += time.perf_counter()
+        self._got += self._clock()
+        self._wanted += self._threads * time.perf_counter()
 
     @property
     def others(self) -> float:
@@ -110,7 +115,7 @@ def time_steadily(name: str, run: Callable[[], object], runs: int = 100) -> tupl
 
     def measure() -> tuple[npt.NDArray[Any], float]:
         times = [time.perf_counter()]
-        with OneCore() as core:
+        with Cores() as core:
             for _ in range(runs):
                 run()
                 times.append(time.perf_counter())

@@ -24,7 +24,7 @@ from minires.ladder.climb import (
     vector_isa,
 )
 from minires.layers import OPERATORS, Layer
-from minires.measure.trust import OneCore
+from minires.measure.trust import Cores
 
 Array = npt.NDArray[Any]
 PRECISIONS = ["fp32", "int8", "bf16"]
@@ -156,7 +156,7 @@ def test_a_busy_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
                "shared": [1.0] * 3}  # fmt: skip
     turns = iter(names * 3)
 
-    def times_in_turn(_run: Any, _x: Array, core: OneCore) -> list[float]:
+    def times_in_turn(_run: Any, _x: Array, core: Cores) -> list[float]:
         name = next(turns)
         core._wanted, core._got = 1.0, 0.4 if name == "shared" else 1.0
         return seconds[name]
