@@ -2,7 +2,7 @@
 
     python benchmarks/engines.py imagenet.safetensors PHOTOGRAPHS --out RESULTS
 
-Needs torch, onnx, onnxruntime, openvino and matplotlib; what is not installed is left out. Every
+Needs .[test], torch, torchvision and openvino; an engine that is not installed is left out. Every
 engine is a process of its own, since their waiting threads would disturb each other in one, and
 they take turns. Outputs are compared before anything is timed: in FP32 the logits, in INT8 how
 many of the photographs get FP32's label. ONNX Runtime's static quantization (per channel, min-max,

@@ -215,9 +215,9 @@ gains("threads", "fp32", yours)
 assert all(gain(run.ladders["fp32"], "threads") < run.threads for run in runs("ladders"))
 
 # %% [markdown]
-# Two cores, but not twice as fast, and 16 cores are far from 16 times. One reason is a part that is
-# not shared out: NumPy still writes the im2col matrix on one core, while the others wait. Exercise
-# 3 works out how long that takes. And with 16 threads it takes time to hand out so little work.
+# Two cores, and hardly any gain. The main reason is a part that is not shared out: NumPy still
+# writes the im2col matrix on one core, while the other waits. Exercise 3 works out how long that
+# takes.
 #
 # ## implicit: no matrix A
 #
@@ -240,10 +240,10 @@ gains("implicit", "fp32", yours)
 #
 # The last rung is the code that runs whole networks. While it multiplies with one panel, it asks
 # for the next panel and the next rows, so that they are in the second cache in time. Here one layer
-# runs over and over, and its weights are in the cache already. So fetching ahead brings little
-# here. In a network 53 convolutions take turns, and their weights come from memory. The engine also
-# deals out smaller pieces of work: a thread that is done helps the others. That pays where threads
-# are many, or disturbed.
+# runs over and over, and its weights are in the cache already. So fetching ahead brings nothing
+# here: on the Xeons the engine is even a little slower. In a network 53 convolutions take turns,
+# and their weights come from memory. The engine also deals out smaller pieces of work: a thread
+# that is done helps the others. That pays where threads are many, or disturbed.
 
 # %%
 #| alt: The step of the vector instruction. Beside its panel of B the next one is fetched for later.

@@ -168,7 +168,7 @@ assert np.array_equal(split, exact), "the split cannot saturate"
 # %% [markdown]
 # ## What being exact costs
 #
-# These are peaks of one core, from zen3-avx2, the [recorded run](13_peak) of a CPU without VNNI.
+# These are peaks of one core, from zen3-avx2, the [recorded run](11_ladder_int8) without VNNI.
 # The split uses `vpmaddubsw` twice. So its peak is half of that instruction's. The wrong way peaked
 # at 2.0 times FP32 in this run, and widening at 1.3 times. (In runs that are not shown here,
 # widening had 1.0 to 1.4.) The split would be no faster than FP32. So minires widens there. You can

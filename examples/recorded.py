@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minires.ladder.climb import LAYER, Result
+from minires.ladder.climb import Result
 from minires.measure.latency import Latency
 from minires.measure.machine import describe_measurement
 from minires.measure.peak import Bandwidth, doubt_gain
 from minires.measure.text import format_columns
-from minires.measure.trust import MARK, doubt_others, doubt_pair, measure_until_steady
+from minires.measure.trust import MARK, doubt_others, measure_until_steady
 from minires.measure.waterfall import Part, Waterfall, doubt_convolutions
 
 Found = TypeVar("Found")
@@ -65,22 +65,13 @@ class Run:
 
     @property
     def ladders(self) -> dict[str, list[Result]]:
-        """What `climb` gave, by precision; the engine's in doubt if the network's layer differs."""
-        ladders = {
+        """What `climb` gave, by precision."""
+        return {
             precision: [
                 Result(**result | {"rung": SimpleNamespace(**result["rung"])}) for result in climbed
             ]
             for precision, climbed in self.told["ladders"].items()
         }
-        if not self.has("layers"):
-            return ladders
-        for precision, results in ladders.items():
-            engine = results[-1]
-            (inside,) = (row for row in self.layers[precision] if row.name == LAYER.name)
-            what = f"{LAYER.name} in {precision}, by itself and in the network, in seconds,"
-            doubts = *engine.doubts, *doubt_pair(what, engine.seconds, inside.seconds)
-            results[-1] = engine._replace(doubts=doubts)
-        return ladders
 
     @property
     def peaks(self) -> list[SimpleNamespace]:
@@ -194,8 +185,8 @@ def banner(doubts: Sequence[str]) -> str:
     if not doubts:
         return "Yours are steady: their runs agree."
     return (
-        f"YOURS ARE IN DOUBT: {_first(doubts)}. Something else uses this machine. Rely on no "
-        f"figure with {MARK}. A {MARK} alone is a ratio that is not worth telling."
+        f"YOURS ARE IN DOUBT: {_first(doubts)}. Most likely something else uses this machine. "
+        f"Rely on no figure with {MARK}. A {MARK} alone is a ratio that is not worth telling."
     )
 
 

@@ -51,8 +51,6 @@ def test_every_file_that_is_named_exists(name: str) -> None:
 
 
 def test_the_texts_figures_are_the_tables() -> None:
-    fp32, int8, times = found(r"takes (.+?) ms in FP32 and (.+?) ms in INT8:\s(.+?)\stimes as fast")
-    assert times == pytest.approx(fp32 / int8, abs=0.06)
     rungs = re.findall(r"^\| (\w+) \| (\w+) \| .* \| ([\d.]+) \| [\d.]+ \| \d+% \|$", README, re.M)
     ms = {(precision, rung): float(time) for precision, rung, time in rungs}
     one_for_three, loops = found(r"saturates, is (.+?) times as fast. Plain loops are (.+?) times")
@@ -84,7 +82,7 @@ def test_the_engines_figures_are_each_others() -> None:
         if to_fp32:
             of_turns = float(to_fp32.partition("x")[0])
             apart = float(minires) / fp32[where.partition(",")[2]]
-            assert of_turns == pytest.approx(apart, rel=0.15)  # minutes lie between the two
+            assert of_turns == pytest.approx(apart, rel=0.2)  # in turns with others, or by itself
         assert ratio == pytest.approx(float(minires) / max(float(o) for o in others if o), rel=0.07)
         if where.endswith(", batch 1"):  # the first screen has them, too
             line = rf"^\| {where.partition(',')[0]} \| .* \| {minires} \| {ratio:.2f}x \|$"

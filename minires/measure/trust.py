@@ -143,6 +143,6 @@ def verdict(doubts: Sequence[str]) -> str:
         return "Steady: runs of the same thing agree."
     more = f" (other doubts: {len(doubts) - 1})" if len(doubts) > 1 else ""
     return (
-        f"NOT STEADY: {doubts[0]}{more}. Do not rely on figures marked {MARK}: something else "
-        "uses this machine."
+        f"NOT STEADY: {doubts[0]}{more}. Do not rely on figures marked {MARK}: most likely "
+        "something else uses this machine."
     )
