@@ -254,6 +254,12 @@ def test_what_chapter_14_says_of_the_recorded_runs_is_so(vnni: Any, amx: Any) ->
     layer4 = parts["layer4"]
     assert round(layer4.fp32 / layer4.int8, 1) == 4.7
     assert layer4.excess < 0
+    (layer,) = (row for row in vnni.layers["fp32"] if row.name == "layer4.1.conv2")
+    third = next(level.all for level in vnni.memory if level.level == "L3")
+    weights = 4 * 512 * 512 * 9 / 1e6
+    assert (round(weights, 1), round(third), round(weights / third, 1)) == (9.4, 45, 0.2)
+    allowed = 2 * layer.macs / roof(vnni, "fp32") / 1e9
+    assert round(1e3 * (layer.seconds - allowed), 1) == 0.3
     assert causes[1] > parts["rest, unexplained"].excess > parts["input"].excess > causes[0]
     outside = sum(p.excess for p in fall.parts if not p.name.startswith(("conv", "layer")))
     unexplained = fall.whole.int8 - fall.whole.fp32 / 4 - outside - sum(causes[:-1])
