@@ -177,10 +177,11 @@ plt.show()
 apart = measured / predicted
 why, timed = recorded.doubts_about("peaks", "layers"), recorded.doubts_about("layers")
 told = mark(f"{np.median(apart):.2f}", why)
-print(f"measured over predicted, the median of {len(pairs)} layers: {told}")
+print(f"{'gain':<16}{'predicted':>11}{'measured':>11}")
 for i in np.argsort(apart)[[0, 1, -2, -1]]:
     both = mark(f"{predicted[i]:.2f}", why), mark(f"{measured[i]:.2f}", timed)
-    print(f"  {pairs[i][0].name:<22}{both[0]} predicted, {both[1]} measured")
+    print(f"{pairs[i][0].name:<16}{both[0]:>11}{both[1]:>11}")
+print(f"measured over predicted, in the median: {told}")
 print(tell(recorded, "peaks", "layers"))
 
 # %% [markdown]
