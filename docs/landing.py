@@ -35,8 +35,8 @@ def page(run: Any) -> str:
     )
     sentence = (
         f"**INT8 is {ratio} times as fast as FP32** on the machine below: a photograph of 224 x "
-        f"224 pixels takes {int8} ms in place of {fp32}. At best it would be a quarter, {quarter} "
-        f"ms. {instruction(run)}"
+        f"224 pixels takes {int8} ms in place of {fp32}. A quarter would be {quarter} ms. "
+        f"{instruction(run)}"
     )
     if doubts:
         sentence += " (A ? marks a figure in doubt.)"

@@ -194,10 +194,10 @@ for run in runs("ladders", "memory"):
 assert all(0.6 < gain(run.ladders["fp32"], "blocks") < 1.5 for run in runs("ladders"))
 
 # %% [markdown]
-# Half of the traffic is gone, but the time is much the same. Could you have known? Yes: the last
-# lines say that `fused` asked the third cache for a fraction of what it can give. `blocks` pays
-# where many cores share one cache, or where A comes from memory. An idea that removes a limit helps
-# only if that *was* the limit.
+# With AVX2 half of the traffic is gone, but the time is much the same. Could you have known? Yes:
+# the last lines say that `fused` asked the third cache for a fraction of what it can give. `blocks`
+# pays where many cores share one cache, or where A comes from memory. An idea that removes a limit
+# helps only if that *was* the limit.
 #
 # ## threads: a share for each core
 #
@@ -215,9 +215,10 @@ gains("threads", "fp32", yours)
 assert all(gain(run.ladders["fp32"], "threads") < run.threads for run in runs("ladders"))
 
 # %% [markdown]
-# Two cores, and hardly any gain. The main reason is a part that is not shared out: NumPy still
-# writes the im2col matrix on one core, while the other waits. Exercise 3 works out how long that
-# takes.
+# Two cores, and hardly any gain; on xeon-amx even a loss. One reason is a part that is not shared
+# out: NumPy still writes the im2col matrix on one core, while the other waits. Exercise 3 takes
+# that for the only reason. It is not: the second core has to be woken, too, and finds its rows of
+# A in the first one's cache.
 #
 # ## implicit: no matrix A
 #

@@ -71,8 +71,8 @@ for run in runs("ladders"):
 
 # %% [markdown]
 # `ordered` was the great leap of FP32, because it removed the waiting. Here no waiting is left to
-# remove, and 2 bytes become 9. `tiled` brings them back to 2.25. So expect `ordered` to lose, and
-# `tiled` to win back little more than that:
+# remove, and 2 bytes become 9. `tiled` brings them back to 2.25. So expect little from both, and
+# nothing like the 7 to 9 times of FP32:
 
 # %%
 gains("ordered", "int8", yours["int8"])
@@ -126,8 +126,8 @@ for run in runs("ladders"):
     assert "vpdpbusd" not in names or max(every, key=every.get) == "vpdpbusd"
 
 # %% [markdown]
-# On a CPU with VNNI, this rung gains more than any other compiled rung. Nothing else in the file
-# has changed.
+# On a CPU with VNNI, this rung gains more than any other compiled rung. Beside the instruction only
+# the tile has changed: with AVX-512 it grows to 6 x 4 vectors, as in FP32.
 #
 # ## fused: a longer epilogue
 #
@@ -158,8 +158,8 @@ for name in "blocks", "threads", "implicit", "engine":
     print()
 
 # %% [markdown]
-# On both Xeons two threads are slower than one: most of what is left is NumPy writing A, on one
-# core. `implicit` writes none. On xeon-amx the last gain is another instruction's, `tdpbusd`.
+# On both Xeons two threads are slower than one: sharing out a third of a millisecond costs more
+# than it saves. On xeon-amx the last gain is another instruction's, `tdpbusd`.
 #
 # ## What a share of the peak means
 #
@@ -214,14 +214,14 @@ assert ratios["xeon-amx", "engine"] > 9
 # %% [markdown]
 # One core of a CPU with VNNI comes close to four times: 3.9 in one run, and 4.0 in the other. Both
 # cores together keep 3.8. With AMX the last rung multiplies whole tiles by one instruction, and
-# FP32 has nothing like it. So INT8 ends about nine times as high. That is far from the peak: the
-# layer takes less than a tenth of a millisecond, and waking the second thread takes a good part of
-# that. How long it takes changes from run to run, hence the question mark.
+# FP32 has nothing like it. So INT8 ends more than nine times as high. That is far from the peak:
+# the layer takes less than a tenth of a millisecond, and waking the second thread takes a good part
+# of that. How long it takes changes from run to run, hence the question mark.
 #
 # On a CPU with AVX2 alone, INT8 cannot do this. There two instructions, `vpmaddwd` and an addition,
-# make two multiply-adds a lane. Two FMAs make as many. (Zen 3 also adds on another unit, so
-# `vpmaddwd` peaks at 1.3 times FMA there.) But INT8 still saves memory:
-# [chapter 14](14_waterfall) follows that through a whole network.
+# make two multiply-adds a lane. Two FMAs make as many. (Zen 3 adds on another unit, so `vpmaddwd`
+# can peak a little above FMA there. The run has 1.3 times, in doubt.) But INT8 still saves memory.
+# [Chapter 14](14_waterfall) tells what a whole network gains there.
 #
 # NumPy's definition does not gain either. NumPy has no library for integer matrices, and its own
 # loop is slow. So the definition multiplies in float32. It takes blocks of 512 along K, in which

@@ -70,9 +70,10 @@ print(side_by_side("of one core", rows, [recorded], ["peaks"], doubts))
 # A rate of 2 says that the core starts two such instructions in each cycle. In the recorded run it
 # comes out at 1.8. Probably this CPU lowers its clock while it multiplies, and the clock is timed
 # between the rounds. `vpdpbusd` is VNNI's instruction: the same rate, four times the products.
-# Without VNNI, four products of bytes take several instructions, and the core begins two such
-# sequences in three cycles: a rate of 0.67. The shortest sequence begins with `vpmaddubsw`, but
-# that can saturate ([chapter 16](16_saturation)), so minires does not multiply with it alone.
+# Without VNNI, four products of bytes take three instructions, and this core begins two such
+# sequences in three cycles: 0.67, which comes out at 0.62 for the same reason. They begin with
+# `vpmaddubsw`. That can saturate ([chapter 16](16_saturation)), so minires does not multiply with
+# it alone.
 #
 # This is the loop that was timed here, as the compiler left it. Each line has a sum of its own, so
 # none waits for another.
@@ -97,8 +98,8 @@ print("\n".join(peaks[0].assembly.splitlines()[:6]))
 # \end{aligned} \tag{13.3} $$
 #
 # Draw that limit over the intensity and you get a roof: a slope, where memory limits, and a flat
-# top, where arithmetic does (Williams et al. 2009). The corner lies where both are equal, at
-# peak / bandwidth. A convolution uses each weight for many pixels, so it lies far to the right of
+# top, where arithmetic does (Williams et al. 2009). The corner lies where both are equal, at peak /
+# bandwidth. A convolution uses each weight for many pixels, so with VNNI it lies to the right of
 # the corner. The last layer, `fc`, uses each weight once for an image, so it lies to the left.
 #
 # In INT8 each value has a quarter of the bytes. The operations stay the same, so each layer moves
@@ -146,8 +147,8 @@ plt.show()
 
 # %%
 #| alt: For each of the 54 layers, from left to right, a grey line shows the predicted gain and a
-#|   dot the measured one. The line is flat, just below 4. Most dots lie close to it. Three in
-#|   layer1 are far below, and four in layer4 and fc are above.
+#|   dot the measured one. The line is nearly flat, just below 4. Most dots lie close to it. Ten
+#|   are far below: the first, five in layer1 and four in layer2. Some in layer4 and fc are above.
 #| caption: INT8's gain, layer by layer, in the recorded run. The line is equation 13.4, and the
 #|   dots were measured.
 #| code: folded
@@ -195,8 +196,9 @@ print(tell(recorded, "peaks", "layers"))
 # * *Measured is above for all layers alike.* Then suspect a peak: one of the two was measured too
 #   low or too high. The doubts above say whether the measurements disagree.
 #
-# In the recorded run most layers come within a few percent. The `conv3` of `layer1` are far below:
-# they sum over 64 channels only, so the epilogue weighs much. The 3x3 layers of `layer4` are above.
+# In the recorded run half of the layers come within 5%. Ten are more than a fifth below: `conv1`,
+# and 1x1 layers of `layer1` and `layer2`. Their sums are short, so the epilogue weighs much. The
+# 3x3 layers of `layer4` are above: there FP32 waits longer for its weights.
 #
 # The higher the peak, the further right the corner, and the more layers wait for memory:
 
@@ -215,7 +217,7 @@ for of in runs("peaks", "memory", "layers"):
 # the median layer gains, measured over predicted. AMX lifts the peak so far that nearly all layers
 # lie to the left. There the roofline promises what memory allows. But the network's bytes
 # lie in caches, which have rates of their own, and an instruction this fast waits for those, too.
-# So with AMX the prediction is only a bound.
+# So the median layer gains 0.63 of what was predicted.
 #
 # ## Yours
 #

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 14. The waterfall: where the 4x goes
 #
-# Four bytes fit where one float was. So you might expect INT8 to take a quarter of FP32's time. It
-# takes more, and this chapter looks for each millisecond of the difference. Without VNNI nearly all
-# of the answer is the instruction: INT8's peak is not four times FP32's at all. With it, the answer
-# is work that no instruction makes shorter.
+# Four bytes fit where one float was. So you might expect INT8 to take a quarter of FP32's time.
+# With vector instructions it takes more, and this chapter looks for each millisecond of the
+# difference. Without VNNI nearly all of the answer is the instruction: INT8's peak is not four
+# times FP32's at all. With it, the answer is work that no instruction makes shorter.
 #
 # ## The bars add up
 #
@@ -14,10 +14,10 @@
 #
 # $$ T' = \frac{T}{4} + \sum_i \left( t'_i - \frac{t_i}{4} \right) \tag{14.1} $$
 #
-# No bar can get lost: the sum is exact. The time between the layers is a part as well. It is
-# called *rest*: the time of the whole, less the times of all layers. A part that became more than
-# four times as fast has a negative bar. That happens where its data fits a cache in INT8 only. The
-# rest can be negative by chance, because it is a difference of two measurements.
+# No bar can get lost: the sum is exact. The time between the layers is a part as well. It is called
+# *rest*: the time of the whole, less the times of all layers. A part that became more than four
+# times as fast has a negative bar. That happens where FP32 waits longer for its bytes than INT8
+# does. The rest can be negative by chance, because it is a difference of two measurements.
 
 # %%
 import sys
@@ -51,7 +51,8 @@ assert abs(recorded.waterfall.whole.fp32 / 4 + bars - recorded.waterfall.whole.i
 #|   each stage of the network is a short bar that begins where the one before ends. Those of layer1
 #|   and of the rest are the longest, and layer4's leads back. A second blue bar is INT8's time, a
 #|   little longer than the first. Green bars follow for decode, resize and normalize. A lower panel
-#|   has four bars for the causes; the one for the epilogue adds most, and unexplained leads back.
+#|   has four bars for the causes. The epilogue's adds most, and unexplained, the longest, leads
+#|   back below zero.
 #| caption: The waterfall of the recorded run. INT8 keeps 3.6 of the instruction's 3.9 times.
 print(tell(recorded, "waterfall"))
 recorded.waterfall.plot()
@@ -72,9 +73,9 @@ recorded.waterfall.plot()
 #
 # $$ \text{instruction} = t \left( \frac{1}{\rho} - \frac{1}{4} \right) \tag{14.2} $$
 #
-# With VNNI $\rho = 4$, and this cause is nothing. Without it, an exact sequence peaks at about 1.3
-# times FP32 ([chapter 11](11_ladder_int8) has such a CPU), and the cause is $0.52\,t$. With AMX
-# $\rho$ is far above 4, and the cause is a gain.
+# With VNNI $\rho$ is nearly 4, and this cause is nearly nothing. Without it, take an exact sequence
+# with $\rho = 1.3$: the cause is $0.52\,t$. With AMX $\rho$ is far above 4, and the cause is a
+# gain.
 
 # %%
 assert round(1 / 1.3 - 1 / 4, 2) == 0.52
@@ -131,15 +132,15 @@ print(side_by_side("% of INT8's time", rows, told, parts, doubts))
 # of. Look at the two recorded columns with that in mind:
 #
 # * With VNNI the largest loss is the epilogue. The time between the layers comes next, and then the
-#   input, which is checked and quantized. *Unexplained* is below zero: INT8 also gains something
-#   that no cause in the list knows. The picture shows where. `layer4` is 4.7 times as fast. Its 15
-#   million weights are 60 MB in FP32, so FP32 waits for them longer than INT8 does. One 3x3 layer
-#   has 9.4 MB of them. The third cache gives both cores 45 GB a second, so they take 0.2 ms, and
-#   the layer takes 0.3 ms more than its peak allows.
-# * With AMX the list breaks down. By equation 14.2 the instruction gains more than all there is to
-#   gain, and nearly half of INT8's time is unexplained. So a cause is missing. Multiplying is no
-#   longer what takes the time: reading is ([chapter 13](13_peak) counts the layers that wait for
-#   it).
+#   input, which is checked and quantized. *Unexplained* is not small beside that, and below zero:
+#   INT8 also gains something that no cause in the list knows. The picture shows where. `layer4` is
+#   4.7 times as fast. Its 15 million weights are 60 MB in FP32, so FP32 waits for them longer than
+#   INT8 does. One 3x3 layer has 9.4 MB of them. The third cache gives both cores 45 GB a second, so
+#   they take 0.2 ms, and the layer takes 0.3 ms more than its peak allows.
+# * With AMX the list breaks down. By equation 14.2 the instruction gains 4.4 ms beyond the quarter,
+#   but INT8 gained only 2.1. Nearly half of INT8's time is unexplained. So a cause is missing.
+#   Multiplying is no longer what takes the time: reading is ([chapter 13](13_peak) counts the
+#   layers that wait for it).
 #
 # If the ablation's convolutions take another time than the same ones in the network, minires
 # measures again, and then doubts the whole list. (The picture's *unexplained* is of the
@@ -163,9 +164,9 @@ assert round(vnni.fp32 / vnni.int8, 1) == 3.6
 assert round(amx.fp32 / amx.int8, 1) == 6.5
 
 # %% [markdown]
-# Without VNNI the instruction decides, and INT8 gains a third or so. With VNNI the network keeps
-# most of its four times. AMX peaks at 31 times FP32, and the network keeps 6.5 of that. A faster
-# instruction helps less and less, because what it does not do remains.
+# Without VNNI INT8 gains little: 1.4 times in that run, which is in doubt. With VNNI the network
+# keeps most of its four times. AMX peaks at 31 times FP32, and the network keeps 6.5 of that. A
+# faster instruction helps less and less, because what it does not do remains.
 #
 # ## How near each layer comes to the peak
 #
@@ -174,10 +175,11 @@ assert round(amx.fp32 / amx.int8, 1) == 6.5
 
 # %%
 #| alt: Two rows of dots, one for FP32 and one for INT8, over the 54 layers from left to right, as
-#|   shares of the peak. FP32's lie near 85% and fall to two thirds in layer4. INT8's begin between
-#|   half and 85% in layer1, and rise. The last layer, fc, lies near zero in both.
-#| caption: Each layer's share of its precision's peak, at 224 x 224. `fc` waits for memory, and
-#|   layer4 in FP32 waits, too.
+#|   shares of the peak. FP32's lie near 85% and fall to two thirds in layer4. INT8's lie between
+#|   half and 87% in layer1, rise, and fall to about 70% in layer4. The last layer, fc, lies near
+#|   zero in both.
+#| caption: Each layer's share of its precision's peak, at 224 x 224. `fc` waits for its weights,
+#|   and so does most of layer4, FP32 longer than INT8.
 #| code: folded
 figure, axes = plt.subplots(layout="constrained")
 for precision, marker in [("fp32", "o"), ("int8", "s")]:
@@ -193,10 +195,10 @@ axes.legend(ncols=2, loc="lower left")
 plt.show()
 
 # %% [markdown]
-# Look for the pattern, not for the single dot. In each block `conv2` is the 3x3 convolution. It
-# has the longest sums, so its epilogue weighs least and its dot is high. `conv3` is 1x1 and makes
-# four times as many outputs, each with a short sum and an epilogue that also adds the residual.
-# That is one reason why its dot is lower.
+# Look for the pattern, not for the single dot. In each block `conv2` is the 3x3 convolution. It has
+# the longest sums, so its epilogue weighs least, and up to layer3 its dot is high. In layer4 its
+# weights come late. `conv3` is 1x1 and makes four times as many outputs, each with a short sum and
+# an epilogue that also adds the residual. That is one reason why its dot is lower.
 
 
 # %%

@@ -115,10 +115,10 @@ assert total[0] == 256
 # multiplies both as float32. That takes two FMAs for two products, as in FP32, and the splitting
 # comes on top. Then bfloat16 saves only memory.
 #
-# Both recorded runs are of one Xeon. In `xeon-vnni` it multiplies bfloat16 with `vdpbf16ps`, which
-# it starts a quarter as often as an FMA. In `xeon-amx` it uses `tdpbf16ps`. The figures are of the
-# ImageNet network at 224 x 224. Yours are of the small network that comes with minires, or of the
-# weights that you name: `python examples/15_bf16.py imagenet.safetensors`.
+# Both runs shown here are of one Xeon. In `xeon-vnni` it multiplies bfloat16 with `vdpbf16ps`,
+# which it starts a quarter as often as an FMA. In `xeon-amx` it uses `tdpbf16ps`. The figures are
+# of the ImageNet network at 224 x 224. Yours are of the small network that comes with minires, or
+# of the weights that you name: `python examples/15_bf16.py imagenet.safetensors`.
 
 # %%
 recorded = [run("xeon-vnni"), run("xeon-amx")]
@@ -150,10 +150,11 @@ print("This CPU multiplies bfloat16 by", choose_isa().instructions["bf16"].name)
 # the peaks promise. With AMX it is 4.5 times as fast. That is less than INT8's gain: its products
 # are half as many for each instruction, and its bytes are twice as many.
 #
-# A prediction can be wrong here, too. With `vdpbf16ps` at full rate expect up to 2x. Without any of
-# these instructions expect no more than 1x. If your gain is smaller, the conversion costs more
-# than the products save. If it is larger, the weights came sooner from memory, because they have
-# half as many bytes, or other programs disturbed one of the two measurements.
+# A prediction can be wrong here, too. With AMX expect no more than its peak. With `vdpbf16ps`
+# expect up to 2x at full rate, and about half at a quarter of it. Without any of these expect no
+# more than 1x. If your gain is smaller, the conversion costs more than the products save. If it is
+# larger, the weights came sooner from memory, because they have half as many bytes, or other
+# programs disturbed one of the two measurements.
 #
 # ## What it does to the answer
 #

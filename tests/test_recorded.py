@@ -238,8 +238,11 @@ def test_what_chapter_13_says_of_the_recorded_run_is_so(vnni: Any) -> None:
         a.name: a.seconds / b.seconds / (roof(vnni, "int8") / roof(vnni, "fp32")) for a, b in both
     }
     assert np.median(list(apart.values())) == pytest.approx(1, abs=0.05)
-    far = [name for name, ratio in apart.items() if ratio < 0.65]
-    assert far == [f"layer1.{i}.conv3" for i in range(3)]
+    close = [name for name, ratio in apart.items() if abs(ratio - 1) < 0.05]
+    assert len(close) == pytest.approx(54 / 2, abs=1)
+    far = [name for name, ratio in apart.items() if ratio < 0.8]
+    assert len(far) == 10
+    assert {name.partition(".")[0] for name in far} == {"conv1", "layer1", "layer2"}
     above = [name for name, ratio in apart.items() if ratio > 1.15]
     assert above == [*(f"layer4.{i}.conv2" for i in range(3)), "fc"]
     assert 1.75 < vnni.peaks[0].rate < 1.9
@@ -269,7 +272,7 @@ def test_what_chapter_14_says_of_the_recorded_runs_is_so(vnni: Any, amx: Any) ->
     outside = sum(p.excess for p in fall.parts if not p.name.startswith(("conv", "layer")))
     unexplained = total - outside - sum(seconds for _, seconds in fall.ablation[:-1])
     assert 0.4 < unexplained / fall.whole.int8 < 0.5
-    assert fall.ablation[0][1] < total
+    assert [round(1e3 * seconds, 1) for seconds in (fall.ablation[0][1], total)] == [-4.4, -2.1]
     assert "31." in fall.ablation[0][0]
 
 
@@ -299,6 +302,11 @@ def test_what_chapter_18_says_of_the_recorded_runs_is_so(vnni: Any, amx: Any) ->
     assert gains[1][0] / gains[0][0] == pytest.approx(2, abs=0.1)
     assert gains[1][1] / gains[0][1] == pytest.approx(1.5, abs=0.1)
     assert 0.4 < 1 - int8["inference"] / int8["whole"] < 0.5, "with AMX"
+    fp32, int8 = (
+        np.median(one.seconds["whole"]) - np.median(one.seconds["inference"])
+        for one in vnni.latency
+    )
+    assert int8 / fp32 == pytest.approx(5 / 6, abs=0.02)
     of_batches = [one.throughput[-1][1] / one.throughput[0][1] for one in vnni.latency]
     assert all(1 < gain < 1.1 for gain in of_batches)
     assert amx.latency[1].throughput[-1][1] / amx.latency[1].throughput[0][1] > 1.25
@@ -311,7 +319,10 @@ def test_the_readmes_waterfall_is_the_recorded_one(vnni: Any, amx: Any) -> None:
     peaks = {peak.name: peak.gops for peak in vnni.peaks}
     instruction, epilogue, edges = (1e3 * seconds for _, seconds in fall.ablation[:3])
     layer4 = next(part for part in fall.parts if part.name == "layer4")
-    request = [np.median(one.seconds["whole"]) for one in vnni.latency]
+    parts = [part for part in fall.parts if part.name.startswith(("conv", "layer"))]
+    inside = [sum(getattr(part, precision) for part in parts) for precision in ("fp32", "int8")]
+    assert sum(part.excess for part in parts) < (whole.int8 - whole.fp32 / 4) / 2
+    before = sum(fall.preprocessing.values())
     for said in (
         f"{peaks['vpdpbusd']:.0f} against {peaks['fma']:.0f} billion operations",
         f"{1e3 * whole.fp32:.1f} ms in FP32 and {1e3 * whole.int8:.1f} ms in INT8: "
@@ -319,8 +330,9 @@ def test_the_readmes_waterfall_is_the_recorded_one(vnni: Any, amx: Any) -> None:
         f"{fall.ablation[0][0].split()[-1].rstrip('x')} times, which costs {instruction:.2f} ms",
         f"cost {epilogue:.2f} ms beyond a quarter. Edges of tiles cost {edges:.2f} ms",
         f"`layer4`, is {layer4.fp32 / layer4.int8:.1f} times as fast",
-        f"the convolutions by themselves keep {alone.fp32 / alone.int8:.1f}",
-        f"INT8 is {request[0] / request[1]:.1f} times as fast",
+        f"the convolutions keep {inside[0] / inside[1]:.1f} in the network, and "
+        f"{alone.fp32 / alone.int8:.1f} when",
+        f"INT8 is {(whole.fp32 + before) / (whole.int8 + before):.1f} times as fast",
         f"peaks at {float(matrix.ablation[0][0].split()[-1].rstrip('x')):.0f} times FP32's rate",
         f"INT8 then takes {1e3 * matrix.whole.int8:.1f} ms",
     ):
