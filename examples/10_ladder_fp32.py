@@ -32,6 +32,7 @@ list_rungs("fp32")
 # Each section below prints the same few lines. First comes arithmetic: how many bytes go between
 # the registers and the memory for one multiply-add. It is done for AVX2; wider vectors need fewer.
 # Then come times, and the gain over the rung before. Three runs were recorded, and each has a name.
+# `xeon-vnni` and `xeon-amx` are one machine: in the first AMX is left out.
 # **Yours** are of the machine that built this page. A question mark says that a figure is in doubt,
 # because runs of the same thing differed too much. If a gain of yours is too doubtful to tell, you
 # see the question mark alone. The text concludes from arithmetic and from recorded figures, never
@@ -243,8 +244,9 @@ gains("implicit", "fp32", yours)
 # for the next panel and the next rows, so that they are in the second cache in time. Here one layer
 # runs over and over, and its weights are in the cache already. So fetching ahead brings nothing
 # here: on the Xeons the engine is even a little slower. In a network 53 convolutions take turns,
-# and their weights come from memory. The engine also deals out smaller pieces of work: a thread
-# that is done helps the others. That pays where threads are many, or disturbed.
+# and their weights come from the third cache or from memory. The engine also deals out smaller
+# pieces of work: a thread that is done helps the others. That pays where threads are many, or
+# disturbed.
 
 # %%
 #| alt: The step of the vector instruction. Beside its panel of B the next one is fetched for later.

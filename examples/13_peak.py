@@ -16,7 +16,7 @@
 # $$ \begin{aligned} \text{peak} = {} & \text{lanes} \times \text{products} \\ & \times 2 \times
 # \text{rate} \times \text{clock} \end{aligned} \tag{13.1} $$
 #
-# Take 8 lanes, as AVX2 has, two multiply-adds a cycle, and 3 GHz. In FP32 that makes
+# Take 8 lanes, as AVX2 has, two such instructions a cycle, and 3 GHz. In FP32 that makes
 # $8 \times 1 \times 2 \times 2 \times 3 = 96$ billion operations a second (GOP/s), for each core.
 # With VNNI a lane takes four pairs of bytes in one instruction. Only `products` changes, from 1 to
 # 4, so INT8 peaks at 4 times FP32. Without VNNI one instruction is not enough, and the rate falls.
@@ -41,10 +41,10 @@ assert lanes * products * 2 * rate * clock == 96
 # %% [markdown]
 # ## Measuring it
 #
-# No data sheet at hand tells the rate, and the clock moves. So `minires peak` measures both. It
-# runs a loop that only multiplies and adds. The loop keeps so many independent sums that none waits
-# for another, and never touches memory. Between rounds it times a chain of instructions that take
-# one cycle each, which gives the clock. Then it solves equation 13.1 for the rate.
+# Few data sheets tell the rate, and the clock changes all the time. So `minires peak` measures
+# both. It runs a loop that only multiplies and adds. The loop keeps so many independent sums that
+# none waits for another, and never touches memory. Between rounds it times a chain of instructions
+# that take one cycle each, which gives the clock. Then it solves equation 13.1 for the rate.
 #
 # Other programs can only make a round slower. So the best of many rounds counts. The even and the
 # odd rounds must agree on it, or the figure is in doubt.
@@ -90,8 +90,8 @@ print("\n".join(peaks[0].assembly.splitlines()[:6]))
 # $$ \text{time} \ge \max\left( \frac{\text{operations}}{\text{peak}},
 # \frac{\text{bytes}}{\text{bandwidth}} \right) \tag{13.2} $$
 #
-# Divide the operations by both sides. On the left stands the speed. On the right a new number
-# appears, the operations for each byte. It is called the *intensity*:
+# Speed is operations divided by time. So divide the operations by each side: the speed is at most
+# what comes out. A new number appears, the operations for each byte. It is called the *intensity*:
 #
 # $$ \begin{aligned} \text{intensity} &= \frac{\text{operations}}{\text{bytes}} \\[0.4em]
 # \text{speed} &\le \min(\text{peak}, \\ &\quad \text{intensity} \times \text{bandwidth})
@@ -194,30 +194,30 @@ print(tell(recorded, "peaks", "layers"))
 # * *Measured is above.* FP32 stayed further below its roof than INT8 did. Its weights have four
 #   times the bytes, so it can miss the cache where INT8 hits.
 # * *Measured is above for all layers alike.* Then suspect a peak: one of the two was measured too
-#   low or too high. The doubts above say whether the measurements disagree.
+#   low or too high. If the measurements disagree, a line above says so.
 #
 # In the recorded run half of the layers come within 5%. Ten are more than a fifth below: `conv1`,
 # and 1x1 layers of `layer1` and `layer2`. Their sums are short, so the epilogue weighs much. The
-# 3x3 layers of `layer4` are above: there FP32 waits longer for its weights.
+# 3x3 layers of `layer4` are above: in FP32 they stay further below their peak.
 #
 # The higher the peak, the further right the corner, and the more layers wait for memory:
 
 # %%
-print(f"{'':11}{'corner':>7}{'left of it':>12}{'off by':>8}")
+print(f"{'in INT8':<10}{'GOP/s':>7}{'GB/s':>6}{'corner':>8}{'left':>6}{'median':>9}")
 for of in runs("peaks", "memory", "layers"):
     both, expected, found = gains(of)
-    corner = roof(of, "int8") / of.memory[-1].all
-    left = sum(b.intensity < corner for _, b in both)
-    off = mark(f"{np.median(found / expected):.2f}x", of.doubts_about("peaks", "layers"))
-    print(f"{of.name:<11}{corner:>7.0f}{left:>6} of {len(both)}{off:>8}")
+    top, reads = roof(of, "int8"), of.memory[-1].all
+    left = sum(b.intensity < top / reads for _, b in both)
+    told = mark(f"{np.median(found / expected):.2f}", of.doubts_about("peaks", "layers"))
+    print(f"{of.name:<10}{top:>7.0f}{reads:>6.0f}{top / reads:>8.0f}{left:>6}{told:>9}")
     assert (left > 40) == (of.isa == "amx")
 
 # %% [markdown]
-# The table has INT8's corner in operations a byte, how many layers lie to the left of it, and what
-# the median layer gains, measured over predicted. AMX lifts the peak so far that nearly all layers
-# lie to the left. There the roofline promises what memory allows. But the network's bytes
-# lie in caches, which have rates of their own, and an instruction this fast waits for those, too.
-# So the median layer gains 0.63 of what was predicted.
+# A corner is the peak over what memory gives. The next column counts the layers to the left of it,
+# out of 54. The last is the median layer's gain, measured over predicted. `xeon-vnni` and
+# `xeon-amx` are one machine: in the first AMX is left out. AMX lifts the peak so far that nearly
+# all layers lie to the left of the corner. Multiplying takes them so little time that all else
+# weighs more, and the equation leaves that out. So the median layer gains 0.63 of what it predicts.
 #
 # ## Yours
 #

@@ -40,11 +40,11 @@ assert abs(recorded.waterfall.whole.fp32 / 4 + bars - recorded.waterfall.whole.i
 # %% [markdown]
 # ## The recorded run
 #
-# This is the ImageNet network with one photograph of 224 x 224 pixels, on a CPU with VNNI. Read the
-# upper picture from top to bottom: it starts at a quarter of FP32's time, each part adds its
-# excess, and the end is INT8's time. The upper scale says how many times as fast as FP32 that is.
-# Green bars are work before the network. The lower picture splits the convolutions' excess by its
-# causes.
+# This is the ImageNet network with one photograph of 224 x 224 pixels. `xeon-vnni` is a CPU with
+# VNNI that also has AMX, but AMX was left out (`MINIRES_ISA=avx512bf16`). Read the upper picture
+# from top to bottom: it starts at a quarter of FP32's time, each part adds its excess, and the end
+# is INT8's time. The upper scale says how many times as fast as FP32 that is. Green bars are work
+# before the network. The lower picture splits the convolutions' excess by its causes.
 
 # %%
 #| alt: Horizontal bars, from top to bottom. A long blue bar is a quarter of FP32's time. Below it
@@ -61,13 +61,14 @@ recorded.waterfall.plot()
 # ## The causes
 #
 # A part tells where the time went. To know *why*, leave one thing out and time it again. That is
-# called an *ablation*. For the convolutions there are three things to leave out:
+# called an *ablation*. The convolutions have three causes. Two can be left out:
 #
-# * The **epilogue**. Kernels with a plain store in its place are shorter by the epilogue's time.
-#   In INT8 it converts, scales, rounds and clips. None of that is divided by 4.
+# * The **epilogue**. Let the kernels store their sums as they are. What that saves is the
+#   epilogue's time. INT8 has as many sums as FP32, of 32 bits each, so a register holds no more of
+#   them. Its epilogue even does more: it converts, scales, rounds and clips.
 # * **Edges** of tiles. A tile has a fixed number of rows. The last one hangs over the edge, and
 #   its surplus rows are computed for nothing.
-# * The **instruction**. It cannot be left out, so it is computed. Take the FP32 time $t$ that is
+# * The **instruction** can only be computed. Take the FP32 time $t$ that is
 #   neither epilogue nor edges. If INT8's instruction peaks at $\rho$ times FP32's, that work
 #   should take $t / \rho$:
 #
@@ -85,21 +86,22 @@ assert round(1 / 1.3 - 1 / 4, 2) == 0.52
 #
 # Parts and causes overlap: an epilogue is time in some stage. So put them into one list. The
 # convolutions are split by cause, and every other part stands for itself. What remains is
-# *unexplained*, and stays in the list as that. The list is ordered by what each takes, as a share
-# of INT8's time.
+# *unexplained*, and stays in the list as that. So the list begins with a quarter of FP32's time
+# and ends with INT8's. A plus is lost, a minus is gained. The largest loss comes first.
 
 
 # %%
 def losses(fall):
-    """List what INT8 takes beyond a quarter of FP32's time, in seconds, the largest first."""
+    """List what leads from a quarter of FP32's time to INT8's, in seconds, the largest first."""
     found = {cause.partition(":")[0]: seconds for cause, seconds in fall.ablation[:-1]}
     for part in fall.parts[:-1]:
         if not part.name.startswith(("conv", "layer")):  # those are split by cause
             found[part.name] = part.excess
-    found["between layers"] = fall.parts[-1].excess
+    found["rest"] = fall.parts[-1].excess
     listed = sorted(found.items(), key=lambda item: -item[1])
-    total = fall.whole.int8 - fall.whole.fp32 / 4
-    return [*listed, ("unexplained", total - sum(found.values()))]
+    unexplained = fall.whole.int8 - fall.whole.fp32 / 4 - sum(found.values())
+    return [("FP32 / 4", fall.whole.fp32 / 4), *listed, ("unexplained", unexplained),
+            ("INT8", fall.whole.int8)]  # fmt: skip
 
 
 # %% [markdown]
@@ -120,31 +122,32 @@ told, parts = [recorded, run("xeon-amx")], ("peaks", "waterfall")
 columns = [(of.waterfall, mark, of.doubts_about(*parts)) for of in told]
 columns.append((mine, worked_out, doubts))
 rows = [
-    [name, *(write(f"{dict(losses(fall))[name] / fall.whole.int8:+.1%}", why)
-             for fall, write, why in columns)]
+    [name, *(write(f"{1e3 * dict(losses(fall))[name]:+.2f}", why) for fall, write, why in columns)]
     for name, _ in losses(recorded.waterfall)
-]  # fmt: skip
-print(side_by_side("% of INT8's time", rows, told, parts, doubts))
+]
+print(side_by_side("milliseconds", rows, told, parts, doubts))
 
 # %% [markdown]
 # A list like this is worth as much as its line *unexplained*. That should be small beside the
 # largest cause. If it is not, the causes were measured badly, or there is one that nobody thought
 # of. Look at the two recorded columns with that in mind:
 #
-# * With VNNI the largest loss is the epilogue. The time between the layers comes next, and then the
-#   input, which is checked and quantized. *Unexplained* is not small beside that, and below zero:
-#   INT8 also gains something that no cause in the list knows. The picture shows where. `layer4` is
-#   4.7 times as fast. Its 15 million weights are 60 MB in FP32, so FP32 waits for them longer than
-#   INT8 does. One 3x3 layer has 9.4 MB of them. The third cache gives both cores 45 GB a second, so
-#   they take 0.2 ms, and the layer takes 0.3 ms more than its peak allows.
-# * With AMX the list breaks down. By equation 14.2 the instruction gains 4.4 ms beyond the quarter,
-#   but INT8 gained only 2.1. Nearly half of INT8's time is unexplained. So a cause is missing.
-#   Multiplying is no longer what takes the time: reading is ([chapter 13](13_peak) counts the
-#   layers that wait for it).
+# * With VNNI the largest loss is the epilogue. The rest comes next. It takes 0.3 ms in both
+#   precisions, so nearly all of it is lost: Python calls the network, and the logits are copied.
+#   Then comes the input, which is checked and quantized. *Unexplained* is not small beside these,
+#   and it is a gain. The picture shows where: `layer4` is 4.7 times as fast. One of its 3x3 layers
+#   takes 0.76 ms in FP32, 0.29 more than its peak allows. In INT8 it takes 0.16 ms, only 0.04 more.
+#   Equation 13.2 supposes that reading hides behind multiplying. Here it does not: the third cache
+#   needs 0.21 ms for the layer's weights in FP32, and 0.05 in INT8.
+# * With AMX the list breaks down. At 31 times FP32's peak all convolutions together need 0.7 ms.
+#   They took 2.7. By equation 14.2 the instruction gains 4.4 ms beyond the quarter, but INT8 gained
+#   only 2.1. The list has no line for reading, and [chapter 13](13_peak) found 48 of 54 layers to
+#   the left of the corner, where reading takes longer than multiplying.
 #
 # If the ablation's convolutions take another time than the same ones in the network, minires
-# measures again, and then doubts the whole list. (The picture's *unexplained* is of the
-# convolutions by themselves, and the list's is of those in the network.)
+# measures again. Beyond 15% it doubts the whole list, so a line much shorter than that says little.
+# (The picture's *unexplained* is of the convolutions by themselves, and the list's is of those in
+# the network.)
 #
 # ## What a network keeps of the peak
 #
@@ -164,9 +167,14 @@ assert round(vnni.fp32 / vnni.int8, 1) == 3.6
 assert round(amx.fp32 / amx.int8, 1) == 6.5
 
 # %% [markdown]
-# Without VNNI INT8 gains little: 1.4 times in that run, which is in doubt. With VNNI the network
-# keeps most of its four times. AMX peaks at 31 times FP32, and the network keeps 6.5 of that. A
-# faster instruction helps less and less, because what it does not do remains.
+# Without VNNI INT8 gains little: 1.4 times in that run. That is more than the instruction's peak,
+# so one of the two is wrong, and both are in doubt. With VNNI the network keeps most of its four
+# times. AMX peaks at 31 times FP32, and the network keeps 6.5 of that. A faster instruction helps
+# less and less, because what it does not do remains.
+#
+# (Other pages time other things: chapter 15 the steps that multiply, chapter 18 the network within
+# a request, the README many calls in a row. So they tell 3.6 to 3.8 with VNNI, and 6.5 to 8.4 with
+# AMX.)
 #
 # ## How near each layer comes to the peak
 #
@@ -245,7 +253,7 @@ assert lower < 1
 # </details>
 #
 # **3.** `layer1.0.conv1` sums over K = 64, and `layer4.2.conv2` over K = 4608. An instruction
-# takes four steps along K for 8 sums, and the epilogue of 8 sums takes as long as 30 instructions.
+# takes four values along K for 8 sums, and the epilogue of 8 sums takes as long as 30 instructions.
 # Which share of each layer is epilogue?
 #
 # <details>

@@ -2,19 +2,20 @@
 # # 15. bfloat16, the point between
 #
 # bfloat16 is the upper half of a float32. It keeps the range and gives up precision: 8 bits in
-# place of 24. It needs no calibration, no scales and no zero points. In return it saves only half
+# place of 24. It needs no calibration, no scales and no zero points. The price: it saves only half
 # of the bytes. One instruction of your CPU decides whether it is faster at all.
 #
 # ## Half a float
 #
 # A float32 has a sign, 8 bits of exponent, and 23 bits behind the point. Cut off the lower 16 of
-# its 32 bits, and 7 bits behind the point remain. The exponent stays whole, and so does the range:
-# from $10^{-38}$ to $10^{38}$.
+# its 32 bits, and 7 bits behind the point remain. (The 1 before the point is not stored. With it
+# they make the 8 bits.) The exponent stays whole, and so does the range: from $10^{-38}$ to
+# $10^{38}$.
 #
 # Cutting alone would always round towards zero. To round to the nearest, first add half of what the
 # last kept bit is worth, and then cut. That half is 0x8000. A tie should go to the even neighbour,
-# so the code adds 0x7fff, and one more where the last kept bit is odd. Then a tie carries over only
-# from an odd number.
+# so the code adds 0x7fff, and one more where the last kept bit is 1. Then a tie goes up from an odd
+# number, and stays with an even one.
 
 # %%
 import sys
@@ -118,7 +119,8 @@ assert total[0] == 256
 # Both runs shown here are of one Xeon. In `xeon-vnni` it multiplies bfloat16 with `vdpbf16ps`,
 # which it starts a quarter as often as an FMA. In `xeon-amx` it uses `tdpbf16ps`. The figures are
 # of the ImageNet network at 224 x 224. Yours are of the small network that comes with minires, or
-# of the weights that you name: `python examples/15_bf16.py imagenet.safetensors`.
+# of the weights that you name: `python examples/15_bf16.py imagenet.safetensors`. Counted are the
+# steps that multiply, which are convolutions and `fc`.
 
 # %%
 recorded = [run("xeon-vnni"), run("xeon-amx")]
@@ -136,13 +138,16 @@ columns = [
      of.doubts_about("layers"), mark)
     for of in recorded
 ]  # fmt: skip
-mine = {p: 1e3 * prof.seconds / prof.runs for p, prof in profiles.items()}
+mine = {
+    p: 1e3 * sum(row.seconds for row in prof.rows() if row.macs) / prof.runs
+    for p, prof in profiles.items()
+}
 columns.append((mine, doubts, worked_out))
 rows = [[f"{p}, ms", *(mark(f"{of[p]:.2f}", why) for of, why, _ in columns)] for p in precisions]
 for p in ("bf16", "int8"):
     cells = [write(f"{of['fp32'] / of[p]:.2f}x", why) for of, why, write in columns]
-    rows.append([f"{p} over fp32", *cells])
-print(side_by_side("the network", rows, recorded, ["layers"], doubts))
+    rows.append([f"{p}, gain", *cells])
+print(side_by_side("what multiplies", rows, recorded, ["layers"], doubts))
 print("This CPU multiplies bfloat16 by", choose_isa().instructions["bf16"].name)
 
 # %% [markdown]

@@ -198,7 +198,7 @@ def introduce(precision: str, yours: Sequence[Result]) -> None:
 def gains(rung: str, precision: str, yours: Sequence[Result]) -> None:
     """Print what a rung gains: in the recorded runs, and on this machine."""
     print(traffic(rung, precision))
-    print(f"{'':10}{'before':>7}{'after':>8} ms{'gain':>8}")
+    print(f"{'ms':<10}{'before':>7}{'after':>8}{'':3}{'gain':>8}")
     recorded = [(run.name, run.ladders[precision]) for run in runs("ladders")]
     for name, results in [*recorded, ("yours", yours)]:
         found = pair(results, rung)

@@ -257,12 +257,18 @@ def test_what_chapter_14_says_of_the_recorded_runs_is_so(vnni: Any, amx: Any) ->
     layer4 = parts["layer4"]
     assert round(layer4.fp32 / layer4.int8, 1) == 4.7
     assert layer4.excess < 0
-    (layer,) = (row for row in vnni.layers["fp32"] if row.name == "layer4.1.conv2")
     third = next(level.all for level in vnni.memory if level.level == "L3")
-    weights = 4 * 512 * 512 * 9 / 1e6
-    assert (round(weights, 1), round(third), round(weights / third, 1)) == (9.4, 45, 0.2)
-    allowed = 2 * layer.macs / roof(vnni, "fp32") / 1e9
-    assert round(1e3 * (layer.seconds - allowed), 1) == 0.3
+    told = {}
+    for precision, size in ("fp32", 4), ("int8", 1):
+        (layer,) = (row for row in vnni.layers[precision] if row.name == "layer4.1.conv2")
+        allowed = 2 * layer.macs / roof(vnni, precision) / 1e9
+        reading = size * 512 * 512 * 9 / third / 1e9
+        told[precision] = [
+            round(1e3 * s, 2) for s in (layer.seconds, layer.seconds - allowed, reading)
+        ]
+    assert told == {"fp32": [0.76, 0.29, 0.21], "int8": [0.16, 0.04, 0.05]}
+    rest = parts["rest, unexplained"]
+    assert round(1e3 * rest.fp32, 1) == round(1e3 * rest.int8, 1) == 0.3
     assert causes[1] > parts["rest, unexplained"].excess > parts["input"].excess > causes[0]
     outside = sum(p.excess for p in fall.parts if not p.name.startswith(("conv", "layer")))
     unexplained = fall.whole.int8 - fall.whole.fp32 / 4 - outside - sum(causes[:-1])
@@ -273,7 +279,12 @@ def test_what_chapter_14_says_of_the_recorded_runs_is_so(vnni: Any, amx: Any) ->
     unexplained = total - outside - sum(seconds for _, seconds in fall.ablation[:-1])
     assert 0.4 < unexplained / fall.whole.int8 < 0.5
     assert [round(1e3 * seconds, 1) for seconds in (fall.ablation[0][1], total)] == [-4.4, -2.1]
-    assert "31." in fall.ablation[0][0]
+    rho = float(fall.ablation[0][0].split()[-1].rstrip("x"))
+    assert round(rho) == 31
+    inside = sum(p.int8 for p in fall.parts if p.name.startswith(("conv", "layer")))
+    assert [round(1e3 * s, 1) for s in (fall.convolutions.fp32 / rho, inside)] == [0.7, 2.7]
+    corner = roof(amx, "int8") / amx.memory[-1].all
+    assert sum(row.intensity < corner for row in amx.layers["int8"]) == 48
 
 
 def test_what_chapter_15_says_of_the_recorded_runs_is_so(vnni: Any, amx: Any) -> None:
