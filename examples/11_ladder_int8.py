@@ -160,7 +160,8 @@ for name in "blocks", "threads", "implicit", "engine":
 # %% [markdown]
 # `blocks` gains nothing: as in FP32, reading A was no limit. In both runs of the Xeon two threads
 # are slower than one: sharing out so little costs more than it saves. `implicit` writes no A. On
-# xeon-amx the last gain is another instruction's, `tdpbusd`.
+# xeon-amx the last gain is another instruction's, `tdpbusd`. On xeon-vnni we have not taken it
+# apart.
 #
 # ## What a share of the peak means
 #

@@ -16,8 +16,8 @@
 #
 # No bar can get lost: the sum is exact. The time between the layers is a part as well. It is called
 # *rest*: the time of the whole, less the times of all layers. A part that became more than four
-# times as fast has a negative bar. That happens where FP32 waits longer for its bytes than INT8
-# does. The rest can be negative by chance, because it is a difference of two measurements.
+# times as fast has a negative bar. That happens where FP32 loses more than four times what INT8
+# loses. The rest can be negative by chance, because it is a difference of two measurements.
 
 # %%
 import sys
@@ -132,22 +132,22 @@ print(side_by_side("milliseconds", rows, told, parts, doubts))
 # largest cause. If it is not, the causes were measured badly, or there is one that nobody thought
 # of. Look at the two recorded columns with that in mind:
 #
-# * With VNNI the largest loss is the epilogue. The rest comes next. It takes 0.3 ms in both
-#   precisions, so nearly all of it is lost: Python calls the network, and the logits are copied.
-#   Then comes the input, which is checked and quantized. *Unexplained* is not small beside these,
-#   and it is a gain. The picture shows where: `layer4` is 4.7 times as fast. One of its 3x3 layers
-#   takes 0.76 ms in FP32, 0.29 more than its peak allows. In INT8 it takes 0.16 ms, only 0.04 more.
-#   Equation 13.2 supposes that reading hides behind multiplying. Here it does not: the third cache
-#   needs 0.21 ms for the layer's weights in FP32, and 0.05 in INT8.
-# * With AMX the list breaks down. At 31 times FP32's peak all convolutions together need 0.7 ms.
-#   They took 2.7. By equation 14.2 the instruction gains 4.4 ms beyond the quarter, but INT8 gained
-#   only 2.1. The list has no line for reading, and [chapter 13](13_peak) found 48 of 54 layers to
-#   the left of the corner, where reading takes longer than multiplying.
+# * With VNNI the largest losses are the epilogue and the rest. The rest takes 0.3 ms in both
+#   precisions: Python calls the network, and the logits are copied. Then comes the input, which is
+#   checked and quantized. *Unexplained* is not small beside these, and it is a gain. The picture
+#   shows where: `layer4` is 4.7 times as fast. One of its 3x3 layers takes 0.76 ms in FP32, 0.29
+#   more than its peak allows. In INT8 it takes 0.16 ms, only 0.04 more. The third cache needs 0.21
+#   ms for the layer's weights in FP32, and 0.05 in INT8. If that does not hide behind the
+#   multiplying, it explains INT8's time. FP32 takes another 0.08 ms, and we do not know what for.
+# * With AMX the list breaks down. A 31st of FP32's time is 0.7 ms for all convolutions. They took
+#   2.7. The list has no line for reading, and [chapter 13](13_peak) found 48 of 54 layers to the
+#   left of the corner, where reading takes longer than multiplying. Equation 13.2, which knows
+#   both, asks for 1.5 ms. What takes the others is not measured.
 #
-# If the ablation's convolutions take another time than the same ones in the network, minires
-# measures again. Beyond 15% it doubts the whole list, so a line much shorter than that says little.
-# (The picture's *unexplained* is of the convolutions by themselves, and the list's is of those in
-# the network.)
+# The convolutions by themselves took 5.31 ms in INT8, and 5.57 in the network. So a line of theirs
+# that is shorter than 0.26 ms says little. (Beyond 15% minires measures again, and then doubts the
+# whole list. The picture's *unexplained* is of the convolutions by themselves, and the list's is of
+# those in the network.)
 #
 # ## What a network keeps of the peak
 #
@@ -167,14 +167,13 @@ assert round(vnni.fp32 / vnni.int8, 1) == 3.6
 assert round(amx.fp32 / amx.int8, 1) == 6.5
 
 # %% [markdown]
-# Without VNNI INT8 gains little: 1.4 times in that run. That is more than the instruction's peak,
-# so one of the two is wrong, and both are in doubt. With VNNI the network keeps most of its four
-# times. AMX peaks at 31 times FP32, and the network keeps 6.5 of that. A faster instruction helps
-# less and less, because what it does not do remains.
-#
-# (Other pages time other things: chapter 15 the steps that multiply, chapter 18 the network within
-# a request, the README many calls in a row. So they tell 3.6 to 3.8 with VNNI, and 6.5 to 8.4 with
-# AMX.)
+# Without VNNI INT8 gains little: 1.4 times in that run. [Chapter 11](11_ladder_int8) has 1.3 for
+# its peak, which fits better than 1.02. One of these measurements was disturbed, and both are in
+# doubt. With VNNI the network keeps most of its four times. AMX peaks at 31 times FP32, and the
+# network keeps 6.5 of that. A faster instruction helps less and less, because what it does not do
+# remains. (Other pages time other things, minutes apart: chapter 15 the steps that multiply,
+# chapter 18 the network within a request, the README many calls in a row. So they tell 3.6 to 3.8
+# with VNNI, and 6.5 to 8.4 with AMX.)
 #
 # ## How near each layer comes to the peak
 #

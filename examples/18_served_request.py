@@ -109,9 +109,9 @@ for of_run in of_runs.values():
 
 # %% [markdown]
 # With AMX the network gains twice what it gains with VNNI. The request gains only 1.5 times as
-# much, because what is not inference now takes nearly half of it. (*At most* it would gain if the
-# network took no time.) In xeon-vnni prediction and measurement differ by 6%, because the other
-# parts took a sixth less time, too.
+# much, because what is not inference now takes nearly half of it. (The line *at most* is the gain
+# if the network took no time.) In xeon-vnni prediction and measurement differ by 6%, because the
+# other parts took a sixth less time, too.
 #
 # If the prediction and the measured gain of the whole differ by more than a few percent, the other
 # parts changed, too. For example, a network that needs fewer bytes may leave more of the

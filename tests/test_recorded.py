@@ -267,6 +267,11 @@ def test_what_chapter_14_says_of_the_recorded_runs_is_so(vnni: Any, amx: Any) ->
             round(1e3 * s, 2) for s in (layer.seconds, layer.seconds - allowed, reading)
         ]
     assert told == {"fp32": [0.76, 0.29, 0.21], "int8": [0.16, 0.04, 0.05]}
+    alone, inside = (
+        vnni.waterfall.convolutions.int8,
+        sum(part.int8 for part in fall.parts if part.name.startswith(("conv", "layer"))),
+    )
+    assert [round(1e3 * seconds, 2) for seconds in (alone, inside)] == [5.31, 5.57]
     rest = parts["rest, unexplained"]
     assert round(1e3 * rest.fp32, 1) == round(1e3 * rest.int8, 1) == 0.3
     assert causes[1] > parts["rest, unexplained"].excess > parts["input"].excess > causes[0]
@@ -283,6 +288,9 @@ def test_what_chapter_14_says_of_the_recorded_runs_is_so(vnni: Any, amx: Any) ->
     assert round(rho) == 31
     inside = sum(p.int8 for p in fall.parts if p.name.startswith(("conv", "layer")))
     assert [round(1e3 * s, 1) for s in (fall.convolutions.fp32 / rho, inside)] == [0.7, 2.7]
+    top, reads = roof(amx, "int8"), amx.memory[-1].all
+    least = sum(max(2 * row.macs / top, row.bytes / reads) for row in amx.layers["int8"])
+    assert round(least / 1e6, 1) == 1.5
     corner = roof(amx, "int8") / amx.memory[-1].all
     assert sum(row.intensity < corner for row in amx.layers["int8"]) == 48
 
@@ -298,6 +306,8 @@ def test_what_chapter_15_says_of_the_recorded_runs_is_so(vnni: Any, amx: Any) ->
     assert gains == [0.57, pytest.approx(4.5, abs=0.06)]
     peaks = {peak.name: peak for peak in vnni.peaks}
     assert peaks["vdpbf16ps"].gops / peaks["fma"].gops == pytest.approx(0.5, abs=0.01)
+    of_amx = {peak.name: peak.gops for peak in amx.peaks}
+    assert round(of_amx["tdpbf16ps"] / of_amx["fma"], 1) == 15.6
     assert peaks["vdpbf16ps"].rate / peaks["fma"].rate == pytest.approx(0.25, abs=0.01)
 
 

@@ -60,7 +60,7 @@ COLORS = {
     "beyond a quarter": plots.ORANGE,
     "unexplained": plots.GREY,
     "before the network, in any precision": plots.GREEN,
-    "a cause, left out": plots.RED,
+    "a cause": plots.RED,
 }
 WHOLE, EXCESS, UNKNOWN, BEFORE, CAUSE = COLORS
 
