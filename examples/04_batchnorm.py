@@ -21,11 +21,11 @@ from minires.unfuse import unfuse
 # %% [markdown]
 # ## The algebra
 #
-# In training, a BatchNorm subtracts a channel's mean $\mu$ and divides by its standard deviation.
-# A small $\epsilon$ keeps that from being a division by zero. Then it multiplies by $\gamma$ and
-# adds $\beta$, which the network learns
-# ([Ioffe and Szegedy 2015](https://arxiv.org/abs/1502.03167)). At inference all four are constants.
-# Write the convolution's sum as $w \cdot x$, and sort by what x is multiplied with:
+# In training, a BatchNorm subtracts a channel's mean $\mu$ and divides by its standard deviation
+# $\sigma$. A small $\epsilon$ keeps that from being a division by zero. Then it multiplies by
+# $\gamma$ and adds $\beta$, which the network learns ([Ioffe and Szegedy
+# 2015](https://arxiv.org/abs/1502.03167)). At inference $\mu$, $\sigma$, $\gamma$ and $\beta$ are
+# constants. Write the convolution's sum as $w \cdot x$, and sort by what x is multiplied with:
 #
 # $$
 # \begin{aligned}
@@ -137,9 +137,9 @@ for bits, axis in [(8, 1), (8, None), (4, 1), (4, None)]:
 # <details>
 # <summary>Answer</summary>
 #
-# Not before it, if any $f$ is negative or b' is not zero: $f \max(0, a) + b$ is not
-# $\max(0, f a + b)$. After it you can: the next layer is linear in its input, so $f$ goes into its
-# weights. But b goes into its bias only where no padding is read, because there the zeros come
+# Not before it, if any $f$ is negative or $b'$ is not zero: $f \max(0, a) + b'$ is not
+# $\max(0, f a + b')$. After it you can: the next layer is linear in its input, so $f$ goes into its
+# weights. But $b'$ goes into its bias only where no padding is read, because there the zeros come
 # *after* the BatchNorm.
 #
 # </details>

@@ -116,8 +116,8 @@ plt.show()
 #
 # Let two weights $w_1$ and $w_2$, in steps of their scale, be rounded to $q_1$ and $q_2$. Their
 # errors are $e_i = w_i - q_i$, and an output is off by $e_1 x_1 + e_2 x_2$. One error can make up
-# for the other, if the two inputs rise and fall together. Square that, and sum over all inputs that
-# calibration saw. With $H_{ij} = \sum x_i x_j$ this is
+# for the other, if the two inputs rise and fall together. Square $e_1 x_1 + e_2 x_2$, and sum over
+# all inputs that calibration saw. With $H_{ij} = \sum x_i x_j$ this is
 #
 # $$ H_{11} e_1^2 + 2 H_{12}\, e_1 e_2 + H_{22} e_2^2 . $$
 #
@@ -182,9 +182,10 @@ assert costs["gptq"] < costs["nearest"] / 2
 # $$ m = e^T \bar x \tag{6.3} $$
 #
 # But $m$ comes from few images, so it has an error of its own. If $e^T x$ has the variance $v$, a
-# mean over $n$ images has the variance $v / n$. Add $a m$ instead. If $\mu$ is the true mean, what
-# remains is $(1 - a)^2 \mu^2 + a^2 v / n$ on average. It is smallest for $a = \mu^2 / (\mu^2 + v /
-# n)$. We do not know $\mu$, so take $m$ in its place. This is the correction called *shrunk*:
+# mean over $n$ images has the variance $v / n$. Add $a m$ instead. Let $\mu$ be the true mean. Then
+# $\mu - a m$ remains. Its square is $(1 - a)^2 \mu^2 + a^2 v / n$ on average, and smallest for
+# $a = \mu^2 / (\mu^2 + v / n)$. We do not know $\mu$, so take $m$ in its place. This is the
+# correction called *shrunk*:
 #
 # $$ \frac{m^2}{m^2 + v / n}\, m \tag{6.4} $$
 #

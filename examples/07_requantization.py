@@ -2,8 +2,8 @@
 # # 7. Requantization: from a 32-bit sum back to eight bits
 #
 # Add a bias to the sum, multiply by one number, clip, round, and add the zero point. That is all
-# that happens at inference. Bias and number do not depend on the photograph, so they are worked out
-# beforehand.
+# that happens at inference. The bias and that number do not depend on the photograph, so they are
+# worked out beforehand.
 #
 # But there is more than one way to round. When two INT8 engines differ by one, it usually happens
 # here. This page derives these steps. Then it shows what ties do, and what becomes of the
@@ -72,6 +72,7 @@ from minires.reference import requantize_ref
 # $$
 #
 # - **The clip comes before rounding.** A large $t$ may not fit into an integer. A clipped one does.
+#   The limits are whole numbers, so the byte is the same in either order.
 # - **The ReLU is free.** Its output has $z_y = 0$, so the clip starts at 0. That already turns
 #   negative numbers into zero.
 # - **The average pool** does the same to the sum of its $n$ pixels, with $m = s_x / (n\, s_y)$. Its
@@ -88,10 +89,11 @@ from minires.reference import requantize_ref
 #
 # The bias counts in units of $s_x s_w$. It grows large where these scales are tiny. The longest sum
 # in ResNet-50 has 3 x 3 x 512 = 4608 products. So no sum exceeds 255 x 128 x 4608 = 150,405,120,
-# and the zero point's part of the bias is no larger. So minires keeps $b / (s_x s_w)$ within
-# $2^{30}$: where a bias would be larger, it makes $s_w$ larger. The weights of such a channel lose
-# precision, but next to that bias they hardly matter. A correction ([chapter 6](06_calibration))
-# may add half as much again. All of it fits:
+# and the zero point's part of the bias is no larger. The two together take $0.3 \cdot 10^9$ of the
+# $2.1 \cdot 10^9$ that fit. So minires keeps $b / (s_x s_w)$ within $2^{30}$: where a bias would be
+# larger, it makes $s_w$ larger. The weights of such a channel lose precision, but next to that bias
+# they hardly matter. A correction ([chapter 6](06_calibration)) may add half of $2^{30}$. All of it
+# fits:
 
 # %%
 most = 255 * 128 * 4608
@@ -159,7 +161,7 @@ assert abs(up.mean() - 0.25) < 0.01
 # $$
 #
 # 3. At inference, multiply the sum by $q_{31}$ in 64 bits. Divide by $2^{31}$, and round to the
-#   nearest integer. That drops the last 31 bits.
+#   nearest integer. The 31 bits behind the point are gone.
 # 4. Divide by $2^{\mathrm{shift}}$, and round once more. Ties go away from zero.
 #
 # Two roundings are not one. Let the sum be 1, so that $t = 0.3$. Step 3 gives 0.6 and rounds that
@@ -174,10 +176,11 @@ print("float32:", requantize_ref(one, np.float32(0.3), 0), "fixed point:",
 assert requantize_integer_ref(one, q31, shift, 0).item() == 1
 
 # %% [markdown]
-# How often does that happen? Step 3 leaves $t$ in units of $2^{-\mathrm{shift}}$. If $t$ lies less
-# than half a unit below a tie, step 3 makes a tie of it, and step 4 sends that up. Ties lie 1
-# apart, and half a unit is $2^{-(\mathrm{shift} + 1)}$. So if the values of $t$ are
-# spread evenly between ties, and the shift is 1 or more, that is the share of sums that go wrong.
+# How often does that happen? Take a positive $t$. Step 3 leaves it in units of
+# $2^{-\mathrm{shift}}$. With a shift of 1 or more, ties are among these. If $t$ lies less than half
+# a unit below a tie, step 3 makes a tie of it, and step 4 sends that up, wrongly. (From above a tie
+# it goes up rightly.) Ties lie 1 apart, and half a unit is $2^{-(\mathrm{shift} + 1)}$. So if the
+# values of $t$ are spread evenly between ties, that is the share of sums that go wrong.
 # (A round multiplier such as 0.25 does not spread them, and its share is another.) The picture
 # compares this prediction with 4,000 random sums for each of 60 multipliers.
 

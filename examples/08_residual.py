@@ -117,8 +117,9 @@ plt.show()
 #
 # If two roundings are independent, their mean squares add up. Let $s_c$ be the scale of the
 # convolution's own output. Then the root mean square error is
-# $\sqrt{s_y^2 / 12}$ for one rounding, and $\sqrt{(s_y^2 + s_c^2) / 12}$ for two. Test it on 20,000
-# random sums, those above zero, because the ReLU makes the others exact:
+# $\sqrt{s_y^2 / 12}$ for one rounding, and $\sqrt{(s_y^2 + s_c^2) / 12}$ for two. Test it on
+# random sums. Draw 20,000, and keep those above zero. The ReLU makes the others 0, which needs no
+# rounding:
 
 # %%
 random = np.random.default_rng(0)

@@ -33,9 +33,11 @@ print(f"layer {NAME}, row {ROW}, column {COLUMN}, channel {CHANNEL}")
 # %% [markdown]
 # ## What this pixel sees
 #
-# `layer1.0.conv1` is the first convolution after the max-pool. Its kernel is 1 x 1. So its pixel in
-# row 6 reads one pixel of the max-pool, in row 6. Go back from there. A layer with a kernel of $k$
-# pixels, a stride $s$ and a padding $p$ makes its row $r$ from these rows of its input:
+# `layer1.0.conv1` is the first convolution after the max-pool. Its kernel is 1 x 1, and its stride
+# is 1. So its pixel in row 6 reads one pixel of the max-pool, in row 6. Go back from there. A layer
+# with a kernel of $k$ pixels, a stride $s$ and a padding $p$ makes its row $r$ from these rows of
+# its input. In the padded image the window begins at row $s r$, and the image itself begins $p$
+# rows lower:
 #
 # $$
 # \mathrm{first} = s\,r - p \qquad \mathrm{last} = s\,r - p + k - 1 \tag{9.1}
@@ -95,7 +97,8 @@ assert z_x == 0
 # ## Step 2: add
 #
 # The largest product is 255 x 127 = 32,385, so 64 of them fit into 32 bits with much room. Integers
-# do not round. The order of the additions makes no difference, and every CPU gets the same sum.
+# do not round. The order of the additions makes no difference, and the engine gets the same sum on
+# every CPU.
 
 # %%
 #| code: folded
@@ -159,8 +162,8 @@ assert np.array_equal(whole, steps[NAME].output)
 # ## FP32 beside it
 #
 # FP32 computes the same pixel from real numbers. How far apart are the two? Four things move INT8
-# away: the inputs, the weights, the rounding of the bias, and the rounding of the output. The first
-# two lie in the products. Write $\hat x$ and $\hat w$ for what bytes stand for, and split the
+# away here: the inputs, the weights, the rounding of the bias, and the rounding of the output. The
+# first two lie in the products. Write $\hat x$ and $\hat w$ for what bytes stand for, and split the
 # difference:
 #
 # $$
@@ -170,7 +173,7 @@ assert np.array_equal(whole, steps[NAME].output)
 #
 # The first part comes from the inputs. They carry the errors of all layers before, and were then
 # rounded to bytes themselves. The second part comes from the rounded weights. Bias and output are
-# rounded once each.
+# rounded once each. (A byte that was cut off at 255 would have lost more. This one is not.)
 
 # %%
 #| code: folded

@@ -164,9 +164,9 @@ plt.gca().invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# So VNNI took INT8 from 1.33x to 4x. Xeons since 2023 also have AMX. Its `tdpbusd` multiplies
-# 16 x 64 bytes by 64 x 16 bytes in 16 cycles. That is 16 x 64 x 16 / 16 = 1024 multiply-adds a
-# cycle, 32x. FP32 has nothing like it.
+# So VNNI took INT8 from 1.33x at most to 4x. Xeons since 2023 also have AMX. Its `tdpbusd`
+# multiplies 16 x 64 bytes by 64 x 16 bytes in 16 cycles. That is 16 x 64 x 16 / 16 = 1024
+# multiply-adds a cycle, 32x. FP32 has nothing like it.
 #
 # ## In the microkernel
 #
@@ -196,8 +196,8 @@ for name, operands, epilogue in [
 #   bytes, copied to all lanes. The first holds weights.
 # * The first two loops have equally many sums, and equally many instructions a step. Only the
 #   instruction differs. But a step covers one value along K in the first, and four in the second.
-# * **AVX2** without VNNI first widens the bytes to 16 bits. Then `vpmaddwd` is exact. A lane's four
-#   bytes now take 64 bits, and a lane has 32. So each sum takes two `vpmaddwd`, and additions too.
+# * **AVX2** without VNNI first widens the bytes to 16 bits. Then `vpmaddwd` is exact. Four values
+#   of 16 bits no longer fit into a lane. So each sum takes two `vpmaddwd`, and additions.
 # * **ARM** names the sums first. `.4b[0]` is lane 0 of a register: the instruction itself copies
 #   four bytes to all lanes. A step takes all four lanes, so it has four instructions for each sum.
 #
@@ -219,8 +219,8 @@ for name, operands, epilogue in [
 # <details>
 # <summary>Answer</summary>
 #
-# The largest product is 255 x 128 = 32,640 in size. So $2^{31} / 32640 = 65{,}793$ products fit: 14
-# times what ResNet-50 needs.
+# The instruction's largest product is 255 x 128 = 32,640 in size. So $2^{31} / 32640 = 65{,}793$
+# products fit: 14 times what ResNet-50 needs.
 #
 # </details>
 #

@@ -115,7 +115,7 @@ assert [name for name, share in wrong.items() if share] == ["conv1"]
 
 # %% [markdown]
 # One sum in ten is wrong in the first layer, and none in the other 52. The bytes are the reason.
-# The photograph's bytes lie around a zero point of 124, so every pair has large ones. After a ReLU
+# The photograph's bytes lie around a zero point of 124, so most pairs have large ones. After a ReLU
 # most bytes are small. To try your own weights, put a file's name in place of "CIFAR10". With the
 # README's ImageNet weights, 4% of the first layer's sums were wrong.
 

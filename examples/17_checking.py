@@ -138,7 +138,8 @@ print(f"a clumsy kernel: {np.sum(memory[end:] != CANARY)} silent, outputs right"
 assert np.array_equal(out, expected.reshape(63, 24))
 
 # %% [markdown]
-# The engine stores whole tiles, too, but its plan leaves room for the overhang behind each buffer.
+# The engine stores whole tiles, too, but its plan gives each buffer a spare row for what the last
+# one hangs over. The canaries stand behind that.
 #
 # ## Check the checker: plant a bug
 #
@@ -192,8 +193,8 @@ plt.show()
 # <details>
 # <summary>Answer</summary>
 #
-# Halves rounded up, and the wrong weight. In its layer, outputs are one step off, but in the end
-# all logits are wrong.
+# Halves rounded up, the wrong weight and the wrong bias. The wrong weight moves its own layer's
+# outputs by one step only. But in the end all logits are wrong.
 #
 # </details>
 #

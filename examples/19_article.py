@@ -46,14 +46,14 @@ assert (round(GOP, 2), round(tops, 1)) == (8.18, 74.5)
 # |---|---|
 # | two 9282: 7878 (Intel's page), 7844 (the article) | possible, at 86% of the peak |
 # | as fast as a V100 with 7636 | not like with like |
-# | two 8280: less than 2000 | a run that crashed; 42% of the peak |
+# | two 8280: less than 2000 | a run that crashed; less than 42% of the peak |
 # | Titan RTX: 3 times two 8280 | easily: a fifth of its peak is enough |
 # | NVIDIA's answer, the T4: 4944 | measured later: even more |
 #
 # **7878 is possible, but only its vendor saw it.** It is 86% of the peak at the base clock. So a
 # seventh of the time is left for everything but multiply-adds. (Version 1 of the network has 6%
-# fewer operations. Then it is 81%.) Four months later, in MLPerf's first round with checked
-# results, such a pair made 5966.
+# fewer operations. Then it is 81%.) In November 2019, in MLPerf's first round with checked results,
+# such a pair made 5966.
 #
 # **The V100 is not beaten.** The Xeons ran in INT8, the V100 in FP16. On cards that have both, FP16
 # has half the peak. The Xeons are two parts of 400 W, and the V100 is one of 300 W. Per watt the

@@ -15,7 +15,8 @@ LEGEND = f"""\
 peak: images a second if all {GOP:.2f} GOP of ResNet-50 v1.5 (224 x 224) ran at the peak. \
 memory: if each activation went once each way through the memory, and weights cost nothing. \
 claim: what is said of ResNet-50, mostly without saying of which one: v1 has 6% fewer operations. \
-/W: images a second by the parts' TDP alone; a GPU needs a host besides. <: at most, by the peak."""
+/W: images a second by the parts' TDP alone; a GPU needs a host besides. <: less than that. \
+Without a claim, /W is what the peak allows."""
 
 
 def image_bytes(precision: str) -> float:
